@@ -1,0 +1,66 @@
+# One file of commands. `make help` lists them; every target sets up .venv by itself.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV ?= .venv
+# Test processes: two suit a laptop; more is not faster below four cores.
+JOBS ?= 2
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := api benchmarks core migrations tests worker
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo run test check lint types layers format lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or call make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is not Python 3.11; call make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "==> making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "==> installing the locked packages into $(VENV) (the first time takes some minutes)"
+	$(BIN)/python -m pip install --quiet --progress-bar on -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+install: $(STAMP) ## Make .venv from the lock file
+
+demo: $(STAMP) ## The whole job on real images, with real processes (about 4 minutes)
+	$(BIN)/python -m core.cli demo $(DEMO_ARGS)
+
+run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordinator, workers
+	$(BIN)/python -m core.cli demo --serve
+
+test: check ## Everything that must hold: style, types, layers, all tests
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+check: lint types layers ## Style, types and layers only
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+layers: $(STAMP) ## import-linter
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Rewrite the sources in the house style
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lock: $(STAMP) ## Write requirements.lock from the present .venv
+	{ head -1 requirements.lock; \
+	  $(BIN)/python -m pip freeze --all --exclude-editable | grep -Ev '^(pip|fedhypevae)( |==)' | sed 's/+cpu$$//'; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean: ## Remove .venv, caches and the demo's output
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output *.egg-info

@@ -1,0 +1,1 @@
+"""The demo: the whole job with real processes on one machine."""

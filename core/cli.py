@@ -1,0 +1,106 @@
+"""The console script ``fedhypevae``: finds the commands that other packages register.
+
+``api``, ``worker`` and ``benchmarks`` add typer apps through the entry-point group
+``fedhypevae.commands``; core imports none of them. Only the command that is called is imported, so
+``fedhypevae --help`` stays fast and one broken package does not take the others with it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+GROUP = "fedhypevae.commands"
+
+# Help lines of the known commands: the list is printed without importing their packages.
+SUMMARIES = {
+    "serve": "Run the coordinator (HTTP API).",
+    "token": "Create, list and revoke bearer tokens (on the coordinator's machine).",
+    "db": "Upgrade or inspect the coordinator's database.",
+    "worker": "Run a Celery worker of the queue train or coordinator.",
+    "agent": "Run, check or audit a site's agent.",
+    "demo": "The whole job on real images, with real processes on this machine.",
+}
+
+
+def prefer_checkout() -> None:
+    """Put the folder that holds this ``core`` first on the import path.
+
+    One of the dependencies installs a top-level package ``benchmarks`` of its own, which would
+    otherwise hide ours when the console script of an editable install is called.
+    """
+    root = str(Path(__file__).resolve().parent.parent)
+    if sys.path[:1] != [root]:
+        sys.path.insert(0, root)
+
+
+def commands() -> dict[str, EntryPoint]:
+    """The registered commands by name, in the order of ``SUMMARIES``, unknown ones last."""
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    order = [name for name in SUMMARIES if name in found]
+    return {name: found[name] for name in [*order, *sorted(set(found) - set(order))]}
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    print(f"fedhypevae: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _overview(found: dict[str, EntryPoint]) -> str:
+    width = max((len(name) for name in found), default=0)
+    lines = [
+        "Usage: fedhypevae COMMAND [ARGS]...",
+        "",
+        "Differentially private generators of embeddings, trained over several sites.",
+        "",
+        "Options:",
+        "  --help     Show this text (fedhypevae COMMAND --help for one command).",
+        "  --version  Show the version.",
+        "",
+        "Commands:",
+    ]
+    lines += [f"  {name:<{width}}  {SUMMARIES.get(name, '')}".rstrip() for name in found]
+    return "\n".join(lines)
+
+
+def load(entry: EntryPoint) -> Callable[..., Any]:
+    """The callable of one command; a package that cannot be imported ends the program with 1."""
+    try:
+        app = entry.load()
+    except (ImportError, AttributeError) as error:
+        _stop(
+            f"the command {entry.name!r} ({entry.value}) cannot be loaded: {error}. "
+            "Install the locked packages (make install).",
+            1,
+        )
+    if not isinstance(app, typer.Typer):
+        _stop(f"the command {entry.name!r} ({entry.value}) is not a typer application.", 1)
+    return typer.main.get_command(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. Exit codes: 0 done, 1 failed, 2 wrong usage (or a port already taken)."""
+    prefer_checkout()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    found = commands()
+    if not found:
+        _stop("not installed: call 'make install' (or pip install --no-deps -e .) first.", 1)
+    if not given or given[0] in ("--help", "-h", "help"):
+        print(_overview(found))
+        raise SystemExit(0 if given else 2)
+    if given[0] == "--version":
+        print(f"fedhypevae {version('fedhypevae')}")
+        raise SystemExit(0)
+    name, *rest = given
+    if name not in found:
+        _stop(f"no such command {name!r}. There are: {', '.join(found)}.", 2)
+    load(found[name])(args=rest, prog_name=f"fedhypevae {name}")
+
+
+if __name__ == "__main__":
+    main()
