@@ -1,0 +1,1 @@
+"""The site's side of a federation: its own ledger, its own limits, and the loop that works."""

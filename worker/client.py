@@ -1,0 +1,240 @@
+"""Every HTTP operation of the coordinator, typed. The only file that imports httpx.
+
+Workers and site agents use it, and so do the demo and the tests (operator and data-scientist
+calls). One rule for retries: connection errors, 502, 503, 504 and 429 (``Retry-After`` is
+honoured) are repeated with exponential back-off and jitter; any other 4xx is final and raised at
+once as ``ApiProblem``. Requests are idempotent by design of the protocol, and an update is resent
+as the very same bytes under the same id. Tokens never appear in an exception, a log or a repr.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
+
+import httpx
+import stamina
+from pydantic import BaseModel
+
+from core.federation.plan import PROTOCOL_VERSION
+from core.wire.messages import LEASE_HEADER, PROTOCOL_HEADER
+from worker.answers import Answer, Retry, Timeouts
+from worker.cache import ObjectCache
+from worker.errors import ApiProblem, DownloadCorrupt, UnexpectedAnswer, Unreachable
+from worker.operations import Operations, json_body, path_part
+
+__all__ = ["CoordinatorClient", "Retry", "Timeouts"]
+
+T = TypeVar("T")
+
+MAX_DOWNLOAD = 1 << 30  # bytes: refuses an endless answer when the size is not known beforehand
+_LONGEST_RETRY_AFTER_S = 120.0
+_OUR_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+_NOT_NOW = frozenset({429, 502, 503, 504})
+
+
+class CoordinatorClient(Operations):
+    """A blocking client of one coordinator with one token. Close it, or use it in ``with``."""
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None,
+        *,
+        retry: Retry | None = None,
+        timeouts: Timeouts | None = None,
+        cache: ObjectCache | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._retry = retry or Retry()
+        self._timeouts = timeouts or Timeouts()
+        self._cache = cache
+        headers = {"User-Agent": "fedhypevae-client", PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            headers=headers,
+            timeout=_httpx_timeout(self._timeouts),
+            transport=transport,
+            follow_redirects=False,  # a redirect must never carry the token elsewhere
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"CoordinatorClient({self.base_url!r})"
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- objects ---
+
+    def download(self, digest: str, *, size: int | None = None) -> bytes:
+        """A public object, verified; from the local cache if it is there."""
+        if self._cache is not None and (cached := self._cache.get(digest)) is not None:
+            return cached
+        body = self._retrying(f"GET object {digest}", lambda: self._fetch(digest, size))
+        if self._cache is not None:
+            self._cache.put(digest, body)
+        return body
+
+    def _fetch(self, digest: str, size: int | None) -> bytes:
+        limit = MAX_DOWNLOAD if size is None else size
+        body, mac = bytearray(), hashlib.sha256()
+        try:
+            with self._http.stream("GET", f"/v1/objects/{path_part(digest)}") as answer:
+                if not answer.is_success:
+                    answer.read()
+                    _raise_for(answer)
+                for chunk in answer.iter_bytes():
+                    body += chunk
+                    mac.update(chunk)
+                    if len(body) > limit:
+                        raise DownloadCorrupt(f"object {digest} is longer than its {limit} bytes")
+        except httpx.RequestError as error:
+            _raise_unreachable(self.base_url, error)
+        if f"sha256:{mac.hexdigest()}" != digest or (size is not None and len(body) != size):
+            raise DownloadCorrupt(f"the bytes received for {digest} are not that object")
+        return bytes(body)
+
+    # --- transport ---
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        json: BaseModel | Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        lease: str | None = None,
+        read_s: float | None = None,
+        retry: Retry | None = None,
+    ) -> Answer:
+        sent = dict(headers or {})
+        if lease is not None:
+            sent[LEASE_HEADER] = lease
+        body = None if json is None else json_body(json)
+
+        def once() -> Answer:
+            try:
+                answer = self._http.request(
+                    method,
+                    path,
+                    params=params,
+                    json=body,
+                    content=content,
+                    headers=sent,
+                    timeout=_httpx_timeout(self._timeouts, read_s),
+                )
+            except httpx.RequestError as error:
+                _raise_unreachable(self.base_url, error)
+            if not answer.is_success:
+                _raise_for(answer)
+            return Answer(
+                where=f"{method} {path}",
+                status=answer.status_code,
+                headers={name.lower(): value for name, value in answer.headers.items()},
+                content=answer.content,
+            )
+
+        return self._retrying(f"{method} {path}", once, retry)
+
+    def _retrying(self, name: str, once: Callable[[], T], retry: Retry | None = None) -> T:
+        policy = retry or self._retry
+        attempts = stamina.retry_context(
+            on=_again,
+            attempts=policy.attempts,
+            timeout=policy.total_s,
+            wait_initial=policy.first_s,
+            wait_max=policy.longest_s,
+            wait_jitter=policy.jitter_s,
+        ).with_name(name, (), {})
+        for attempt in attempts:
+            with attempt:
+                return once()
+        raise AssertionError("a retry context ends with a result or an exception")
+
+
+def _httpx_timeout(timeouts: Timeouts, read_s: float | None = None) -> httpx.Timeout:
+    return httpx.Timeout(
+        connect=timeouts.connect,
+        read=timeouts.read if read_s is None else read_s,
+        write=timeouts.write,
+        pool=timeouts.connect,
+    )
+
+
+def _again(error: Exception) -> bool | float:
+    """Retry only what says "not now"; wait as long as the coordinator asked."""
+    if not isinstance(error, Unreachable):
+        return False
+    return True if error.retry_after_s is None else error.retry_after_s
+
+
+def _raise_unreachable(base_url: str, error: httpx.RequestError) -> NoReturn:
+    if not isinstance(error, httpx.TransportError) or isinstance(error, _OUR_FAULT):
+        # Without the cause: it may quote a header, hence the token.
+        raise UnexpectedAnswer(
+            f"cannot exchange a request with {base_url!r} ({type(error).__name__}).",
+            mend="Set FHV_COORDINATOR_URL to http(s)://host:port and check FHV_TOKEN.",
+        ) from None
+    raise Unreachable(f"no answer from {base_url} ({type(error).__name__}).") from error
+
+
+def _raise_for(answer: httpx.Response) -> NoReturn:
+    """Map an answer that is not a success to a typed error."""
+    status, where = answer.status_code, f"{answer.request.method} {answer.request.url.path}"
+    if status in _NOT_NOW:
+        raise Unreachable(
+            f"{where}: the coordinator says {status}, not now.",
+            retry_after_s=_retry_after(answer.headers.get("Retry-After")),
+        )
+    kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+    problem: Any = None
+    if kind == "application/problem+json":
+        try:
+            problem = answer.json()
+        except ValueError:
+            problem = None
+    if not isinstance(problem, dict) or not isinstance(problem.get("code"), str):
+        raise UnexpectedAnswer(
+            f"{where}: answer {status} of type {kind!r} is no problem document of a coordinator.",
+            mend="Check FHV_COORDINATOR_URL and what proxies stand before it.",
+        )
+    raise ApiProblem(
+        problem=problem["code"],
+        status=status,
+        detail=str(problem.get("detail") or problem.get("title") or ""),
+        field=problem.get("field"),
+        mend=problem.get("mend"),
+        errors=problem.get("errors") or (),
+        request_id=answer.headers.get("X-Request-ID"),
+    )
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds from either form of the header; bounded, None if absent or unreadable."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_S)

@@ -1,0 +1,288 @@
+"""The coordinator's HTTP operations as typed methods, apart from how bytes travel.
+
+``worker.client.CoordinatorClient`` adds the transport. Operator and data-scientist calls return
+plain JSON objects; whatever workers and agents exchange are the messages of ``core.wire``.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, ValidationError
+
+from core.federation.plan import EmbeddingSpace, Plan
+from core.wire.messages import (
+    CONTENT_TYPE_TENSORS,
+    AggregateJob,
+    AggregateResult,
+    JobFailure,
+    LeaseRenewal,
+    UpdateReceipt,
+    WorkFailure,
+    WorkOrder,
+)
+from worker.answers import (
+    ONCE,
+    Answer,
+    Enrolment,
+    JsonObject,
+    Retry,
+    SynthesisedTable,
+    Timeouts,
+)
+from worker.errors import OrderUnreadable, UnexpectedAnswer
+
+Message = TypeVar("Message", bound=BaseModel)
+
+PARQUET = "application/vnd.apache.parquet"
+
+
+class Operations(ABC):
+    """Every operation, over ``_send`` and ``_timeouts`` of the class that knows the transport."""
+
+    _timeouts: Timeouts
+
+    @abstractmethod
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        json: BaseModel | Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        lease: str | None = None,
+        read_s: float | None = None,
+        retry: Retry | None = None,
+    ) -> Answer:
+        """One request, retried as ``retry`` says. Raises a ``ClientError``."""
+
+    # --- health ---
+
+    def alive(self) -> JsonObject:
+        return self._object("GET", "/healthz", retry=ONCE)
+
+    def ready(self) -> JsonObject:
+        return self._object("GET", "/readyz", retry=ONCE)
+
+    # --- operators, auditors, data scientists ---
+
+    def create_space(self, space: EmbeddingSpace) -> JsonObject:
+        return self._object("POST", "/v1/spaces", json=space)
+
+    def space(self, name: str) -> JsonObject:
+        return self._object("GET", f"/v1/spaces/{path_part(name)}")
+
+    def spaces(self, **query: str | int) -> JsonObject:
+        return self._object("GET", "/v1/spaces", params=query)
+
+    def enrol_client(
+        self,
+        *,
+        name: str,
+        space: str,
+        site: str,
+        population: str,
+        unit: str,
+        managed: bool,
+        epsilon: float,
+        delta: float,
+        idempotency_key: str | None = None,
+    ) -> Enrolment:
+        """Enrol a client. Without ``idempotency_key`` every call is a request of its own."""
+        answer = self._object(
+            "POST",
+            "/v1/clients",
+            json={
+                "name": name,
+                "space": space,
+                "site": site,
+                "population": population,
+                "unit": unit,
+                "managed": managed,
+                "budget": {"epsilon": epsilon, "delta": delta},
+            },
+            headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
+        )
+        return Enrolment(client=answer["client"], token=answer.get("token"))
+
+    def clients(self, **query: str | int) -> JsonObject:
+        return self._object("GET", "/v1/clients", params=query)
+
+    def client(self, client_id: str) -> JsonObject:
+        """One client; ``"me"`` with a client's own token."""
+        return self._object("GET", f"/v1/clients/{path_part(client_id)}")
+
+    def client_ledger(self, client_id: str) -> JsonObject:
+        return self._object("GET", f"/v1/clients/{path_part(client_id)}/ledger")
+
+    def create_run(self, plan: Plan | Mapping[str, Any], clients: Sequence[str]) -> JsonObject:
+        body = plan.model_dump(mode="json") if isinstance(plan, Plan) else dict(plan)
+        return self._object(
+            "POST",
+            "/v1/runs",
+            json={"plan": body, "clients": list(clients)},
+            headers={"Idempotency-Key": uuid.uuid4().hex},
+            read_s=self._timeouts.slow,  # the noise is calibrated while we wait
+        )
+
+    def start_run(self, run_id: str) -> JsonObject:
+        return self._object("POST", f"/v1/runs/{path_part(run_id)}/start")
+
+    def runs(self, **query: str | int) -> JsonObject:
+        return self._object("GET", "/v1/runs", params=query)
+
+    def run(self, run_id: str) -> JsonObject:
+        return self._object("GET", f"/v1/runs/{path_part(run_id)}")
+
+    def rounds(self, run_id: str, **query: str | int) -> JsonObject:
+        return self._object("GET", f"/v1/runs/{path_part(run_id)}/rounds", params=query)
+
+    def round(self, run_id: str, number: int) -> JsonObject:
+        return self._object("GET", f"/v1/runs/{path_part(run_id)}/rounds/{number}")
+
+    def model(self, run_id: str, round_number: int | Literal["latest"] = "latest") -> JsonObject:
+        return self._object(
+            "GET", f"/v1/runs/{path_part(run_id)}/model", params={"round": round_number}
+        )
+
+    def synthesize(self, request: BaseModel | Mapping[str, Any]) -> JsonObject:
+        return self._object(
+            "POST",
+            "/v1/synthesize",
+            json={**json_body(request), "format": "json"},
+            read_s=self._timeouts.slow,
+        )
+
+    def synthesize_table(self, request: BaseModel | Mapping[str, Any]) -> SynthesisedTable:
+        answer = self._send(
+            "POST",
+            "/v1/synthesize",
+            json={**json_body(request), "format": "parquet"},
+            headers={"Accept": f"{PARQUET}, application/problem+json"},
+            read_s=self._timeouts.slow,
+        )
+        try:
+            seed, model = int(answer.headers["x-fhv-seed"]), answer.headers["x-fhv-model"]
+        except (KeyError, ValueError) as error:
+            raise UnexpectedAnswer("the table came without X-FHV-Seed and X-FHV-Model") from error
+        return SynthesisedTable(body=answer.content, seed=seed, model=model)
+
+    # --- a client's work ---
+
+    def next_work(self, client_id: str, *, wait_s: float = 25.0) -> WorkOrder | None:
+        """Long poll for this client's next order; None if there is none within ``wait_s``.
+
+        Not retried here: the agent's loop reconnects for ever and says so.
+        """
+        answer = self._send(
+            "GET",
+            f"/v1/clients/{path_part(client_id)}/work",
+            params={"wait": round(wait_s)},
+            read_s=wait_s + self._timeouts.poll_margin,
+            retry=ONCE,
+        )
+        return None if answer.status == 204 else _order(answer)
+
+    def claim_work(self, work_id: str) -> WorkOrder:
+        return _order(self._send("POST", f"/v1/work/{path_part(work_id)}/claim"))
+
+    def renew_work(self, work_id: str, lease_token: str) -> LeaseRenewal:
+        path = f"/v1/work/{path_part(work_id)}/renew"
+        return _parse(LeaseRenewal, self._send("POST", path, lease=lease_token, retry=ONCE))
+
+    def fail_work(self, work_id: str, lease_token: str, failure: WorkFailure) -> None:
+        self._send("POST", f"/v1/work/{path_part(work_id)}/fail", lease=lease_token, json=failure)
+
+    def put_update(
+        self, *, run_id: str, round_number: int, update_id: str, lease_token: str, body: bytes
+    ) -> UpdateReceipt:
+        """Post an update; safe to repeat with the same id and bytes, for ever."""
+        answer = self._send(
+            "PUT",
+            f"/v1/runs/{path_part(run_id)}/rounds/{round_number}/updates/{path_part(update_id)}",
+            lease=lease_token,
+            content=body,
+            headers={"Content-Type": CONTENT_TYPE_TENSORS},
+        )
+        return _parse(UpdateReceipt, answer)
+
+    # --- the coordinator's own jobs ---
+
+    def claim_job(self, job_id: str) -> AggregateJob:
+        return _parse(AggregateJob, self._send("POST", f"/v1/jobs/{path_part(job_id)}/claim"))
+
+    def renew_job(self, job_id: str, lease_token: str) -> LeaseRenewal:
+        path = f"/v1/jobs/{path_part(job_id)}/renew"
+        return _parse(LeaseRenewal, self._send("POST", path, lease=lease_token, retry=ONCE))
+
+    def complete_job(self, job_id: str, lease_token: str, result: AggregateResult) -> None:
+        self._send("POST", f"/v1/jobs/{path_part(job_id)}/complete", lease=lease_token, json=result)
+
+    def fail_job(self, job_id: str, lease_token: str, failure: JobFailure) -> None:
+        self._send("POST", f"/v1/jobs/{path_part(job_id)}/fail", lease=lease_token, json=failure)
+
+    def _object(self, method: str, path: str, **how: Any) -> JsonObject:
+        answer = self._send(method, path, **how)
+        try:
+            value = json.loads(answer.content)
+        except ValueError as error:
+            raise UnexpectedAnswer(f"{answer.where}: the answer is not JSON") from error
+        if not isinstance(value, dict):
+            raise UnexpectedAnswer(f"{answer.where}: the answer is not a JSON object")
+        return value
+
+
+def path_part(value: str) -> str:
+    """One path segment: an id from the other side can never reach into another path."""
+    if value in ("", ".", ".."):
+        raise UnexpectedAnswer(f"{value!r} is not an id")
+    return quote(value, safe=":")
+
+
+def json_body(value: BaseModel | Mapping[str, Any]) -> JsonObject:
+    if isinstance(value, BaseModel):
+        dumped: JsonObject = value.model_dump(mode="json")
+        return dumped
+    return dict(value)
+
+
+def _faults(error: ValidationError) -> list[str]:
+    """Where and what, without the offending values."""
+    return [
+        f"{'.'.join(str(part) for part in fault['loc']) or 'body'}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+
+
+def _parse(kind: type[Message], answer: Answer) -> Message:
+    try:
+        return kind.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise UnexpectedAnswer(
+            f"{answer.where}: not a {kind.__name__}: " + "; ".join(_faults(error))
+        ) from error
+
+
+def _order(answer: Answer) -> WorkOrder:
+    """A work order; one that does not parse keeps what is needed to give it back."""
+    try:
+        return WorkOrder.model_validate_json(answer.content)
+    except ValidationError as error:
+        try:
+            raw = json.loads(answer.content)
+        except ValueError:
+            raw = {}
+        raw = raw if isinstance(raw, dict) else {}
+        work_id, lease = raw.get("work_id"), raw.get("lease_token")
+        raise OrderUnreadable(
+            _faults(error),
+            work_id=work_id if isinstance(work_id, str) else None,
+            lease_token=lease if isinstance(lease, str) else None,
+        ) from None
