@@ -1,0 +1,1 @@
+"""How useful synthetic data is. Simulation only: these functions look at real records."""

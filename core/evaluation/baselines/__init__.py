@@ -1,0 +1,1 @@
+"""Simple private generators that the method must beat, correctly accounted. Simulation only."""

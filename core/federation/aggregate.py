@@ -1,0 +1,139 @@
+"""A round's accepted updates become the next model. Pure functions of stored bytes, in numpy.
+
+Updates are read one at a time, in the fixed order of the job, into one float64 sum: memory is
+O(P) whatever the number of clients, and a replay of the round gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.federation.plan import RunSpec
+from core.federation.updates import expectation, read_update
+from core.models.film import initial_weights
+from core.models.frame import Frame, build
+from core.models.layout import train_layout
+from core.wire import tensors
+from core.wire.messages import AggregateJob
+
+Vector = NDArray[np.float64]
+_ADAM_BETAS = (0.9, 0.99)  # few rounds: the usual 0.999 would not warm up
+_ADAM_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """The files of a published round."""
+
+    frame: bytes
+    weights: bytes
+    optimiser: bytes
+
+
+def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+    """The next model from a round's updates; ``read`` gives a stored object's bytes by digest.
+
+    Raises an ``UpdateRejected`` if a stored update is not what was accepted, ``ValueError`` if
+    the job names no update or lacks the previous model.
+    """
+    if not job.updates:
+        raise ValueError("a round without updates cannot be aggregated")
+    return _sketch_round(job, read) if job.round_number == 0 else _train_round(job, read)
+
+
+def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+    spec = job.spec
+    expected = expectation(spec, 0)
+    sketches = [
+        np.asarray(read_update(read(update.digest), expected)[: expected.size], np.float64)
+        for update in job.updates
+    ]
+    frame = build(
+        spec, sketches, [u.client_id for u in job.updates], [u.client for u in job.updates]
+    )
+    phi = initial_weights(spec)
+    zeros = np.zeros(phi.size)
+    return Aggregated(
+        frame=frame.to_bytes(spec.digest),
+        weights=pack_weights(spec, 0, phi, phi),
+        optimiser=_pack_optimiser(spec, 0, phi, zeros, zeros),
+    )
+
+
+def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+    spec = job.spec
+    if job.frame is None or job.weights is None or job.optimiser is None:
+        raise ValueError("a training round needs the previous frame, weights and optimiser state")
+    frame_body = read(job.frame)
+    frame = Frame.from_bytes(frame_body)
+    expected = expectation(spec, job.round_number)
+    total = np.zeros(expected.size)
+    units = 0.0
+    for update in job.updates:
+        total += read_update(read(update.digest), expected)[: expected.size]
+        units += float(frame.sizes[frame.client_ids.index(update.client_id)])
+    # The expected batch is public post-processing: q and noised counts, never the batch itself.
+    gradient = total / (spec.plan.privacy.sample_rate * units)
+    previous, _ = tensors.unpack(read(job.weights))
+    state, _ = tensors.unpack(read(job.optimiser))
+    phi, first, second = server_step(
+        spec,
+        job.round_number,
+        np.asarray(state["phi"], np.float64),
+        gradient,
+        np.asarray(state["first"], np.float64),
+        np.asarray(state["second"], np.float64),
+    )
+    decay = min(spec.plan.optimiser.ema_decay, job.round_number / (job.round_number + 1.0))
+    average = decay * np.asarray(previous["average"], np.float64) + (1.0 - decay) * phi
+    return Aggregated(
+        frame=frame_body,
+        weights=pack_weights(spec, job.round_number, phi, average),
+        optimiser=_pack_optimiser(spec, job.round_number, phi, first, second),
+    )
+
+
+def server_step(
+    spec: RunSpec, step: int, phi: Vector, gradient: Vector, first: Vector, second: Vector
+) -> tuple[Vector, Vector, Vector]:
+    """One step of the server's optimiser (Adam, Kingma and Ba 2015; or heavy-ball momentum).
+
+    All vectors [P] in float64; ``step`` counts from 1. Returns (phi, first, second moments).
+    """
+    plan = spec.plan.optimiser
+    if plan.kind == "momentum":
+        first = plan.momentum * first + gradient
+        return phi - plan.learning_rate * first, first, second
+    beta1, beta2 = _ADAM_BETAS
+    first = beta1 * first + (1.0 - beta1) * gradient
+    second = beta2 * second + (1.0 - beta2) * gradient**2
+    corrected = first / (1.0 - beta1**step)
+    scale = np.sqrt(second / (1.0 - beta2**step)) + _ADAM_EPSILON
+    return phi - plan.learning_rate * corrected / scale, first, second
+
+
+def pack_weights(spec: RunSpec, round_number: int, phi: Vector, average: Vector) -> bytes:
+    """The weights file: the iterate (for training) and its running average (for sampling).
+
+    float32, because every client downloads it each round; the server keeps phi in float64.
+    """
+    return tensors.pack(
+        {"phi": phi.astype(np.float32), "average": average.astype(np.float32)},
+        {
+            "kind": "weights",
+            "layout": train_layout(spec).digest,
+            "spec": spec.digest,
+            "round": str(round_number),
+        },
+    )
+
+
+def _pack_optimiser(
+    spec: RunSpec, round_number: int, phi: Vector, first: Vector, second: Vector
+) -> bytes:
+    metadata = {"kind": "optimiser", "spec": spec.digest, "round": str(round_number)}
+    return tensors.pack({"phi": phi, "first": first, "second": second}, metadata)

@@ -1,0 +1,229 @@
+"""A run's plan: what is trained, at which privacy price, under which rules of the round.
+
+A plan is public. It holds targets (epsilon, delta); ``calibrate`` turns them into noise
+multipliers and the result, with the embedding-space contract, is the immutable ``RunSpec`` to
+which every work order, update and model refers by digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from core.privacy import accounting
+from core.privacy.events import PrivacyEvent, release
+
+PROTOCOL_VERSION = 1
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class Frozen(BaseModel):
+    """Base of public values: immutable, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def digest_of(value: BaseModel | dict[str, Any]) -> str:
+    """``sha256:...`` of the canonical JSON (sorted keys, no spaces) of a public value."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class EmbeddingSpace(Frozen):
+    """The contract that makes embeddings of several sites comparable.
+
+    Two variants of one backbone differ in ``weights_digest`` or ``preprocessing`` and therefore
+    in the contract's digest: their records never mix silently.
+    """
+
+    name: Name
+    backbone: str = Field(min_length=1, max_length=200)
+    weights_digest: Sha256
+    preprocessing: str = Field(min_length=1, max_length=500)
+    dim: int = Field(ge=2, le=65_536)
+    classes: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = Field(
+        min_length=2, max_length=1_000
+    )
+
+    @model_validator(mode="after")
+    def _classes_are_distinct(self) -> EmbeddingSpace:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: each name may appear once")
+        return self
+
+
+class PrivacyPlan(Frozen):
+    """Targets and mechanism parameters. Neighbouring: add or remove one ``unit`` of one site."""
+
+    epsilon: float = Field(gt=0, le=100)
+    delta: float = Field(gt=0, lt=1)
+    n_max: int = Field(ge=1, description="Public upper bound on the units of one client.")
+    unit: Literal["record", "patient"] = "record"
+    clip_norm: float = Field(default=1.0, gt=0, description="C: L2 bound of one unit's gradient.")
+    sample_rate: float = Field(default=0.25, gt=0, le=1, description="q: Poisson inclusion.")
+    rounds: int = Field(default=20, ge=0, le=10_000, description="Training rounds T.")
+    sketch_steps: Literal[1] = 1
+    sketch_share: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="The sketch alone spends sketch_share * epsilon; rounds get the rest.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrivacyPlan:
+        if self.rounds > 0 and self.sketch_share >= 1.0:
+            raise ValueError("sketch_share: must be below 1 when rounds > 0 (nothing is left)")
+        return self
+
+
+class ModelPlan(Frozen):
+    """Sizes of the hypernetwork CVAE (see docs/model.md). All public."""
+
+    form: Literal["film"] = "film"
+    code_dim: int = Field(default=16, ge=1, le=1_024)
+    trunk_width: int = Field(default=8, ge=1, le=4_096)
+    latent_dim: int = Field(default=8, ge=1, le=1_024)
+    hidden: int = Field(default=32, ge=1, le=8_192)
+    encoder_hidden: int = Field(default=32, ge=1, le=8_192)
+    basis_rank: int = Field(
+        default=32, ge=1, le=8_192, description="Residuals live in this many directions."
+    )
+    beta: float = Field(default=1.0, gt=0)
+    code_dropout: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Chance that a unit is trained under the neutral code.",
+    )
+
+
+class SketchPlan(Frozen):
+    """Block weights of the sketch; its sensitivity is sqrt(count_weight^2 + mean_weight^2)."""
+
+    count_weight: float = Field(default=0.3, gt=0)
+    mean_weight: float = Field(default=1.0, gt=0)
+
+
+class OptimiserPlan(Frozen):
+    """The server's optimiser over the noised sums."""
+
+    kind: Literal["adam", "momentum"] = "adam"
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    ema_decay: float = Field(default=0.9, ge=0, lt=1)
+
+
+class RoundPlan(Frozen):
+    """Rules of one round, in the coordinator's clock."""
+
+    quorum: int = Field(default=1, ge=1, le=100_000)
+    deadline_s: float = Field(default=3_600.0, gt=0, le=30 * 86_400)
+    extension_s: float = Field(default=0.0, ge=0, le=30 * 86_400)
+    lease_s: float = Field(default=600.0, gt=0, le=86_400)
+    max_attempts: int = Field(default=3, ge=1, le=100)
+
+
+class Plan(Frozen):
+    """What an operator writes. Post it to ``/v1/runs`` or keep it in a TOML file."""
+
+    name: Name
+    space: Name
+    privacy: PrivacyPlan
+    model: ModelPlan = ModelPlan()
+    sketch: SketchPlan = SketchPlan()
+    optimiser: OptimiserPlan = OptimiserPlan()
+    round: RoundPlan = RoundPlan()
+    aggregation: Literal["plain"] = "plain"
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Public: initial weights and projections only."
+    )
+    purpose: Literal["production", "simulation"] = Field(
+        default="production",
+        description="'simulation' relaxes the delta rule, allows seeded noise, is never served.",
+    )
+
+    @model_validator(mode="after")
+    def _delta_rule(self) -> Plan:
+        limit = 1.0 / (10.0 * self.privacy.n_max)
+        if self.purpose == "production" and self.privacy.delta >= limit:
+            raise ValueError(
+                f"privacy.delta: must be below 1 / (10 * n_max) = {limit:.3g}; "
+                "lower delta or declare a smaller n_max"
+            )
+        return self
+
+
+class Noise(Frozen):
+    """Calibrated noise multipliers: standard deviation over sensitivity."""
+
+    sketch_multiplier: float = Field(gt=0)
+    train_multiplier: float | None = Field(default=None, gt=0)
+
+
+class RunSpec(Frozen):
+    """The immutable public description of a run, named by its digest everywhere."""
+
+    protocol: Literal[1] = 1
+    run_id: str = Field(min_length=1, max_length=64)
+    plan: Plan
+    space: EmbeddingSpace
+    noise: Noise
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self)
+
+    @property
+    def last_round(self) -> int:
+        return self.plan.privacy.rounds
+
+    def event(self, round_number: int) -> PrivacyEvent:
+        """The event of one client's release in this round (0 is the sketch)."""
+        privacy = self.plan.privacy
+        if round_number == 0:
+            return release(
+                noise_multiplier=self.noise.sketch_multiplier, sample_rate=1.0, unit=privacy.unit
+            )
+        if not 1 <= round_number <= privacy.rounds or self.noise.train_multiplier is None:
+            raise ValueError(f"the plan has rounds 0 to {privacy.rounds}, not {round_number}")
+        return release(
+            noise_multiplier=self.noise.train_multiplier,
+            sample_rate=privacy.sample_rate,
+            unit=privacy.unit,
+        )
+
+    def events(self) -> list[PrivacyEvent]:
+        """Every event that a client executes if no attempt is lost."""
+        return [self.event(n) for n in range(self.last_round + 1)]
+
+
+def calibrate(privacy: PrivacyPlan) -> Noise:
+    """Noise multipliers whose composition spends at most ``epsilon`` at ``delta`` (PLD).
+
+    The sketch alone is calibrated to ``sketch_share * epsilon``; the training noise is then the
+    smallest with which sketch and all T rounds together stay within ``epsilon``.
+    """
+    alone = privacy.rounds == 0
+    share = 1.0 if alone else privacy.sketch_share
+    sketch = accounting.calibrate(
+        lambda sigma: [release(noise_multiplier=sigma, sample_rate=1.0, unit=privacy.unit)],
+        epsilon=share * privacy.epsilon,
+        delta=privacy.delta,
+    )
+    if alone:
+        return Noise(sketch_multiplier=sketch)
+    first = release(noise_multiplier=sketch, sample_rate=1.0, unit=privacy.unit)
+
+    def composed(sigma: float) -> list[PrivacyEvent]:
+        step = release(noise_multiplier=sigma, sample_rate=privacy.sample_rate, unit=privacy.unit)
+        return [first, step.model_copy(update={"steps": privacy.rounds})]
+
+    train = accounting.calibrate(composed, epsilon=privacy.epsilon, delta=privacy.delta)
+    return Noise(sketch_multiplier=sketch, train_multiplier=train)

@@ -1,0 +1,315 @@
+"""The life of a round as a pure table: ``decide(state, event, facts)``.
+
+``draft -> open -> closing -> aggregating -> published``; ``failed`` and ``abandoned`` end it too.
+Nothing here reads a clock or a database: time is a fact, and what shall happen is returned as
+effects that a service carries out in the transaction that stores the next state. A decision can
+therefore be taken again after a crash, with the same result.
+
+A round waits only with a reason and, except for the aggregating worker (whose lease and attempts
+are limited elsewhere), with a deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+
+class RoundState(StrEnum):
+    DRAFT = "draft"
+    OPEN = "open"
+    CLOSING = "closing"
+    AGGREGATING = "aggregating"
+    PUBLISHED = "published"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+
+
+TERMINAL = frozenset({RoundState.PUBLISHED, RoundState.FAILED, RoundState.ABANDONED})
+
+
+class RoundEvent(StrEnum):
+    START = "start"  # the previous round is published, or the run was started
+    UPDATE = "update"  # a well-formed update arrives
+    TICK = "tick"  # time passes, or a client's standing changed
+    AGGREGATED = "aggregated"  # the worker stored the next model
+    AGGREGATION_FAILED = "aggregation-failed"  # for good: no attempts are left
+    ABANDON = "abandon"  # the operator stops the run
+
+
+class Standing(StrEnum):
+    """Where one client is in the round."""
+
+    WAITING = "waiting"  # an order is ready (or backs off); nobody has claimed it
+    LEASED = "leased"  # claimed; the lease runs until ``until``
+    ACCEPTED = "accepted"  # its update counts
+    LOST = "lost"  # the last attempt is spent without an update; another may be issued
+    OUT = "out"  # no further attempt in this round (``why`` says the reason)
+
+
+@dataclass(frozen=True)
+class Member:
+    client: str
+    standing: Standing
+    attempt: int = 0
+    until: datetime | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a decision may depend on. ``grace_until``: before it nobody is declared late."""
+
+    now: datetime
+    quorum: int
+    deadline: timedelta
+    extension: timedelta
+    max_attempts: int
+    members: tuple[Member, ...] = ()
+    closes_at: datetime | None = None
+    extended: bool = False
+    grace_until: datetime | None = None
+    last_round: bool = False
+    lease_live: bool = False
+    why: str = ""
+
+    @property
+    def in_grace(self) -> bool:
+        return self.grace_until is not None and self.now < self.grace_until
+
+    def of(self, *standings: Standing) -> tuple[Member, ...]:
+        return tuple(m for m in self.members if m.standing in standings)
+
+
+# --- effects: what the service does in the same transaction ---
+
+
+@dataclass(frozen=True)
+class SetDeadline:
+    at: datetime
+    extended: bool = False
+
+
+@dataclass(frozen=True)
+class IssueWork:
+    """Reserve in the ledger and create the attempt; a refused reservation puts the client out."""
+
+    client: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class ExpireLease:
+    """The attempt is over: its reservation becomes ``lost``."""
+
+    client: str
+
+
+@dataclass(frozen=True)
+class LoseOpenWork:
+    """Every order that is still out is withdrawn; reservations become ``lost``."""
+
+
+@dataclass(frozen=True)
+class RecordUpdate:
+    """Store the update, finish the work, commit the reservation."""
+
+
+@dataclass(frozen=True)
+class QueueAggregation:
+    pass
+
+
+@dataclass(frozen=True)
+class PublishModel:
+    pass
+
+
+@dataclass(frozen=True)
+class OpenNextRound:
+    pass
+
+
+@dataclass(frozen=True)
+class CompleteRun:
+    pass
+
+
+@dataclass(frozen=True)
+class FailRun:
+    why: str
+
+
+Effect = (
+    SetDeadline
+    | IssueWork
+    | ExpireLease
+    | LoseOpenWork
+    | RecordUpdate
+    | QueueAggregation
+    | PublishModel
+    | OpenNextRound
+    | CompleteRun
+    | FailRun
+)
+
+
+# --- decisions ---
+
+
+@dataclass(frozen=True)
+class Accept:
+    next: RoundState
+    effects: tuple[Effect, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Reject:
+    code: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    until: datetime | None
+    why: str
+
+
+Decision = Accept | Reject | Wait
+
+
+def _names(members: tuple[Member, ...]) -> str:
+    shown = [m.client + (f" ({m.why})" if m.why else "") for m in members[:5]]
+    more = len(members) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _start(facts: Facts) -> Decision:
+    closes_at = facts.now + facts.deadline
+    issue = tuple(IssueWork(m.client, attempt=1) for m in facts.members)
+    return Accept(RoundState.OPEN, (SetDeadline(closes_at), *issue), "work is being handed out")
+
+
+def _update(facts: Facts) -> Decision:
+    return Accept(RoundState.OPEN, (RecordUpdate(),)) if facts.lease_live else Reject("lease-lost")
+
+
+def _fail(why: str) -> Accept:
+    return Accept(RoundState.FAILED, (LoseOpenWork(), FailRun(why)), why)
+
+
+def _late(facts: Facts) -> tuple[Effect, ...]:
+    """Leases that have ended; none during the grace after a start of the coordinator."""
+    if facts.in_grace:
+        return ()
+    return tuple(
+        ExpireLease(m.client)
+        for m in facts.of(Standing.LEASED)
+        if m.until is not None and m.until <= facts.now
+    )
+
+
+def _again(facts: Facts) -> tuple[Effect, ...]:
+    return tuple(
+        IssueWork(m.client, attempt=m.attempt + 1)
+        for m in facts.of(Standing.LOST)
+        if m.attempt < facts.max_attempts
+    )
+
+
+def _open_tick(facts: Facts) -> Decision:
+    if facts.closes_at is None:
+        raise ValueError("an open round has a deadline")
+    if late := _late(facts):
+        return Accept(RoundState.OPEN, late, "a lease has ended without an update")
+    accepted = len(facts.of(Standing.ACCEPTED))
+    over = facts.now >= facts.closes_at and not facts.in_grace
+    if over and accepted >= facts.quorum:
+        return Accept(RoundState.CLOSING, (LoseOpenWork(),), "the deadline has passed")
+    if over and (facts.extended or not facts.extension):
+        return _fail(
+            f"the deadline has passed with {accepted} of {facts.quorum} updates needed; "
+            f"missing: {_names(facts.of(*_MISSING))}"
+        )
+    if over:
+        until = facts.now + facts.extension
+        return Accept(RoundState.OPEN, (SetDeadline(until, extended=True),), "extended once")
+    if again := _again(facts):
+        return Accept(RoundState.OPEN, again, "an attempt was lost and is issued again")
+    pending = facts.of(Standing.WAITING, Standing.LEASED)
+    if not pending and accepted >= facts.quorum:
+        return Accept(RoundState.CLOSING, (LoseOpenWork(),), "every update that can come is here")
+    if accepted + len(pending) < facts.quorum:
+        return _fail(
+            f"the quorum of {facts.quorum} can no longer be reached ({accepted} accepted, "
+            f"{len(pending)} pending); out: {_names(facts.of(Standing.LOST, Standing.OUT))}"
+        )
+    ends = [m.until for m in pending if m.until is not None]
+    return Wait(min([facts.closes_at, *ends]), _waiting(facts, accepted, pending))
+
+
+_MISSING = (Standing.WAITING, Standing.LEASED, Standing.LOST, Standing.OUT)
+
+
+def _waiting(facts: Facts, accepted: int, pending: tuple[Member, ...]) -> str:
+    parts = [f"{accepted} of {len(facts.members)} updates, quorum {facts.quorum}"]
+    for standing, words in ((Standing.LEASED, "working"), (Standing.WAITING, "not yet claimed")):
+        group = tuple(m for m in pending if m.standing is standing)
+        if group:
+            parts.append(f"{words}: {_names(group)}")
+    if out := facts.of(Standing.OUT, Standing.LOST):
+        parts.append(f"left out: {_names(out)}")
+    parts.append(f"until {facts.closes_at:%Y-%m-%dT%H:%M:%SZ}" if facts.closes_at else "")
+    return "; ".join(parts)
+
+
+def _closing_tick(facts: Facts) -> Decision:
+    return Accept(RoundState.AGGREGATING, (QueueAggregation(),), "updates are being summed")
+
+
+def _aggregating_tick(facts: Facts) -> Decision:
+    return Wait(None, facts.why or "updates are being summed")
+
+
+def _aggregated(facts: Facts) -> Decision:
+    then: Effect = CompleteRun() if facts.last_round else OpenNextRound()
+    return Accept(RoundState.PUBLISHED, (PublishModel(), then))
+
+
+def _aggregation_failed(facts: Facts) -> Decision:
+    return _fail(f"the updates could not be summed: {facts.why}")
+
+
+def _abandon(facts: Facts) -> Decision:
+    why = facts.why or "stopped by the operator"
+    return Accept(RoundState.ABANDONED, (LoseOpenWork(), FailRun(why)), why)
+
+
+_TABLE: Mapping[tuple[RoundState, RoundEvent], Callable[[Facts], Decision]] = {
+    (RoundState.DRAFT, RoundEvent.START): _start,
+    (RoundState.DRAFT, RoundEvent.ABANDON): _abandon,
+    (RoundState.OPEN, RoundEvent.UPDATE): _update,
+    (RoundState.OPEN, RoundEvent.TICK): _open_tick,
+    (RoundState.OPEN, RoundEvent.ABANDON): _abandon,
+    (RoundState.CLOSING, RoundEvent.TICK): _closing_tick,
+    (RoundState.CLOSING, RoundEvent.ABANDON): _abandon,
+    (RoundState.AGGREGATING, RoundEvent.TICK): _aggregating_tick,
+    (RoundState.AGGREGATING, RoundEvent.AGGREGATED): _aggregated,
+    (RoundState.AGGREGATING, RoundEvent.AGGREGATION_FAILED): _aggregation_failed,
+    (RoundState.AGGREGATING, RoundEvent.ABANDON): _abandon,
+}
+
+
+def decide(state: RoundState, event: RoundEvent, facts: Facts) -> Decision:
+    """What happens to a round. Pairs that are not in the table are refused and change nothing.
+
+    An update outside ``open`` is ``round-closed`` (or ``lease-lost`` in a round that is not open
+    yet, which no honest client can reach); every other stranger is ``conflict``.
+    """
+    if (rule := _TABLE.get((state, event))) is not None:
+        return rule(facts)
+    if event is RoundEvent.UPDATE:
+        return Reject("lease-lost" if state is RoundState.DRAFT else "round-closed")
+    return Reject("conflict")

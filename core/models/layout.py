@@ -1,0 +1,110 @@
+"""Names and shapes of everything that is released, as one flat vector. Pure Python and numpy.
+
+An update is one float vector: the blocks of its layout in order, then ``NULL_COORDINATES`` more
+coordinates that carry no signal, only the same noise (see ``core.federation.updates``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.federation.plan import RunSpec, digest_of
+
+NULL_COORDINATES = 256
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ordered blocks ``(name, shape)`` of a flat vector."""
+
+    kind: str
+    blocks: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def size(self) -> int:
+        """Coordinates that carry signal (P)."""
+        return sum(math.prod(shape) for _, shape in self.blocks)
+
+    @property
+    def update_length(self) -> int:
+        """Coordinates on the wire: P and the null coordinates."""
+        return self.size + NULL_COORDINATES
+
+    @property
+    def digest(self) -> str:
+        return digest_of({"kind": self.kind, "blocks": list(self.blocks), "null": NULL_COORDINATES})
+
+    def split(self, flat: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
+        """Views of the blocks of a vector of length P or P + null, by name."""
+        if flat.shape not in {(self.size,), (self.update_length,)}:
+            raise ValueError(f"{self.kind}: expected {self.size} coordinates, got {flat.shape}")
+        views = {}
+        start = 0
+        for name, shape in self.blocks:
+            stop = start + math.prod(shape)
+            views[name] = flat[start:stop].reshape(shape)
+            start = stop
+        return views
+
+    def join(self, parts: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
+        """The flat vector [P] of named blocks, in float64. Missing or misshapen blocks raise."""
+        if set(parts) != {name for name, _ in self.blocks}:
+            raise ValueError(f"{self.kind}: blocks {sorted(parts)} do not match the layout")
+        for name, shape in self.blocks:
+            if parts[name].shape != shape:
+                raise ValueError(f"{name}: shape {parts[name].shape}, expected {shape}")
+        return np.concatenate(
+            [np.asarray(parts[name], dtype=np.float64).ravel() for name, _ in self.blocks]
+        )
+
+
+def sketch_layout(spec: RunSpec) -> Layout:
+    """Class counts [C] and class sums of directions [C, d]."""
+    classes, dim = len(spec.space.classes), spec.space.dim
+    return Layout("sketch", (("counts", (classes,)), ("sums", (classes, dim))))
+
+
+def residual_rank(spec: RunSpec) -> int:
+    """r: how many directions the residual decoder has; never more than the space."""
+    return min(spec.plan.model.basis_rank, spec.space.dim)
+
+
+def train_layout(spec: RunSpec) -> Layout:
+    """phi of the form ``film``. Linear weights are [out, in], as in torch."""
+    model = spec.plan.model
+    classes, rank = len(spec.space.classes), residual_rank(spec)
+    code, trunk, latent, hidden = (
+        model.code_dim,
+        model.trunk_width,
+        model.latent_dim,
+        model.hidden,
+    )
+    return Layout(
+        f"train/{model.form}",
+        (
+            ("trunk.weight", (trunk, code)),
+            ("trunk.bias", (trunk,)),
+            ("film.weight", (2 * hidden, trunk)),
+            ("film.bias", (2 * hidden,)),
+            ("prior_shift.weight", (classes * latent, trunk)),
+            ("prior.weight", (2 * latent, classes)),
+            ("decoder_hidden.weight", (hidden, latent + classes)),
+            ("decoder_hidden.bias", (hidden,)),
+            ("decoder_out.weight", (rank, hidden)),
+            ("decoder_out.bias", (rank,)),
+            ("encoder_hidden.weight", (model.encoder_hidden, rank + classes)),
+            ("encoder_hidden.bias", (model.encoder_hidden,)),
+            ("encoder_out.weight", (2 * latent, model.encoder_hidden)),
+            ("encoder_out.bias", (2 * latent,)),
+        ),
+    )
+
+
+def layout_of(spec: RunSpec, round_number: int) -> Layout:
+    """The layout of one round's updates (round 0 is the sketch)."""
+    return sketch_layout(spec) if round_number == 0 else train_layout(spec)

@@ -1,0 +1,1 @@
+"""Mechanisms, noise, events, accounting: everything on which a privacy claim rests."""

@@ -1,0 +1,92 @@
+"""Clip, sum, noise: the Gaussian mechanism over one site's privacy units.
+
+Neighbouring relation: add or remove one unit. Sensitivity: each unit adds a vector of L2 norm at
+most C to the sum, hence L2 sensitivity C; the release is sum + N(0, (z C)^2 I) with noise
+multiplier z. This holds for ANY per-unit vector as long as it depends on nothing but that unit,
+released values and the unit's own secret stream; the callers are written, and fuzzed, so.
+
+Floating point: the noise is float64 Gaussian rounded to float32, not a discrete mechanism; the
+gap (Mironov 2012) is documented in docs/privacy.md.
+
+Edge cases of one unit's vector g:
+
+==================  ==========================================================
+g                   contribution
+==================  ==========================================================
+norm 0              0
+norm <= C           g
+norm > C            g * C / norm, rounded towards zero
+NaN or infinity     0 (and counted in the site's own log)
+no units at all     the sum is 0; noise is drawn as always
+==================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.federation.plan import RunSpec
+from core.privacy.noise import NoiseSource
+
+# The factor is shrunk by a few float32 roundings, so that the clipped vector's exact norm stays
+# below C even after it was rounded to float32.
+_ROUNDING = 1.0 - 4.0 * float(np.finfo(np.float32).eps)
+
+
+def clip_factors(norms: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
+    """Factor [U] in [0, 1] for each unit's norm [U]; 0 where the norm is not finite."""
+    finite = np.isfinite(norms)
+    safe = np.where(finite, norms, 1.0)
+    scaled = clip_norm * _ROUNDING / np.maximum(safe, np.finfo(np.float64).tiny)
+    factors = np.where(safe > clip_norm * _ROUNDING, scaled, 1.0)
+    return np.where(finite, factors, 0.0)
+
+
+def clip_rows(vectors: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
+    """Rows [U, P] with L2 norm at most ``clip_norm`` each; rows that are not finite become 0."""
+    scale = np.max(np.abs(vectors), axis=1, initial=0.0, keepdims=True)
+    usable = np.isfinite(scale[:, 0])
+    safe = np.where(usable[:, None], vectors, 0.0)
+    scale = np.where(usable[:, None] & (scale > 0), scale, 1.0)
+    # Dividing by the largest entry first: squares of huge finite entries cannot overflow.
+    with np.errstate(over="ignore"):
+        norms = np.linalg.norm(safe / scale, axis=1) * scale[:, 0]
+        # A norm beyond float64 belongs to finite entries: such a row is scaled in two steps.
+        huge = ~np.isfinite(norms)
+    safe[huge] /= scale[huge]
+    norms[huge] = np.linalg.norm(safe[huge], axis=1)
+    return np.asarray(safe * clip_factors(norms, clip_norm)[:, None])
+
+
+def sensitivity(spec: RunSpec, round_number: int) -> float:
+    """L2 sensitivity of a round's sum for one added or removed unit.
+
+    Sketch: S = sqrt(w1^2 + w2^2), the norm bound of one unit's clipped sketch vector (METHOD
+    section 4). Training: the clip norm C of the joint gradient.
+    """
+    if round_number == 0:
+        return math.hypot(spec.plan.sketch.count_weight, spec.plan.sketch.mean_weight)
+    return spec.plan.privacy.clip_norm
+
+
+def noised(
+    total: NDArray[np.float64],
+    *,
+    null_coordinates: int,
+    noise_multiplier: float,
+    bound: float,
+    noise: NoiseSource,
+) -> NDArray[np.float32]:
+    """``total`` [P] with zeros [null] appended, plus N(0, (noise_multiplier * bound)^2) on all.
+
+    ``total`` must have L2 sensitivity ``bound``. Nothing un-noised is returned.
+    """
+    if not (noise_multiplier > 0 and math.isfinite(noise_multiplier)):
+        raise ValueError("a release needs a positive, finite noise multiplier")
+    if not np.isfinite(total).all():
+        raise ValueError("the clipped sum is not finite")  # impossible after clip_factors
+    padded = np.concatenate([total, np.zeros(null_coordinates)])
+    return np.asarray(padded + noise.normal(padded.size, noise_multiplier * bound), np.float32)

@@ -1,0 +1,1 @@
+"""From a published model to labelled embeddings: requests, sampling, file formats."""

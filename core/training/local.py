@@ -1,0 +1,97 @@
+"""One site's part of one round: from a work order to the noised bytes that leave the house.
+
+The same function serves Celery workers, site agents and simulations. It draws noise exactly once
+for an order; callers persist the returned bytes before they send anything and resend those bytes
+on every retry. A new attempt is a new order, a new draw and a new event in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from core.data import EmbeddingDataset
+from core.errors import PlanRefused
+from core.federation.plan import RunSpec
+from core.federation.updates import TENSOR
+from core.models.frame import Frame
+from core.models.layout import NULL_COORDINATES, layout_of
+from core.privacy.coins import CoinStream
+from core.privacy.mechanism import noised, sensitivity
+from core.privacy.noise import NoiseSource
+from core.training.sketch import clipped_sketch
+from core.wire import tensors
+from core.wire.messages import WorkOrder
+
+
+def execute(
+    order: WorkOrder,
+    dataset: EmbeddingDataset,
+    inputs: Mapping[str, bytes],
+    *,
+    secret: bytes,
+    noise: NoiseSource,
+    device: str = "cpu",
+) -> bytes:
+    """The update of an order: clipped sum plus noise as a safetensors file.
+
+    ``inputs`` holds the order's downloaded objects by role (``frame`` and ``weights`` in training
+    rounds). ``secret`` (32 bytes or more) keys inclusion, coins and latent draws and never leaves
+    the site. Sensitivity and neighbouring relation: ``core.privacy.mechanism``.
+    Raises ``PlanRefused`` for seeded noise outside simulation.
+    """
+    if not noise.private and order.spec.plan.purpose != "simulation":
+        raise PlanRefused("seeded noise is refused outside simulation", field="noise")
+    return release(
+        order.spec,
+        order.round_number,
+        order.attempt,
+        order.client_id,
+        dataset,
+        inputs,
+        secret=secret,
+        noise=noise,
+        device=device,
+    )
+
+
+def release(
+    spec: RunSpec,
+    round_number: int,
+    attempt: int,
+    client_id: str,
+    dataset: EmbeddingDataset,
+    inputs: Mapping[str, bytes],
+    *,
+    secret: bytes,
+    noise: NoiseSource,
+    device: str = "cpu",
+) -> bytes:
+    """``execute`` without the envelope of a work order."""
+    layout = layout_of(spec, round_number)
+    if round_number == 0:
+        total = clipped_sketch(spec, dataset)
+    else:
+        # torch and opacus take seconds to import and a sketch needs neither.
+        from core.training.gradients import clipped_sum
+
+        weights, _ = tensors.unpack(inputs["weights"])
+        total = clipped_sum(
+            spec,
+            dataset,
+            Frame.from_bytes(inputs["frame"]),
+            np.asarray(weights["phi"], np.float64),
+            client_id,
+            CoinStream(secret, spec.run_id, round_number, attempt),
+            device=device,
+        )
+    update = noised(
+        total,
+        null_coordinates=NULL_COORDINATES,
+        noise_multiplier=spec.event(round_number).noise_multiplier,
+        bound=sensitivity(spec, round_number),
+        noise=noise,
+    )
+    metadata = {"layout": layout.digest, "spec": spec.digest, "round": str(round_number)}
+    return tensors.pack({TENSOR: update}, metadata)

@@ -1,0 +1,1 @@
+"""The language between coordinator, workers and site agents: messages, task names, tensor files."""

@@ -1,0 +1,9 @@
+"""Names of Celery tasks and queues. Messages carry one id each; the truth is the row it names."""
+
+from __future__ import annotations
+
+QUEUE_TRAIN = "train"
+QUEUE_COORDINATOR = "coordinator"
+
+TASK_TRAIN = "fhv.train"  # argument: work_id
+TASK_AGGREGATE = "fhv.aggregate"  # argument: job_id

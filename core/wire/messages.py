@@ -1,0 +1,118 @@
+"""Messages between the coordinator and those who work for it. Public values only.
+
+Nothing here may be computed from private records, except an update's body, which is noised.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from core.federation.plan import Frozen, RunSpec, Sha256
+from core.privacy.events import PrivacyEvent
+
+LEASE_HEADER = "X-FHV-Lease"
+PROTOCOL_HEADER = "X-FHV-Protocol"
+CONTENT_TYPE_TENSORS = "application/vnd.fedhypevae.tensors+safetensors"
+
+RoundKind = Literal["sketch", "train"]
+
+
+class ObjectRef(Frozen):
+    """A stored object: download it from ``/v1/objects/{digest}``."""
+
+    role: Literal["frame", "weights"]
+    digest: Sha256
+    size: int = Field(ge=0, description="Bytes.")
+
+
+class WorkOrder(Frozen):
+    """One client's part of one round, handed out under a lease.
+
+    ``spec`` is repeated in full so that the site can judge it (noise, q, epsilon) by itself;
+    ``event`` is what the coordinator has reserved in its ledger for this attempt.
+    """
+
+    work_id: str
+    run_id: str
+    client_id: str
+    client: str = Field(description="The client's name.")
+    round_number: int = Field(ge=0)
+    kind: RoundKind
+    attempt: int = Field(ge=1)
+    lease_token: str
+    lease_s: float = Field(gt=0, description="Seconds until the lease ends unless renewed.")
+    spec: RunSpec
+    spec_digest: Sha256
+    event: PrivacyEvent
+    update_layout: Sha256
+    max_update_bytes: int = Field(gt=0)
+    inputs: tuple[ObjectRef, ...] = ()
+
+
+class LeaseRenewal(Frozen):
+    """Answer to a renewal."""
+
+    lease_s: float = Field(gt=0)
+
+
+class WorkFailure(Frozen):
+    """Why a site gives work back. Two codes only: details stay in the site's log.
+
+    ``site-not-ready``: try again later (a new attempt, a new reservation). ``plan-refused``: the
+    site's public policy forbids this order; it will not be asked again in this round.
+    """
+
+    code: Literal["site-not-ready", "plan-refused"]
+
+
+class UpdateReceipt(Frozen):
+    """Answer to an accepted update; the same for every resend of the same bytes."""
+
+    update_id: str
+    run_id: str
+    round_number: int
+    client_id: str
+    digest: Sha256
+    size: int
+
+
+class AggregateInput(Frozen):
+    """One accepted update, in the fixed order in which sums are taken."""
+
+    client_id: str
+    client: str
+    digest: Sha256
+
+
+class AggregateJob(Frozen):
+    """Everything that turns a round's updates into the next model. Digests name stored objects."""
+
+    job_id: str
+    lease_token: str
+    lease_s: float = Field(gt=0)
+    run_id: str
+    round_number: int = Field(ge=0)
+    kind: RoundKind
+    spec: RunSpec
+    updates: tuple[AggregateInput, ...]
+    frame: Sha256 | None = None
+    weights: Sha256 | None = None
+    optimiser: Sha256 | None = None
+
+
+class AggregateResult(Frozen):
+    """What the aggregating worker stored."""
+
+    frame: ObjectRef
+    weights: ObjectRef
+    optimiser_digest: Sha256
+    optimiser_size: int = Field(ge=0)
+
+
+class JobFailure(Frozen):
+    """An aggregation that cannot succeed (or not now)."""
+
+    code: str = Field(min_length=1, max_length=64)
+    detail: str = Field(default="", max_length=2_000)
