@@ -91,7 +91,7 @@ class CoordinatorClient(Operations):
         return body
 
     def _fetch(self, digest: str, size: int | None) -> bytes:
-        limit = MAX_DOWNLOAD if size is None else size
+        limit = MAX_DOWNLOAD if size is None else min(size, MAX_DOWNLOAD)
         body, mac = bytearray(), hashlib.sha256()
         try:
             with self._http.stream("GET", f"/v1/objects/{path_part(digest)}") as answer:

@@ -86,7 +86,7 @@ class ApiProblem(ClientError):
     @property
     def final(self) -> bool:
         """True if sending the very same request again cannot help."""
-        return self.status in (404, 409, 410, 413, 415, 422)
+        return 400 <= self.status < 500 and self.status not in (401, 403, 408, 425, 429)
 
 
 class UnexpectedAnswer(ClientError):

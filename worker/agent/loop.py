@@ -1,0 +1,193 @@
+"""The agent's loop: ask for work, do it, ask again; outbound HTTP only.
+
+It serves the one client whose token it holds, and holds that client's lock while it lives. When
+the coordinator is away it reconnects for ever. The first SIGTERM or SIGINT lets the work in hand
+finish (an idle agent stops at once); a second one gives the work back and stops.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from worker import logs
+from worker.agent.site import Site
+from worker.client import CoordinatorClient
+from worker.config import ClientConfig, SiteConfig
+from worker.delivery import Workplace, give_back
+from worker.errors import ApiProblem, ClientError, ConfigError, OrderUnreadable, Unreachable
+from worker.execution import Outcome, perform, recover
+
+_log = logs.get("worker.agent")
+
+POLL_S = 25.0
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_DATA_PAUSE_S = 15.0
+
+
+class AgentStopped(KeyboardInterrupt):
+    """Raised in the main thread by a signal: where there is nothing to finish, or the second."""
+
+
+class Stopper:
+    """Turns signals into a clean end."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self._idle = False
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """While idle, a signal interrupts at once instead of waiting for work to finish."""
+        if self.event.is_set():
+            raise AgentStopped
+        self._idle = True
+        try:
+            yield
+        finally:
+            self._idle = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGTERM and SIGINT; only the main thread may do that, others just run."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        again = self.event.is_set()
+        self.event.set()
+        if self._idle or again:
+            self._idle = False  # raise once: what follows is the way out
+            raise AgentStopped(signal.Signals(number).name)
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def identify(coordinator: CoordinatorClient, site: SiteConfig) -> tuple[str, ClientConfig]:
+    """Whose token this is: the client's id, and its configuration at this site.
+
+    Raises ``ConfigError`` if this site does not have that client, or has it differently.
+    """
+    me = coordinator.client("me")
+    config = site.require(str(me.get("name")))
+    for key in ("unit", "population"):
+        if me.get(key) not in (None, getattr(config, key)):
+            raise ConfigError(
+                f"client {config.name!r} is enrolled with {key} {me[key]!r} but configured with "
+                f"{getattr(config, key)!r}.",
+                field=f"client.{key}",
+                mend="Use the value that was enrolled, or enrol another client.",
+            )
+    return str(me["id"]), config
+
+
+def run_agent(
+    coordinator: CoordinatorClient,
+    site_config: SiteConfig,
+    *,
+    device: str = "auto",
+    poll_s: float = POLL_S,
+    stopper: Stopper | None = None,
+) -> None:
+    """Serve until a signal. Raises ``ConfigError``, ``SiteStateError``, or ``ApiProblem`` when
+    the coordinator refuses the token (401, 403)."""
+    stopper = stopper or Stopper()
+    with stopper.listening(), Site.open(site_config.state_dir) as site:
+        try:
+            client_id, config = _identified(coordinator, site_config, stopper)
+            with site.lock(config.name):
+                _log.info("agent_started", client=config.name, coordinator=coordinator.base_url)
+                place = Workplace(site, coordinator, device=device, stop=stopper.event)
+                recover(config, place)
+                _serve(client_id, config, place, stopper, poll_s)
+        except AgentStopped:
+            pass
+        _log.info("agent_stopped")
+
+
+def _identified(
+    coordinator: CoordinatorClient, site_config: SiteConfig, stopper: Stopper
+) -> tuple[str, ClientConfig]:
+    pauses = _pauses()
+    while True:
+        try:
+            with stopper.idle():
+                return identify(coordinator, site_config)
+        except ClientError as error:
+            _after(error, next(pauses), stopper)
+
+
+def _serve(
+    client_id: str, config: ClientConfig, place: Workplace, stopper: Stopper, poll_s: float
+) -> None:
+    pauses = _pauses()
+    while not stopper.event.is_set():
+        if not os.access(config.data, os.R_OK):
+            # Asking for work now would cost epsilon for nothing: a reservation is never refunded.
+            _log.error("data_not_there", client=config.name, path=str(config.data))
+            _pause(_DATA_PAUSE_S, stopper)
+            continue
+        try:
+            with stopper.idle():
+                order = place.coordinator.next_work(client_id, wait_s=poll_s)
+        except OrderUnreadable as error:
+            _log.error("plan_refused", client=config.name, problems=error.problems)
+            if error.work_id and error.lease_token:
+                give_back(error.work_id, error.lease_token, "plan-refused", place.coordinator)
+            _pause(next(pauses), stopper)
+            continue
+        except ClientError as error:
+            _after(error, next(pauses), stopper)
+            continue
+        if order is None:
+            pauses = _pauses()
+            continue
+        _log.info(
+            "work_received", client=config.name, run_id=order.run_id,
+            round_number=order.round_number, attempt=order.attempt, kind=order.kind,
+        )  # fmt: skip
+        outcome = perform(order, config, place)
+        _log.info("work_ended", client=config.name, work_id=order.work_id, outcome=str(outcome))
+        if outcome in (Outcome.ACCEPTED, Outcome.PENDING):
+            pauses = _pauses()
+        else:
+            _pause(next(pauses), stopper)
+
+
+def _after(error: ClientError, pause: float, stopper: Stopper) -> None:
+    """Wait after a failed call; a refused token ends the agent, nothing else does."""
+    if isinstance(error, ApiProblem) and error.status in (401, 403):
+        raise error
+    asked = error.retry_after_s if isinstance(error, Unreachable) else None
+    seconds = pause if asked is None else max(asked, pause)
+    _log.warning(
+        "coordinator_away", code=error.code, reason=error.message, retry_in_s=round(seconds, 1)
+    )
+    _pause(seconds, stopper)
+
+
+def _pause(seconds: float, stopper: Stopper) -> None:
+    with stopper.idle():
+        stopper.event.wait(seconds)
+
+
+def _pauses() -> Iterator[float]:
+    """Exponential back-off with jitter, for ever."""
+    pause = _FIRST_PAUSE_S
+    while True:
+        yield pause * random.uniform(0.75, 1.25)  # noqa: S311 (spreads reconnects)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -1,0 +1,152 @@
+"""The site's judgement of a work order: pure, before its records are opened, trusting nobody.
+
+The coordinator says what to train; whether that may be done with these records is decided here,
+from the site's own configuration and its own ledger. Everything is recomputed from ``order.spec``.
+
+Guarantee: if ``judge`` lets every order of an account pass that is then executed, the account's
+epsilon at the configured ``delta`` stays at or below ``max_epsilon``, lost attempts included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from core.errors import PlanRefused, UnknownPrivacyEvent
+from core.federation.plan import RunSpec, digest_of
+from core.privacy import accounting
+from core.privacy.events import PrivacyEvent
+from core.wire.messages import WorkOrder
+from worker.agent.records import AttemptKey, Entry, charged
+from worker.config import ClientConfig
+
+# Two builds of the accountant may differ in the last digits; a plan's promise is checked to this.
+_TOLERANCE = 1e-3
+
+
+def judge(order: WorkOrder, config: ClientConfig, entries: Sequence[Entry]) -> None:
+    """Return if the order may be executed; raise ``PlanRefused`` naming what forbids it.
+
+    ``entries`` are the rows of the client's population in the site's ledger, of all units.
+    """
+    _same_order(order, config)
+    _same_run(order, entries)
+    _limits(order.spec, config)
+    _account(config, entries)
+    _budget(order, config, entries)
+
+
+def _refuse(message: str, field: str, mend: str | None = None) -> NoReturn:
+    raise PlanRefused(message, field=field, mend=mend)
+
+
+def _same_order(order: WorkOrder, config: ClientConfig) -> None:
+    """The order's parts agree with each other and are meant for this client."""
+    spec = order.spec
+    if order.client != config.name:
+        _refuse(f"the order is for {order.client!r}, not for {config.name!r}", "client")
+    if order.spec_digest != spec.digest:
+        _refuse("the spec does not have the digest that the order names", "spec_digest")
+    if order.run_id != spec.run_id:
+        _refuse("the order's run is not the run of its spec", "run_id")
+    if order.kind != ("sketch" if order.round_number == 0 else "train"):
+        _refuse(f"round {order.round_number} cannot be a {order.kind} round", "kind")
+    try:
+        planned = spec.event(order.round_number)
+    except ValueError as error:
+        _refuse(str(error), "round_number")
+    if order.event != planned:
+        _refuse(
+            "the event that the coordinator booked is not the one that the plan implies "
+            f"(noise multiplier {order.event.noise_multiplier:g} for "
+            f"{planned.noise_multiplier:g}, sample rate {order.event.sample_rate:g} for "
+            f"{planned.sample_rate:g})",
+            "event",
+        )
+
+
+def _same_run(order: WorkOrder, entries: Sequence[Entry]) -> None:
+    """What was agreed at the first order of a run holds to its end."""
+    for entry in entries:
+        if entry.key.run_id == order.run_id and entry.spec_digest != order.spec_digest:
+            _refuse("the run's spec is not the one with which the run began here", "spec")
+
+
+def _limits(spec: RunSpec, config: ClientConfig) -> None:
+    """The configured limits, one by one."""
+    privacy = spec.plan.privacy
+    if spec.plan.purpose != "production":
+        _refuse(f"a {spec.plan.purpose} run has no place at a site", "plan.purpose")
+    if privacy.unit != config.unit:
+        _refuse(f"unit {privacy.unit!r}, configured {config.unit!r}", "plan.privacy.unit")
+    if privacy.delta > config.delta:
+        _refuse(
+            f"delta {privacy.delta:g} is above the configured {config.delta:g}",
+            "plan.privacy.delta",
+        )
+    if config.space_digest is not None and digest_of(spec.space) != config.space_digest:
+        _refuse("the embedding space is not the pinned one", "space")
+    if privacy.sample_rate > config.max_sample_rate:
+        _refuse(
+            f"sample rate {privacy.sample_rate:g} is above the configured "
+            f"{config.max_sample_rate:g}",
+            "plan.privacy.sample_rate",
+        )
+    noises = {"sketch_multiplier": spec.noise.sketch_multiplier}
+    if privacy.rounds > 0:
+        if spec.noise.train_multiplier is None:
+            _refuse("training rounds without a noise multiplier", "noise.train_multiplier")
+        noises["train_multiplier"] = spec.noise.train_multiplier
+    for name, sigma in noises.items():
+        if sigma < config.min_noise_multiplier:
+            _refuse(
+                f"noise multiplier {sigma:g} is below the configured "
+                f"{config.min_noise_multiplier:g}",
+                f"noise.{name}",
+            )
+
+
+def _account(config: ClientConfig, entries: Sequence[Entry]) -> None:
+    """Units are never mixed: renaming the unit must not open a fresh budget."""
+    other = next((entry.unit for entry in entries if entry.unit != config.unit), None)
+    if other is not None:
+        _refuse(
+            f"the population {config.population!r} was charged per {other!r} before, "
+            f"now per {config.unit!r}",
+            "unit",
+            "Configure the unit with which this population began.",
+        )
+
+
+def _budget(order: WorkOrder, config: ClientConfig, entries: Sequence[Entry]) -> None:
+    """What was spent here, and what this run will still ask for, must fit together."""
+    spec, privacy = order.spec, order.spec.plan.privacy
+    try:
+        promised = accounting.epsilon(spec.events(), privacy.delta)
+        if promised > privacy.epsilon * (1 + _TOLERANCE):
+            _refuse(
+                f"the plan promises epsilon {privacy.epsilon:g} but its noise gives {promised:.4g}",
+                "plan.privacy.epsilon",
+            )
+        spent = charged(entries)
+        total = accounting.epsilon([*spent, *_remaining(order, entries)], config.delta)
+    except UnknownPrivacyEvent as error:
+        _refuse(error.message, "event")
+    if total > config.max_epsilon:
+        _refuse(
+            f"with {len(spent)} events charged before and the rest of this run, the account would "
+            f"reach epsilon {total:.4g} at delta {config.delta:g}, above {config.max_epsilon:g}",
+            "plan.privacy.epsilon",
+        )
+
+
+def _remaining(order: WorkOrder, entries: Sequence[Entry]) -> list[PrivacyEvent]:
+    """This attempt, unless it is charged already, and each later round not yet committed here."""
+    spec, key = order.spec, AttemptKey.of(order)
+    own = [e for e in entries if (e.key.run_id, e.key.client) == (key.run_id, key.client)]
+    done = {entry.key.round_number for entry in own if entry.kind == "commit"}
+    later = range(key.round_number + 1, spec.last_round + 1)
+    events = [spec.event(number) for number in later if number not in done]
+    if not any(entry.kind == "reserve" and entry.key == key for entry in own):
+        events.append(order.event)
+    return events

@@ -1,0 +1,107 @@
+"""Tables of the site's own ledger: triggers forbid to alter a row or to take it back."""
+
+from __future__ import annotations
+
+VERSION = 1
+
+# Tables whose rows stay as they are. ``payload`` may lose a row, but only once it was delivered.
+APPEND_ONLY = ("site", "binding", "entry", "lease", "stored", "delivery")
+UNCHANGEABLE = (*APPEND_ONLY, "payload")
+
+TABLES = """
+CREATE TABLE site (
+    id          TEXT PRIMARY KEY,
+    created_at  TEXT NOT NULL
+) STRICT;
+
+-- Which data set a client joined a run with: an HMAC under a key that never leaves the site.
+CREATE TABLE binding (
+    run_id      TEXT NOT NULL,
+    client      TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    at          TEXT NOT NULL,
+    PRIMARY KEY (run_id, client)
+) STRICT;
+
+-- One reserve and at most one outcome per attempt. Charged to the account (population, unit).
+CREATE TABLE entry (
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind        TEXT NOT NULL CHECK (kind IN ('reserve', 'commit', 'lost')),
+    population  TEXT NOT NULL,
+    unit        TEXT NOT NULL,
+    run_id      TEXT NOT NULL,
+    round       INTEGER NOT NULL CHECK (round >= 0),
+    attempt     INTEGER NOT NULL CHECK (attempt >= 1),
+    client      TEXT NOT NULL,
+    event       TEXT NOT NULL,
+    spec_digest TEXT NOT NULL,
+    at          TEXT NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX one_reserve ON entry (run_id, round, attempt, client) WHERE kind = 'reserve';
+CREATE UNIQUE INDEX one_outcome ON entry (run_id, round, attempt, client) WHERE kind <> 'reserve';
+CREATE INDEX entry_population ON entry (population);
+
+CREATE TRIGGER outcome_needs_reserve BEFORE INSERT ON entry
+WHEN NEW.kind <> 'reserve' AND NOT EXISTS (
+    SELECT 1 FROM entry e
+    WHERE e.kind = 'reserve' AND e.run_id = NEW.run_id AND e.round = NEW.round
+      AND e.attempt = NEW.attempt AND e.client = NEW.client AND e.population = NEW.population
+      AND e.unit = NEW.unit AND e.event = NEW.event AND e.spec_digest = NEW.spec_digest
+)
+BEGIN SELECT RAISE(ABORT, 'an outcome needs its own reservation'); END;
+
+-- Under which lease an attempt was reserved, to give it back or deliver it after a crash.
+CREATE TABLE lease (
+    run_id      TEXT NOT NULL,
+    round       INTEGER NOT NULL,
+    attempt     INTEGER NOT NULL,
+    client      TEXT NOT NULL,
+    work_id     TEXT NOT NULL,
+    token       TEXT NOT NULL,
+    PRIMARY KEY (run_id, round, attempt, client)
+) STRICT;
+
+-- What was committed. The bytes stand in payload until the coordinator has answered for good.
+CREATE TABLE stored (
+    update_id   TEXT PRIMARY KEY,
+    run_id      TEXT NOT NULL,
+    round       INTEGER NOT NULL,
+    attempt     INTEGER NOT NULL,
+    client      TEXT NOT NULL,
+    digest      TEXT NOT NULL,
+    size        INTEGER NOT NULL,
+    at          TEXT NOT NULL,
+    UNIQUE (run_id, round, attempt, client)
+) STRICT;
+CREATE TABLE payload (
+    update_id   TEXT PRIMARY KEY REFERENCES stored (update_id),
+    body        BLOB NOT NULL
+) STRICT;
+CREATE TABLE delivery (
+    update_id   TEXT PRIMARY KEY REFERENCES stored (update_id),
+    outcome     TEXT NOT NULL,
+    at          TEXT NOT NULL
+) STRICT;
+
+CREATE TRIGGER stored_needs_commit BEFORE INSERT ON stored
+WHEN NOT EXISTS (
+    SELECT 1 FROM entry e
+    WHERE e.kind = 'commit' AND e.run_id = NEW.run_id AND e.round = NEW.round
+      AND e.attempt = NEW.attempt AND e.client = NEW.client
+)
+BEGIN SELECT RAISE(ABORT, 'stored bytes need their commit'); END;
+CREATE TRIGGER payload_until_delivered BEFORE DELETE ON payload
+WHEN NOT EXISTS (SELECT 1 FROM delivery d WHERE d.update_id = OLD.update_id)
+BEGIN SELECT RAISE(ABORT, 'undelivered bytes stay'); END;
+"""
+
+
+def script() -> str:
+    """The whole schema, as SQL statements."""
+    triggers = [
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;"
+        for verb, tables in (("UPDATE", UNCHANGEABLE), ("DELETE", APPEND_ONLY))
+        for table in tables
+    ]
+    return "\n".join((TABLES, *triggers, f"PRAGMA user_version = {VERSION};\n"))

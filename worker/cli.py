@@ -1,0 +1,164 @@
+"""Commands ``fedhypevae worker`` and ``fedhypevae agent``. Exit: 0 done, 1 failed, 2 usage."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
+from worker import logs
+from worker.config import SiteConfig, WorkerSettings, load_settings
+from worker.errors import WorkerError
+
+
+def _app(text: str) -> typer.Typer:
+    """Plain tracebacks: decorated ones print local variables, which may hold records or tokens."""
+    return typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        help=text,
+        pretty_exceptions_enable=False,
+        pretty_exceptions_show_locals=False,
+    )
+
+
+worker_app = _app("Celery workers of the coordinator.")
+agent_app = _app("A site's agent: run, check, audit.")
+
+ClientOption = Annotated[str | None, typer.Option("--client", help="Only this client.")]
+
+
+@worker_app.callback()
+def _worker() -> None:
+    """Celery workers of the coordinator."""
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors that a person can mend become one message and exit code 1."""
+    try:
+        yield
+    except WorkerError as error:
+        _stop(str(error))
+
+
+def _stop(message: str) -> NoReturn:
+    print(f"fedhypevae: {message}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _prepare() -> WorkerSettings:
+    settings = load_settings()
+    logs.configure(settings.log_level)
+    if settings.plain_http_to_elsewhere:
+        logs.get("worker").warning(
+            "token_over_plain_http",
+            coordinator=settings.coordinator_url,
+            mend="Use https://, or a network that nobody else can read.",
+        )
+    return settings
+
+
+@worker_app.command("run")
+def worker_run(
+    queue: Annotated[
+        str, typer.Option("--queue", help="train (managed clients) or coordinator (aggregation).")
+    ],
+) -> None:
+    """Serve one Celery queue in this process until a signal."""
+    if queue not in (QUEUE_TRAIN, QUEUE_COORDINATOR):
+        raise typer.BadParameter(
+            f"{queue!r}; there are {QUEUE_TRAIN} and {QUEUE_COORDINATOR}", param_hint="--queue"
+        )
+    with _told():
+        settings = _prepare()
+        settings.require_token()
+        settings.require_broker_url()
+        if queue == QUEUE_TRAIN:
+            settings.require_site()
+        else:
+            settings.require_object_store_url()
+        from worker.celery_app import serve
+
+        code = serve(queue, log_level=settings.log_level)
+    raise typer.Exit(code)
+
+
+@agent_app.command("run")
+def agent_run(
+    poll_s: Annotated[
+        float, typer.Option("--poll", min=0.0, max=60.0, help="Seconds of one long poll.")
+    ] = 25.0,
+) -> None:
+    """Ask the coordinator for work and do it, until a signal."""
+    from worker.agent.loop import run_agent
+    from worker.cache import ObjectCache
+    from worker.client import CoordinatorClient
+
+    with _told():
+        settings = _prepare()
+        site = settings.require_site()
+        cache = ObjectCache(site.state_dir / "objects")
+        with CoordinatorClient(
+            settings.coordinator_url, settings.require_token(), cache=cache
+        ) as coordinator:
+            run_agent(coordinator, site, device=settings.device, poll_s=poll_s)
+
+
+@agent_app.command("check")
+def agent_check(
+    client: ClientOption = None,
+    space: Annotated[
+        Path | None,
+        typer.Option("--space", help="The embedding space as JSON; asked of the coordinator else."),
+    ] = None,
+) -> None:
+    """Load the data as a round would and print every problem; exit 1 if there is one."""
+    from worker.agent.check import check_client, read_space
+
+    with _told():
+        settings = _prepare()
+        site = settings.require_site()
+        contract = None if space is None else read_space(space)
+        failed = False
+        for config in _chosen(site, client):
+            report = check_client(config, settings, contract)
+            for line in report.facts:
+                print(f"{config.name}: {line}")
+            for problem in report.problems:
+                print(f"{config.name}: PROBLEM: {problem}")
+            failed |= bool(report.problems)
+    if failed:
+        raise typer.Exit(1)
+
+
+@agent_app.command("ledger")
+def agent_ledger(
+    client: ClientOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Print what this site has spent, recomputed from its own ledger."""
+    from worker.agent.report import accounts, print_tables
+    from worker.agent.site import Site
+
+    with _told():
+        settings = _prepare()
+        site_config = settings.require_site()
+        if not site_config.state_dir.exists():
+            _stop(f"nothing was spent: {site_config.state_dir} does not exist yet.")
+        with Site.open(site_config.state_dir) as site:
+            found: list[dict[str, Any]] = accounts(site, _chosen(site_config, client))
+    if as_json:
+        print(json.dumps({"site": str(site_config.state_dir), "accounts": found}, indent=2))
+    else:
+        print_tables(found)
+
+
+def _chosen(site: SiteConfig, client: str | None) -> list[Any]:
+    return list(site.client) if client is None else [site.require(client)]

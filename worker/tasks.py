@@ -1,0 +1,165 @@
+"""The two Celery tasks. Each claims its row at the coordinator first; a refused claim ends it.
+
+Delivered twice, late or after a crash they are harmless: a lease that somebody else holds, or work
+that is over, refuses the claim, and an attempt that this site has begun before is never executed
+again (see ``worker.execution``).
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from typing import Any
+
+from core.wire.jobs import TASK_AGGREGATE, TASK_TRAIN
+from worker import aggregation, logs
+from worker.agent.site import Site
+from worker.cache import ObjectCache
+from worker.celery_app import app
+from worker.client import CoordinatorClient
+from worker.config import ClientConfig, SiteConfig, WorkerSettings, load_settings
+from worker.delivery import Workplace, give_back
+from worker.errors import ApiProblem, ClientBusy, ClientError, OrderUnreadable, SiteStateError
+from worker.execution import perform, recover
+
+_log = logs.get("worker.tasks")
+
+OBJECT_FOLDER = "objects"
+_LOCK_WAIT_S = 60.0
+_PATIENCE_S = 900.0
+_MOST_RETRIES = 20
+_LONGEST_RETRY_S = 60.0
+_RECOVERY_PAUSE_S = 15.0
+
+stopping = threading.Event()  # set when the worker is told to stop
+
+
+@cache
+def settings() -> WorkerSettings:
+    return load_settings()
+
+
+@cache
+def site_config() -> SiteConfig:
+    return settings().require_site()
+
+
+@cache
+def coordinator() -> CoordinatorClient:
+    """One per process; a train worker keeps downloaded models beside its ledger."""
+    chosen = settings()
+    cache_folder = None
+    if chosen.site_config is not None:
+        cache_folder = ObjectCache(site_config().state_dir / OBJECT_FOLDER)
+    return CoordinatorClient(chosen.coordinator_url, chosen.require_token(), cache=cache_folder)
+
+
+def _train(task: Any, work_id: str) -> str:
+    """Claim a managed client's order and execute it."""
+    try:
+        order = coordinator().claim_work(work_id)
+    except OrderUnreadable as error:
+        _log.error("plan_refused", work_id=work_id, problems=error.problems)
+        if error.work_id and error.lease_token:
+            give_back(error.work_id, error.lease_token, "plan-refused", coordinator())
+        return "plan-refused"
+    except ClientError as error:
+        return _not_claimed(task, error, work_id=work_id)
+    config = site_config().named(order.client)
+    if config is None:
+        _log.error(
+            "client_not_configured", client=order.client, work_id=work_id,
+            mend="Add a [[client]] to the site configuration of this worker.",
+        )  # fmt: skip
+        give_back(order.work_id, order.lease_token, "site-not-ready", coordinator())
+        return "given-back"
+    try:
+        with (
+            Site.open(site_config().state_dir) as site,
+            site.lock(config.name, wait_s=_LOCK_WAIT_S),
+        ):
+            place = _workplace(site)
+            recover(config, place)
+            return str(perform(order, config, place))
+    except ApiProblem as problem:  # the token: what is stored is offered again when it is mended
+        _log.error("token_refused", work_id=work_id, problem=problem.problem)
+        return problem.problem
+    except SiteStateError as error:
+        _log.error("site_not_usable", work_id=work_id, code=error.code, reason=error.message)
+        give_back(order.work_id, order.lease_token, "site-not-ready", coordinator())
+        return "given-back"
+
+
+def _aggregate(task: Any, job_id: str) -> str:
+    """Claim an aggregation and carry it out."""
+    try:
+        job = coordinator().claim_job(job_id)
+    except ClientError as error:
+        return _not_claimed(task, error, job_id=job_id)
+    return aggregation.carry_out(
+        job, coordinator(), settings().require_object_store_url(), stop=stopping
+    )
+
+
+def _not_claimed(task: Any, error: ClientError, **facts: str) -> str:
+    """Over for this message if the coordinator says so; otherwise the message comes back later."""
+    if isinstance(error, ApiProblem) and error.final:
+        _log.info("claim_refused", problem=error.problem, **facts)
+        return error.problem
+    seconds = min(2.0 ** int(task.request.retries or 0), _LONGEST_RETRY_S)
+    _log.warning("claim_failed", code=error.code, reason=error.message, retry_in_s=seconds, **facts)
+    raise task.retry(countdown=seconds, max_retries=_MOST_RETRIES)
+
+
+train = app.task(name=TASK_TRAIN, bind=True)(_train)
+aggregate = app.task(name=TASK_AGGREGATE, bind=True)(_aggregate)
+
+
+# --- what a train worker does when it starts ---
+
+
+def start_recovery() -> threading.Thread:
+    """Finish in the background what a killed worker left; tasks run meanwhile."""
+    thread = threading.Thread(target=_recover_all, name="recovery", daemon=True)
+    thread.start()
+    return thread
+
+
+def _recover_all() -> None:
+    waiting = list(site_config().client)
+    while waiting and not stopping.is_set():
+        try:
+            with Site.open(site_config().state_dir) as site:
+                waiting = [config for config in waiting if not _recovered(config, site)]
+        except SiteStateError as error:
+            _log.error("site_not_usable", code=error.code, reason=error.message, mend=error.mend)
+            return
+        if waiting:
+            stopping.wait(_RECOVERY_PAUSE_S)
+
+
+def _recovered(config: ClientConfig, site: Site) -> bool:
+    """True if nothing is left of this client; a task that holds the lock does it by itself."""
+    try:
+        with site.lock(config.name):
+            recover(config, _workplace(site, patience_s=0.0))
+            return not site.ledger.undelivered(config.name)
+    except ClientBusy:
+        return False
+    except ApiProblem as problem:
+        _log.error("token_refused", client=config.name, problem=problem.problem)
+        return False
+
+
+def _workplace(site: Site, *, patience_s: float = _PATIENCE_S) -> Workplace:
+    return Workplace(
+        site, coordinator(), device=settings().device, patience_s=patience_s, stop=stopping
+    )
+
+
+def stop_soon(**_: Any) -> None:
+    """A signal handler of Celery: stop offering updates; what is stored is offered next time."""
+    stopping.set()
+
+
+__all__ = ["aggregate", "start_recovery", "stop_soon", "train"]
