@@ -76,8 +76,9 @@ class Child:
 class Processes:
     """The demo's children; leaving the block stops them all, the last started first."""
 
-    def __init__(self, logs: Path, *, patience_s: float = 15.0) -> None:
+    def __init__(self, logs: Path, *, folder: Path | None = None, patience_s: float = 15.0) -> None:
         self._logs = logs
+        self._folder = folder  # in which the children run; ours if None
         self._patience_s = patience_s
         self._children: dict[str, Child] = {}
 
@@ -102,6 +103,7 @@ class Processes:
         with log.open("ab") as output:
             process = subprocess.Popen(
                 list(arguments),
+                cwd=self._folder,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -163,6 +165,7 @@ def wait_for(
     seconds: float,
     check: Callable[[], None],
     state: Callable[[], str] | None = None,
+    pause_s: float = _POLL_S,
 ) -> T:
     """Call ``look`` until it gives something; ``DemoError`` says for what and what was seen last.
 
@@ -177,4 +180,4 @@ def wait_for(
         if time.monotonic() > deadline:
             seen = f" Last seen: {state()}" if state is not None else ""
             raise DemoError(f"waited {seconds:.0f} s for {what}, in vain.{seen}")
-        time.sleep(_POLL_S)
+        time.sleep(pause_s)

@@ -1,0 +1,280 @@
+"""The demo's steps in order. Each does one thing with real parts; see README.md, "What happens"."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from benchmarks import scanner_digits
+from benchmarks.demo import evaluation, federation
+from benchmarks.demo.memory import PeakMemory
+from benchmarks.demo.narrator import Narrator
+from benchmarks.demo.processes import DemoError, Processes, stop_on_signals
+from benchmarks.demo.report import Report
+from benchmarks.demo.sites import Client, Party, write_party
+from benchmarks.demo.small import clusters
+from benchmarks.demo.stack import Stack, services
+from benchmarks.scanner_digits import ScannerDigits
+from core.federation.plan import Plan
+from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
+from worker.answers import JsonObject
+from worker.errors import ClientError
+
+_HERE = Path(__file__).resolve().parent
+ROWS, ROWS_SMALL = 4_000, 400
+# Two clients are served by the Celery worker of the queue "train", the third by a site agent.
+MANAGED = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    small: bool = False
+    output: Path = Path("demo-output")
+    plan: Path | None = None
+    port: int | None = None
+    keep: bool = False
+
+    @property
+    def rows(self) -> int:
+        return ROWS_SMALL if self.small else ROWS
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything about the parties of one run."""
+
+    data: ScannerDigits
+    plan: Plan
+    clients: list[Client]
+    managed: Party
+    alone: Party
+
+    def party(self, client: Client) -> Party:
+        return self.managed if client.managed else self.alone
+
+
+def load_plan(options: Options) -> Plan:
+    path = options.plan or _HERE / ("plan_small.toml" if options.small else "plan.toml")
+    try:
+        return Plan.model_validate(tomllib.loads(path.read_text()))
+    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        raise DemoError(f"cannot use the plan {path}: {error}") from error
+
+
+@contextmanager
+def working_folder(keep: bool, console: Console) -> Iterator[Path]:
+    """A temporary folder; kept when something fails, so that the logs can be read."""
+    folder = Path(tempfile.mkdtemp(prefix="fhv-"))
+    try:
+        yield folder
+    except Exception:
+        console.print(f"Logs and state are kept in {folder}", highlight=False, markup=False)
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if keep:
+        console.print(f"Logs and state are kept in {folder}", highlight=False, markup=False)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def with_logs(processes: Processes) -> Iterator[None]:
+    """When a step fails, add the end of every child's log to what is shown."""
+    try:
+        yield
+    except (DemoError, ClientError) as error:
+        tails = "\n".join(
+            f"--- last lines of {child.name}:\n{child.tail(15)}" for child in processes.running
+        )
+        raise DemoError(f"{error}\n{tails}") from error
+
+
+def prepare(options: Options, narrator: Narrator, folder: Path, tag: str) -> Federation:
+    """Real images (or clusters) into three sites, each with its own folder and configuration."""
+    plan = load_plan(options)
+    if options.small:
+        with narrator.step("Making three small sites of Gaussian clusters"):
+            data = clusters()
+    else:
+        with narrator.step("Three sites of real images through a frozen ImageNet network"):
+            data = scanner_digits.load(track=narrator.track("embedding images (first time only)"))
+    for site in data.sites:
+        narrator.say(
+            f"{site.name}: scanner {site.scanner}, {len(site.train_y)} records for training, "
+            f"{len(site.test_y)} held out"
+        )
+    if tag:
+        # A database that outlives the demo may know the plain names from an earlier one.
+        plan = plan.model_copy(update={"name": plan.name + tag})
+        data = replace(
+            data, sites=tuple(replace(site, name=site.name + tag) for site in data.sites)
+        )
+    clients = [
+        Client(site.name, site, managed=index < MANAGED) for index, site in enumerate(data.sites)
+    ]
+    shared = write_party(
+        folder / "site-managed", [c for c in clients if c.managed], plan, data.space
+    )
+    alone = write_party(
+        folder / "site-agent", [c for c in clients if not c.managed], plan, data.space
+    )
+    return Federation(data, plan, clients, shared, alone)
+
+
+def train(
+    stack: Stack, fed: Federation, narrator: Narrator, admin: str
+) -> tuple[JsonObject, list[federation.Books]]:
+    """Enrol, start workers and agent, run all rounds; the run and both ledgers of every client."""
+    with stack.client(admin) as operator:
+        with narrator.step("Enrolling three clients (two managed, one with its own agent)"):
+            ids, tokens = federation.enrol(operator, fed.clients, fed.plan, fed.data.space)
+        with narrator.step("Starting the Celery workers (queues train, coordinator) and the agent"):
+            stack.start_worker(QUEUE_TRAIN, stack.token("worker"), site=fed.managed.config)
+            stack.start_worker(QUEUE_COORDINATOR, stack.token("worker"))
+            (agent_token,) = tokens.values()
+            stack.start_agent(agent_token, fed.alone.config)
+        with narrator.step("Creating the run: the accountant calibrates its noise"):
+            run = operator.create_run(fed.plan, [client.name for client in fed.clients])
+            noise = run["spec"]["noise"]
+            narrator.say(
+                f"noise multipliers: sketch {noise['sketch_multiplier']:.3f}, training "
+                f"{noise['train_multiplier'] or 0:.3f}; epsilon as planned "
+                f"{run['epsilon_planned']:.3f}"
+            )
+        run_id = str(run["id"])
+        with narrator.step("Sketch round and training rounds over the three sites"):
+            operator.start_run(run_id)
+            run = federation.follow(stack, operator, run_id, fed.plan, narrator)
+        with narrator.step("Reading the ledgers"):
+            rounds = federation.rounds_of(operator, run_id)
+            books = [
+                federation.books(operator, client, ids[client.name], fed.party(client), rounds)
+                for client in fed.clients
+            ]
+    return run, books
+
+
+def synthesize(
+    stack: Stack, fed: Federation, narrator: Narrator, options: Options, run_id: str
+) -> dict[str, Path]:
+    """Neutral, a mixture, each single site: Parquet files by the name of the table's row."""
+    names = [client.name for client in fed.clients]
+    wanted: dict[str, tuple[str, str | dict[str, float]]] = {
+        "synthetic, neutral code": ("neutral", "neutral"),
+        f"synthetic, 0.7 {names[0]} + 0.3 {names[1]}": (
+            "mixture",
+            {names[0]: 0.7, names[1]: 0.3},
+        ),
+    }
+    wanted |= {f"synthetic, {name}": (name, {name: 1.0}) for name in names}
+    options.output.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Path] = {}
+    with (
+        narrator.step(f"POST /v1/synthesize, {len(wanted)} times {options.rows} rows"),
+        stack.client(stack.token("scientist")) as scientist,
+        narrator.progress() as progress,
+    ):
+        bar = progress.add_task("synthesizing", total=len(wanted))
+        for title, (name, mixture) in wanted.items():
+            path = options.output / f"{name}.parquet"
+            federation.synthesize(scientist, run_id, mixture, options.rows, path)
+            files[title] = path
+            progress.advance(bar)
+    return files
+
+
+def evaluate(
+    fed: Federation, narrator: Narrator, options: Options, files: dict[str, Path]
+) -> list[evaluation.Row]:
+    """A linear classifier on each training set, tested on the real held-out records."""
+    rows = []
+    with (
+        narrator.step("Training a linear classifier on each table, testing on real records"),
+        narrator.progress() as progress,
+    ):
+        bar = progress.add_task("classifiers", total=len(files) + 2)
+        for title, private in (("real data (ceiling)", False), ("DP class means", True)):
+            table = (
+                evaluation.baseline(fed.data, fed.plan, options.rows)
+                if private
+                else fed.data.pooled_train()
+            )
+            rows.append(evaluation.score(title, table, fed.data, private=private))
+            progress.advance(bar)
+        for title, path in files.items():
+            table = evaluation.read_table(path, fed.data.space)
+            rows.append(evaluation.score(title, table, fed.data, private=True))
+            progress.advance(bar)
+    return rows
+
+
+def run_demo(options: Options, console: Console) -> Report:
+    """All steps; the report is also written to ``options.output``."""
+    narrator = Narrator(console)
+    with (
+        stop_on_signals(),
+        working_folder(options.keep, console) as folder,
+        PeakMemory() as memory,
+        services(folder, narrator, port=options.port, memory=memory) as stack,
+        with_logs(stack.processes),
+    ):
+        tag = f"-{folder.name.rsplit('-', 1)[-1][:6].lower()}" if stack.external_database else ""
+        with narrator.step(f"Starting the coordinator at {stack.url}"):
+            admin = stack.token("admin")
+            stack.start_coordinator()
+        fed = prepare(options, narrator, folder, tag.replace("_", "0"))
+        run, books = train(stack, fed, narrator, admin)
+        files = synthesize(stack, fed, narrator, options, str(run["id"]))
+        rows = evaluate(fed, narrator, options, files)
+        with narrator.step("Stopping every process"):
+            stack.processes.stop()
+    report = Report(
+        plan=fed.plan,
+        run_id=str(run["id"]),
+        rounds_published=int(run["rounds_published"]),
+        rows=rows,
+        books=books,
+        seconds=narrator.seconds,
+        total_seconds=narrator.elapsed,
+        peak_memory=memory.peak,
+        receipts={path.name: federation.receipt_of(path) for path in files.values()},
+    )
+    report.write(options.output / "report.json")
+    report.show(console)
+    console.print(f"Synthetic tables and report.json are in {options.output}/", highlight=False)
+    return report
+
+
+def run_services(options: Options, console: Console) -> None:
+    """Services for development: everything but an agent and data, until Ctrl-C."""
+    narrator = Narrator(console)
+    with (
+        stop_on_signals(),
+        working_folder(options.keep, console) as folder,
+        services(folder, narrator, port=options.port) as stack,
+        with_logs(stack.processes),
+    ):
+        with narrator.step(f"Starting the coordinator at {stack.url}"):
+            token = folder / "admin.token"
+            token.touch(mode=0o600)
+            token.write_text(stack.token("admin") + "\n")
+            stack.start_coordinator()
+        with narrator.step("Starting the Celery worker of the queue coordinator"):
+            stack.start_worker(QUEUE_COORDINATOR, stack.token("worker"))
+        console.print(f"API and its documentation: {stack.url}/docs", highlight=False)
+        console.print(f"Administrator's token (deleted at the end): {token}", highlight=False)
+        console.print("Ctrl-C stops everything.")
+        while True:
+            signal.sigtimedwait([], 1.0)
+            stack.processes.check()

@@ -1,0 +1,139 @@
+"""Parts of the demo that need no service: plans, site files, scoring, the report."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks import scanner_digits
+from benchmarks.demo import evaluation, federation
+from benchmarks.demo.main import Options, load_plan, working_folder
+from benchmarks.demo.processes import DemoError, Stopped
+from benchmarks.demo.report import HEADING, Report
+from benchmarks.demo.sites import Client, budget, write_party
+from benchmarks.demo.small import clusters
+from core.data import load
+from core.evaluation.utility import tstr
+from core.synthesis.formats import to_parquet
+from core.synthesis.sampler import Samples
+from worker.config import load_site
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_the_plan_files_are_plans(small: bool) -> None:
+    plan = load_plan(Options(small=small))
+    assert plan.model.form == "film"
+    assert plan.aggregation == "plain"
+    assert plan.round.quorum == 3
+    assert plan.space == ("demo-clusters" if small else "scanner-digits")
+
+
+def test_no_site_has_more_records_than_the_plan_declares() -> None:
+    labels = np.repeat(np.arange(10), 500)
+    assert max(map(len, scanner_digits.deal(labels))) <= load_plan(Options()).privacy.n_max
+    assert max(len(site.train_y) for site in clusters().sites) <= (
+        load_plan(Options(small=True)).privacy.n_max
+    )
+
+
+def test_an_unusable_plan_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text("name = 'x'\nspace = 'y'\n[privacy]\nepsilon = -1\ndelta = 1e-5\nn_max = 10\n")
+    with pytest.raises(DemoError, match=r"(?s)plan\.toml.*epsilon") as caught:
+        load_plan(Options(plan=path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_party_is_what_worker_and_agent_read(tmp_path: Path) -> None:
+    data, plan = clusters(), load_plan(Options(small=True))
+    clients = [Client(site.name, site, managed=True) for site in data.sites[:2]]
+    party = write_party(tmp_path / "party", clients, plan, data.space)
+    site = load_site(party.config)
+    assert [each.name for each in site.client] == ["site-a", "site-b"]
+    assert site.state_dir == party.state
+    for each, client in zip(site.client, clients, strict=True):
+        assert each.max_epsilon == budget(plan) > plan.privacy.epsilon
+        records = load(each.data, data.space, unit=each.unit)
+        np.testing.assert_array_equal(records.y, client.site.train_y)
+        np.testing.assert_array_equal(records.x, client.site.train_x)
+        assert stat.S_IMODE(each.data.stat().st_mode) == 0o600
+    assert stat.S_IMODE(party.folder.stat().st_mode) == 0o700
+
+
+def test_scores_are_those_of_the_core_measure() -> None:
+    data = clusters()
+    train = data.pooled_train()
+    row = evaluation.score("real", train, data, private=False)
+    expected = tstr(*train, *data.pooled_test())
+    assert row.accuracy == pytest.approx(expected.accuracy, abs=1e-12)
+    assert row.balanced == pytest.approx(expected.balanced_accuracy, abs=1e-12)
+    assert row.rows == 360
+    assert set(row.per_site) == {"site-a", "site-b", "site-c"}
+    assert np.mean(list(row.per_site.values())) == pytest.approx(row.accuracy)
+
+
+def test_the_baseline_beats_chance_by_far() -> None:
+    data = clusters()
+    rows = evaluation.baseline(data, load_plan(Options(small=True)), 400)
+    assert evaluation.score("class means", rows, data, private=True).accuracy > 0.75
+
+
+def test_a_table_is_read_back_as_it_was_made(tmp_path: Path) -> None:
+    data = clusters()
+    x, y = data.sites[0].test_x, data.sites[0].test_y
+    samples = Samples(x=x, y=y, classes=data.space.classes, weights={"site-a": 1.0}, seed=3)
+    path = tmp_path / "t.parquet"
+    path.write_bytes(to_parquet(samples, {"seed": 3}))
+    read_x, read_y = evaluation.read_table(path, data.space)
+    np.testing.assert_array_equal(read_x, x)
+    np.testing.assert_array_equal(read_y, y)
+    assert federation.receipt_of(path) == {"seed": 3}
+
+
+def test_the_report_says_what_is_not_private(tmp_path: Path) -> None:
+    data, plan = clusters(), load_plan(Options(small=True))
+    books = federation.Books(
+        name="site-a", epsilon=7.9, delta=1e-4, reserved=4, committed=4, lost=0,
+        site_epsilon=7.9, site_committed=4, site_lost=0,
+        up_bytes=(2000, 1000, 3000), down_bytes=(0, 500, 700),
+    )  # fmt: skip
+    rows = [
+        evaluation.Row("real data (ceiling)", False, 360, 0.9, 0.89, {"site-a": 0.9}),
+        evaluation.Row("synthetic, neutral code", True, 400, 0.8, 0.79, {"site-a": 0.8}),
+    ]
+    report = Report(plan, "run", 4, rows, [books], {"a step": 2.0}, 3.0, 2**30, {"n": {}})
+    text = io.StringIO()
+    report.show(Console(file=text, width=160))
+    shown = text.getvalue()
+    assert HEADING in shown
+    for part in ("0.800", "2.0 kB", "0.6 kB", "1.00 GiB", "epsilon 8", "delta 0.0001"):
+        assert part in shown
+    path = tmp_path / "report.json"
+    report.write(path)
+    written = json.loads(path.read_text())
+    assert written["accuracy"][1]["accuracy"] == 0.8
+    assert written["clients"][0]["up_bytes"] == [2000, 1000, 3000]
+    assert written["plan"] == plan.model_dump(mode="json")
+    assert len(data.sites) == 3
+
+
+def test_the_working_folder_is_kept_only_when_something_failed() -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    with working_folder(False, console) as folder:
+        (folder / "x").touch()
+    assert not folder.exists()
+    with pytest.raises(Stopped), working_folder(False, console) as folder:
+        raise Stopped(2)
+    assert not folder.exists()
+    with pytest.raises(DemoError), working_folder(False, console) as folder:
+        raise DemoError("no")
+    assert folder.exists()
+    assert str(folder) in text.getvalue()
+    folder.rmdir()
