@@ -76,7 +76,7 @@ def simulate(
                 previous[role] = sha256_of(body)
                 objects[previous[role]] = body
         job = AggregateJob(
-            job_id=f"simulated-{number}", lease_token="none", lease_s=1.0,
+            job_id=f"simulated-{number}", lease_token="none", lease_s=1.0,  # noqa: S106
             run_id=spec.run_id, round_number=number, kind="sketch" if number == 0 else "train",
             spec=spec, updates=tuple(updates), **previous,
         )  # fmt: skip

@@ -39,10 +39,9 @@ _ROUNDING = 1.0 - 4.0 * float(np.finfo(np.float32).eps)
 def clip_factors(norms: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
     """Factor [U] in [0, 1] for each unit's norm [U]; 0 where the norm is not finite."""
     finite = np.isfinite(norms)
-    safe = np.where(finite, norms, 1.0)
-    scaled = clip_norm * _ROUNDING / np.maximum(safe, np.finfo(np.float64).tiny)
-    factors = np.where(safe > clip_norm * _ROUNDING, scaled, 1.0)
-    return np.where(finite, factors, 0.0)
+    limit = clip_norm * _ROUNDING
+    # max() in the denominator: a zero norm divides by the limit, never by zero.
+    return np.where(finite, limit / np.maximum(np.where(finite, norms, limit), limit), 0.0)
 
 
 def clip_rows(vectors: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
