@@ -49,8 +49,8 @@ def test_numpy_decoder_equals_the_torch_decoder() -> None:
         theirs = module.decoder_out(hidden * (1 + scale) + shift).numpy()
         prior = module.prior(labels).numpy()[:, :2]
         shifts = module.prior_shift(trunk).view(50, 3, 2).numpy()[np.arange(50), y]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
-    np.testing.assert_allclose(theta.prior_mean[y], prior + shifts, rtol=1e-12)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(theta.prior_mean[y], prior + shifts, rtol=1e-12, atol=1e-12)
 
 
 def test_the_residual_starts_at_zero() -> None:

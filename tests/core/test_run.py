@@ -93,9 +93,7 @@ def test_seeded_noise_is_refused_in_production() -> None:
 # --- the server's step ---
 
 
-def job(
-    run: Simulated, number: int, reverse: bool = False
-) -> tuple[AggregateJob, dict[str, bytes]]:
+def job(run: Simulated, number: int) -> tuple[AggregateJob, dict[str, bytes]]:
     last = run.rounds[number - 1]
     inputs = {"frame": last.frame, "weights": last.weights}
     objects = {sha256_of(b): b for b in (last.frame, last.weights, last.optimiser)}

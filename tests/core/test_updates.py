@@ -50,31 +50,37 @@ def only_null(factor: float) -> Callable[[Vector], Vector]:
     return change
 
 
-@pytest.mark.parametrize(
-    ("bad", "error"),
-    [
-        (b"", errors.UpdateUnreadable),
-        (b"not a tensor file at all", errors.UpdateUnreadable),
-        (b"\xff" * 64, errors.UpdateUnreadable),
-        (changed(lambda v: v, layout="sha256:" + "0" * 64), errors.UpdateWrongLayout),
-        (tensors.pack({"other": np.zeros(3, np.float32)}, {}), errors.UpdateWrongLayout),
-        (changed(lambda v: v.astype(np.float64)), errors.UpdateWrongDtype),
-        (changed(lambda v: v[:-1]), errors.UpdateWrongShape),
-        (changed(lambda v: v[None]), errors.UpdateWrongShape),
-        (changed(poison), errors.UpdateNotFinite),
-        (changed(lambda v: v * np.float32(np.inf)), errors.UpdateNotFinite),
-        (changed(only_null(0.0)), errors.UpdateNoiseImplausible),
-        (changed(only_null(0.7)), errors.UpdateNoiseImplausible),
-        (changed(only_null(1.35)), errors.UpdateNoiseImplausible),
-        (
-            changed(lambda v: np.concatenate([v[:-256] + 1e4, v[-256:]])),
-            errors.UpdateNormImplausible,
-        ),
-    ],
-)
-def test_each_defect_has_its_own_code(bad: bytes, error: type[errors.UpdateRejected]) -> None:
+def far_away(vector: Vector) -> Vector:
+    return np.concatenate([vector[:-NULL_COORDINATES] + 1e4, vector[-NULL_COORDINATES:]])
+
+
+BAD: dict[str, tuple[Callable[[], bytes], type[errors.UpdateRejected]]] = {
+    "empty": (lambda: b"", errors.UpdateUnreadable),
+    "text": (lambda: b"not a tensor file at all", errors.UpdateUnreadable),
+    "huge header": (lambda: b"\xff" * 64, errors.UpdateUnreadable),
+    "layout": (lambda: changed(lambda v: v, "sha256:" + "0" * 64), errors.UpdateWrongLayout),
+    "name": (
+        lambda: tensors.pack({"other": np.zeros(3, np.float32)}, {}),
+        errors.UpdateWrongLayout,
+    ),
+    "dtype": (lambda: changed(lambda v: v.astype(np.float64)), errors.UpdateWrongDtype),
+    "short": (lambda: changed(lambda v: v[:-1]), errors.UpdateWrongShape),
+    "matrix": (lambda: changed(lambda v: v[None]), errors.UpdateWrongShape),
+    "nan": (lambda: changed(poison), errors.UpdateNotFinite),
+    "infinite": (lambda: changed(lambda v: v * np.float32(np.inf)), errors.UpdateNotFinite),
+    "no noise": (lambda: changed(only_null(0.0)), errors.UpdateNoiseImplausible),
+    # Factors at which an honest draw is told apart with certainty, not with 90 %.
+    "little noise": (lambda: changed(only_null(0.5)), errors.UpdateNoiseImplausible),
+    "much noise": (lambda: changed(only_null(1.7)), errors.UpdateNoiseImplausible),
+    "norm": (lambda: changed(far_away), errors.UpdateNormImplausible),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_each_defect_has_its_own_code(name: str) -> None:
+    make, error = BAD[name]
     with pytest.raises(error) as caught:
-        check_update(bad, expectation(SPEC, 0))
+        check_update(make(), expectation(SPEC, 0))
     assert caught.value.message
 
 
