@@ -24,7 +24,7 @@ from core.federation.plan import PROTOCOL_VERSION
 from core.wire.messages import LEASE_HEADER, PROTOCOL_HEADER
 from worker.answers import Answer, Retry, Timeouts
 from worker.cache import ObjectCache
-from worker.errors import ApiProblem, DownloadCorrupt, UnexpectedAnswer, Unreachable
+from worker.errors import ApiProblem, ConfigError, DownloadCorrupt, UnexpectedAnswer, Unreachable
 from worker.operations import Operations, json_body, path_part
 
 __all__ = ["CoordinatorClient", "Retry", "Timeouts"]
@@ -56,6 +56,12 @@ class CoordinatorClient(Operations):
         self._cache = cache
         headers = {"User-Agent": "fedhypevae-client", PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
         if token:
+            if not (token.isascii() and token.isprintable()) or " " in token:
+                raise ConfigError(
+                    "the token holds characters that no header can carry.",
+                    field="token",
+                    mend="Set FHV_TOKEN to the token as it was shown, on one line.",
+                )
             headers["Authorization"] = f"Bearer {token}"
         self._http = httpx.Client(
             base_url=self.base_url,
