@@ -1,0 +1,121 @@
+"""The coordinator as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+
+from api import health, objects, problems, spaces, tokens
+from api.clients import endpoints as clients
+from api.config import Settings, load
+from api.context import Context
+from api.db.engine import Database
+from api.db.hub import Hub
+from api.db.outbox import Dispatcher
+from api.http import Outermost
+from api.jobs import endpoints as jobs
+from api.ledger import endpoints as ledger
+from api.observability import configure
+from api.rounds import endpoints as rounds
+from api.runs import endpoints as runs
+from api.sweeper import Sweeper
+from api.synthesis import endpoints as synthesis
+from api.synthesis.service import Generators
+from api.updates import endpoints as updates
+from api.work import endpoints as work
+from core.storage import ObjectStore
+
+log = structlog.get_logger(__name__)
+VERSION = "0.1.0"
+_RESTART_S = 1.0
+
+_TAGS = [
+    {"name": "spaces", "description": "Embedding-space contracts."},
+    {"name": "clients", "description": "Who takes part, under which budget."},
+    {"name": "ledger", "description": "What every population has paid."},
+    {"name": "runs", "description": "Plans made immutable, and their progress."},
+    {"name": "rounds", "description": "Rounds and published models."},
+    {"name": "work", "description": "Orders for sites, under leases."},
+    {"name": "updates", "description": "Noised results of sites."},
+    {"name": "jobs", "description": "The coordinator's own jobs."},
+    {"name": "objects", "description": "Downloads."},
+    {"name": "synthesis", "description": "Synthetic embeddings."},
+    {"name": "tokens", "description": "Bearer tokens."},
+    {"name": "health", "description": "For machines that watch machines."},
+]
+
+
+async def _forever(name: str, task: Callable[[], Awaitable[None]]) -> None:
+    """Background tasks end with the process. One that breaks is reported and started again."""
+    while True:
+        try:
+            await task()
+        except Exception:
+            log.exception("background_task_failed", task=name)
+        await asyncio.sleep(_RESTART_S)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    database = Database(settings.database_url, pool_size=settings.database_pool)
+    hub = Hub(database)
+    store = await asyncio.to_thread(ObjectStore, settings.object_store_url)
+    ctx = Context(settings=settings, database=database, store=store, hub=hub)
+    dispatcher = Dispatcher(database, hub, settings.broker_url, settings.poll_s)
+    app.state.context, app.state.dispatcher, app.state.generators = ctx, dispatcher, Generators()
+    tasks = []
+    if app.state.background:
+        jobs_of_process = {
+            "listen": hub.run,
+            "sweep": Sweeper(ctx).run,
+            "dispatch": dispatcher.run,
+        }
+        tasks = [asyncio.create_task(_forever(*item)) for item in jobs_of_process.items()]
+    log.info("started", version=VERSION)
+    try:
+        yield
+    finally:
+        hub.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(dispatcher.close)
+        await database.close()
+        log.info("stopped")
+
+
+def create_app(settings: Settings | None = None, *, background: bool = True) -> FastAPI:
+    """The application. Without ``background`` nothing happens between requests (for tests)."""
+    settings = settings or load(Settings)
+    app = FastAPI(
+        title="FedHypeVAE coordinator",
+        version=VERSION,
+        summary="Differentially private generators of embeddings, trained over several sites.",
+        description="Errors are problem+json (RFC 9457) with a stable `code`. Lists are "
+        "`{items, next}`; pass `next` as `after`. Times are UTC. Ids are UUIDv7.",
+        openapi_tags=_TAGS,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.state.settings, app.state.background, app.state.context = settings, background, None
+    app.add_middleware(Outermost, max_json_bytes=settings.max_json_bytes)
+    problems.install(app)
+    for module in (spaces, tokens, clients, ledger, runs, rounds, work, updates, jobs, objects):
+        app.include_router(module.router)
+    app.include_router(synthesis.router)
+    app.include_router(health.router)
+    return app
+
+
+def from_environment() -> FastAPI:
+    """Factory for ASGI servers: ``uvicorn --factory api.app:from_environment``."""
+    settings = load(Settings)
+    configure(settings.log_level)
+    return create_app(settings)

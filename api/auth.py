@@ -1,0 +1,126 @@
+"""Opaque bearer tokens: ``fhv_<scope>_<secret>``. Only an HMAC under the pepper is stored.
+
+A lease token is derived, not stored: an HMAC over the row that it leases. Whoever reads the
+database can therefore use neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+import structlog
+from fastapi import Depends, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import select
+
+from api.context import Ctx
+from api.db.models import SCOPES, Token
+from api.problems import Forbidden, NotFound, Unauthenticated
+
+_SECRET_BYTES = 32
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="bearer",
+    bearerFormat="fhv_<scope>_<secret>",
+    description="Made by `fedhypevae token create`, or returned once when a client is enrolled.",
+)
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who calls. A client token acts for ``client_id`` and for nobody else."""
+
+    token_id: UUID
+    scope: str
+    client_id: UUID | None
+
+    def must_be_client(self, client_id: UUID) -> None:
+        """Object-level check. To a stranger another client's things do not exist."""
+        if self.scope == "client" and self.client_id != client_id:
+            raise NotFound("there is no such client, or it is not yours")
+
+
+def new_token(scope: str) -> str:
+    if scope not in SCOPES:
+        raise ValueError(f"unknown scope {scope!r}: one of {', '.join(SCOPES)}")
+    return f"fhv_{scope}_{secrets.token_urlsafe(_SECRET_BYTES)}"
+
+
+def mac_of(token: str, pepper: bytes) -> bytes:
+    return hmac.new(pepper, b"token:" + token.encode(), hashlib.sha256).digest()
+
+
+def lease_token(row_id: UUID, attempt: int, pepper: bytes) -> str:
+    """The proof of a lease: names its row, so that a worker's request says what it is about."""
+    message = f"lease:{row_id}:{attempt}".encode()
+    mac = hmac.new(pepper, message, hashlib.sha256).hexdigest()
+    return f"{row_id}.{attempt}.{mac}"
+
+
+def read_lease(token: str, pepper: bytes) -> tuple[UUID, int] | None:
+    """(row, attempt) of a genuine lease token, else None. Says nothing about its being current."""
+    row, _, rest = token.partition(".")
+    attempt, _, _ = rest.partition(".")
+    try:
+        row_id, number = UUID(row), int(attempt)
+    except ValueError:
+        return None
+    genuine = lease_token(row_id, number, pepper)
+    if not hmac.compare_digest(genuine.encode(), token.encode()):
+        return None
+    return row_id, number
+
+
+async def principal(
+    ctx: Ctx,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+) -> Principal:
+    """The caller, or 401. Looked up on every request, so a revocation holds at once."""
+    if credentials is None:
+        raise Unauthenticated(
+            "no bearer token was sent", mend="Send 'Authorization: Bearer fhv_...'."
+        )
+    mac = mac_of(credentials.credentials, ctx.settings.pepper)
+    async with ctx.database.read() as session:
+        token = await session.scalar(select(Token).where(Token.mac == mac))
+        now = await ctx.database.now(session) if token and token.expires_at else None
+    if token is None or not hmac.compare_digest(token.mac, mac):
+        raise Unauthenticated("the bearer token is not known here")
+    if token.revoked_at is not None:
+        raise Unauthenticated("the bearer token was revoked")
+    if token.expires_at is not None and now is not None and token.expires_at <= now:
+        raise Unauthenticated("the bearer token has expired")
+    structlog.contextvars.bind_contextvars(token_id=str(token.id), scope=token.scope)
+    return Principal(token.id, token.scope, token.client_id)
+
+
+def allow(*scopes: str) -> Callable[[Principal], Awaitable[Principal]]:
+    """A dependency that lets these scopes in and refuses the others with 403."""
+    unknown = set(scopes) - set(SCOPES)
+    if unknown:
+        raise ValueError(f"unknown scopes {sorted(unknown)}")
+
+    async def check(who: Annotated[Principal, Depends(principal)]) -> Principal:
+        if who.scope not in scopes:
+            raise Forbidden(
+                f"a token of scope {who.scope!r} may not do that; needed: {' or '.join(scopes)}"
+            )
+        return who
+
+    return check
+
+
+Admin = Annotated[Principal, Depends(allow("admin"))]
+Anyone = Annotated[Principal, Depends(allow(*SCOPES))]
+ClientOnly = Annotated[Principal, Depends(allow("client"))]
+WorkerOnly = Annotated[Principal, Depends(allow("worker"))]
+ClientOrWorker = Annotated[Principal, Depends(allow("client", "worker"))]
+Overseer = Annotated[Principal, Depends(allow("admin", "auditor"))]
+OverseerOrClient = Annotated[Principal, Depends(allow("admin", "auditor", "client"))]
+Scientist = Annotated[Principal, Depends(allow("scientist", "admin"))]

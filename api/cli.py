@@ -1,0 +1,229 @@
+"""Commands of the coordinator's machine: ``serve``, ``token``, ``db``."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Coroutine
+from types import FrameType
+from typing import Annotated, Any, NoReturn, TypeVar
+from uuid import UUID
+
+import typer
+import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
+
+from api import migration, tokens
+from api.app import create_app
+from api.config import S, Secrets, Settings, SettingsError, database_url, load
+from api.context import Context
+from api.db.engine import Database
+from api.observability import configure
+from core.errors import DomainError
+
+T = TypeVar("T")
+_STOP_S = 10
+
+serve_app = typer.Typer(add_completion=False, help="Run the coordinator (HTTP API).")
+token_app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bearer tokens.")
+db_app = typer.Typer(add_completion=False, no_args_is_help=True, help="The database's schema.")
+
+
+def _stop(message: str, code: int = 1) -> NoReturn:
+    print(f"fedhypevae: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _settings(kind: type[S], **overrides: object) -> S:
+    try:
+        return load(kind, **{k: v for k, v in overrides.items() if v is not None})
+    except SettingsError as error:
+        _stop(str(error))
+
+
+class _Server(uvicorn.Server):
+    """Tells long polls to end, so that a stop does not wait for them."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        context = self.config.app.state.context  # type: ignore[union-attr]
+        if isinstance(context, Context):
+            context.hub.close()
+        super().handle_exit(sig, frame)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket, bound now: a port that is taken is one clear line, not a traceback."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        _stop(f"cannot listen on {host}:{port}: {error.strerror or error}", 2)
+    return listener
+
+
+@serve_app.callback(invoke_without_command=True)
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address (FHV_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port (FHV_PORT).", min=1, max=65_535)] = None,
+) -> None:
+    """Serve the API until SIGTERM or Ctrl-C. Exit code 2: the port is taken."""
+    settings = _settings(Settings, host=host, port=port)
+    listener = _listen(settings.host, settings.port)
+    try:
+        state = migration.state(settings.database_url)
+    except SQLAlchemyError as error:
+        listener.close()
+        _stop(f"the database cannot be reached: {_first_line(error)}")
+    if not state.current:
+        listener.close()
+        _stop(
+            f"the database is at migration {state.found or 'none'}, this program needs "
+            f"{state.head}: run 'fedhypevae db upgrade'."
+        )
+    configure(settings.log_level)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_STOP_S,
+    )
+    _Server(config).run(sockets=[listener])
+
+
+def _first_line(error: Exception) -> str:
+    origin = getattr(error, "orig", None) or error
+    return str(origin).strip().partition("\n")[0]
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except DomainError as error:
+        _stop(str(error))
+    except SQLAlchemyError as error:
+        _stop(f"database: {_first_line(error)} (has 'fedhypevae db upgrade' been run?)")
+
+
+@token_app.command("create")
+def token_create(
+    scope: Annotated[str, typer.Option(help="admin, worker, scientist, auditor or client.")],
+    label: Annotated[str, typer.Option(help="Whose it is.")],
+    client: Annotated[str | None, typer.Option(help="Client's name, for scope client.")] = None,
+    days: Annotated[float | None, typer.Option(help="Expires after so many days.")] = None,
+) -> None:
+    """Make a token and print it, once, alone on standard output."""
+    settings = _settings(Secrets)
+    try:
+        wanted = tokens.NewToken.model_validate(
+            {
+                "scope": scope,
+                "label": label,
+                "client": client,
+                "expires_in_s": None if days is None else days * 86_400,
+            }
+        )
+    except ValueError as error:
+        _stop(f"token: {error}", 2)
+
+    async def make() -> tokens.TokenMade:
+        database = Database(settings.database_url, pool_size=2)
+        try:
+            async with database.write() as session:
+                return await tokens.make(session, database, settings.pepper, wanted)
+        finally:
+            await database.close()
+
+    made = _run(make())
+    print(made.token)
+    print(f"token {made.id} of scope {made.scope}; it is not shown again", file=sys.stderr)
+
+
+@token_app.command("list")
+def token_list() -> None:
+    """All tokens, without their texts."""
+    settings = _settings(Secrets)
+
+    async def read() -> list[tokens.TokenView]:
+        database = Database(settings.database_url, pool_size=2)
+        try:
+            items: list[tokens.TokenView] = []
+            after: UUID | None = None
+            while True:
+                async with database.read() as session:
+                    page, after = await tokens.page(session, 200, after)
+                items += page
+                if after is None:
+                    return items
+        finally:
+            await database.close()
+
+    for item in _run(read()):
+        state = "revoked" if item.revoked_at else f"expires {item.expires_at or 'never'}"
+        print(f"{item.id}  {item.scope:<9}  {state}  {item.label}")
+
+
+@token_app.command("revoke")
+def token_revoke(token_id: Annotated[UUID, typer.Argument(help="Its id (token list).")]) -> None:
+    """From now on the token is refused."""
+    settings = _settings(Secrets)
+
+    async def change() -> None:
+        database = Database(settings.database_url, pool_size=2)
+        try:
+            async with database.write() as session:
+                await tokens.revoke(session, database, token_id)
+        finally:
+            await database.close()
+
+    _run(change())
+    print(f"token {token_id} is revoked")
+
+
+def _database_url() -> str:
+    try:
+        return database_url()
+    except SettingsError as error:
+        _stop(str(error))
+
+
+@db_app.command("upgrade")
+def db_upgrade(revision: Annotated[str, typer.Argument(help="Target.")] = "head") -> None:
+    """Apply the migrations."""
+    url = _database_url()
+    try:
+        migration.upgrade(url, revision)
+        state = migration.state(url)
+    except SQLAlchemyError as error:
+        _stop(f"the migration was not applied: {_first_line(error)}")
+    print(f"the database is at migration {state.found}")
+
+
+@db_app.command("downgrade")
+def db_downgrade(revision: Annotated[str, typer.Argument(help="Target, e.g. 0001.")]) -> None:
+    """Undo migrations. Tables that a migration made are dropped WITH THEIR ROWS."""
+    url = _database_url()
+    try:
+        migration.downgrade(url, revision)
+        state = migration.state(url)
+    except SQLAlchemyError as error:
+        _stop(f"the migration was not undone: {_first_line(error)}")
+    print(f"the database is at migration {state.found or 'none'}")
+
+
+@db_app.command("current")
+def db_current() -> None:
+    """Say which migration the database is at. Exit code 1 unless it is the newest."""
+    try:
+        state = migration.state(_database_url())
+    except SQLAlchemyError as error:
+        _stop(f"the database cannot be reached: {_first_line(error)}")
+    print(f"at {state.found or 'none'}, newest {state.head}")
+    if not state.current:
+        raise typer.Exit(1)

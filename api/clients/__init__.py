@@ -1,0 +1,1 @@
+"""Enrolled clients: who takes part, with which data, under which budget."""

@@ -1,0 +1,133 @@
+"""Enrolment: a client names its space, its population and its budget, once."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api import spaces, tokens
+from api.auth import Principal
+from api.clients import repository
+from api.db.base import uuid7
+from api.db.models import Client
+from api.idempotency import remember, replay
+from api.problems import ClientNameTaken, InvalidRequest, NotFound
+from core.federation.plan import Name
+
+SHOWN_ONCE = "The token is shown once. Keep it on the site's machine."
+NOT_REPEATED = "This request was answered before; its token was shown then and is not kept."
+NO_TOKEN = "A managed client has no token: the worker acts for it with its own."  # noqa: S105
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Budget(BaseModel):
+    """What the coordinator may ask of this client's population, ever."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    epsilon: float = Field(gt=0, le=100)
+    delta: float = Field(gt=0, lt=1)
+
+
+class NewClient(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name
+    space: str = Field(min_length=1, max_length=63, description="Name of the embedding space.")
+    site: Text
+    population: Text = Field(description="Clients over one population share one privacy account.")
+    unit: Literal["record", "patient"]
+    managed: bool = Field(description="True: a Celery worker trains for it; false: an agent.")
+    budget: Budget
+
+
+class ClientView(BaseModel):
+    id: UUID
+    name: str
+    space: str
+    site: str
+    population: str
+    unit: str
+    managed: bool
+    budget: Budget
+    account_id: UUID
+    created_at: datetime
+
+
+class Enrolled(BaseModel):
+    client: ClientView
+    token: str | None
+    note: str
+
+
+def view(row: Client) -> ClientView:
+    return ClientView(
+        id=row.id,
+        name=row.name,
+        space=row.space.name,
+        site=row.account.site,
+        population=row.account.population,
+        unit=row.account.unit,
+        managed=row.managed,
+        budget=Budget(epsilon=row.budget_epsilon, delta=row.budget_delta),
+        account_id=row.account_id,
+        created_at=row.created_at,
+    )
+
+
+async def one(session: AsyncSession, who: Principal, client_id: UUID) -> Client:
+    """The client, if there is one and the caller may see it; else ``NotFound`` either way."""
+    who.must_be_client(client_id)
+    row = await repository.one(session, client_id)
+    if row is None:
+        raise NotFound("there is no such client, or it is not yours")
+    return row
+
+
+async def enrol(
+    session: AsyncSession, who: Principal, pepper: bytes, body: NewClient, key: str | None
+) -> tuple[Enrolled, bool]:
+    """The new client with its token, and whether this is a replay (then without the token)."""
+    before: dict[str, Any] | None = await replay(session, who, key, "createClient", body)
+    if before is not None:
+        return Enrolled.model_validate(before), True
+    space = await spaces.by_name(session, body.space)
+    if space is None:
+        raise InvalidRequest(
+            f"there is no embedding space {body.space!r}",
+            field="space",
+            mend="Register it with POST /v1/spaces first.",
+        )
+    account = await repository.account(
+        session, site=body.site, population=body.population, unit=body.unit
+    )
+    new = Client(
+        id=uuid7(),
+        name=body.name,
+        space_id=space.id,
+        account_id=account.id,
+        managed=body.managed,
+        budget_epsilon=body.budget.epsilon,
+        budget_delta=body.budget.delta,
+    )
+    if not await repository.add(session, new):
+        raise ClientNameTaken(f"a client {body.name!r} exists already", field="name")
+    row = await repository.one(session, new.id)
+    if row is None:
+        raise NotFound("the client vanished")
+    secret: str | None = None
+    if not body.managed:
+        _, secret = await tokens.issue(
+            session, pepper, scope="client", label=body.name, client_id=row.id
+        )
+    note = NO_TOKEN if body.managed else SHOWN_ONCE
+    answer = Enrolled(client=view(row), token=secret, note=note)
+    kept = answer.model_copy(
+        update={"token": None, "note": NO_TOKEN if body.managed else NOT_REPEATED}
+    )
+    await remember(session, who, key, kept.model_dump(mode="json"))
+    return answer, False

@@ -1,0 +1,116 @@
+"""Settings of the coordinator from the environment (``FHV_*``). Secrets never get a default."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, Self, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# Only with FHV_ENV=dev: a laptop's tokens need no secrecy, but must survive a restart.
+_DEV_PEPPER = "development-only-pepper-not-a-secret"
+MIN_PEPPER = 16
+
+
+def _with_driver(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("postgres", "postgresql", "postgresql+psycopg"):
+        raise ValueError("must be postgresql://user:password@host/database")
+    return f"postgresql+psycopg://{rest}"
+
+
+class Secrets(BaseSettings):
+    """Enough for tokens and the database: what `fedhypevae token` needs."""
+
+    model_config = SettingsConfigDict(env_prefix="FHV_", frozen=True, extra="ignore")
+
+    env: Literal["dev", "prod"] = "prod"
+    database_url: str = Field(default="", validate_default=True)
+    token_pepper: SecretStr = SecretStr("")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("database_url")
+    @classmethod
+    def _driver(cls, value: str) -> str:
+        """Any usual spelling of a Postgres URL, with the driver that this program uses."""
+        return _with_driver(value)
+
+    @model_validator(mode="after")
+    def _pepper(self) -> Self:
+        if self.env == "prod" and len(self.token_pepper.get_secret_value()) < MIN_PEPPER:
+            raise ValueError(
+                f"FHV_TOKEN_PEPPER: set it to at least {MIN_PEPPER} random characters "
+                "(there is a default only with FHV_ENV=dev)"
+            )
+        return self
+
+    @property
+    def pepper(self) -> bytes:
+        return (self.token_pepper.get_secret_value() or _DEV_PEPPER).encode()
+
+
+class Settings(Secrets):
+    """All settings of the coordinator."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65_535)
+    broker_url: str | None = None
+    object_store_url: str = Field(default="", validate_default=True)
+
+    database_pool: int = Field(default=10, ge=2, description="Connections of one process.")
+    sweep_s: float = Field(default=0.25, gt=0, description="Fallback pace of the sweeper.")
+    poll_s: float = Field(default=1.0, gt=0, description="Fallback pace of polls and the outbox.")
+    grace_s: float = Field(
+        default=5.0, ge=0, description="After a start nobody is declared late for so long."
+    )
+    retry_backoff_s: float = Field(
+        default=5.0, ge=0, description="First pause after 'site-not-ready'; doubles each time."
+    )
+    job_lease_s: float = Field(default=120.0, gt=0)
+    job_attempts: int = Field(default=5, ge=1)
+    resend_s: float = Field(
+        default=10.0, gt=0, description="Unclaimed work is announced again; the pause doubles."
+    )
+    max_json_bytes: int = Field(default=4 * 2**20, gt=0)
+    max_wait_s: float = Field(default=60.0, gt=0, description="Longest long poll.")
+
+    @field_validator("object_store_url")
+    @classmethod
+    def _store(cls, value: str) -> str:
+        if "://" not in value:
+            raise ValueError("must be file:///folder or s3://bucket/prefix")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker(cls, value: str | None) -> str | None:
+        return value or None
+
+
+class SettingsError(Exception):
+    """One line a problem, without the values (they may be secrets)."""
+
+
+S = TypeVar("S", bound=Secrets)
+
+
+def load(kind: type[S], **overrides: object) -> S:
+    """Settings from the environment; ``SettingsError`` names what is wrong."""
+    try:
+        return kind(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = "FHV_" + "_".join(str(part) for part in item["loc"]).upper()
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(message if name == "FHV_" else f"{name}: {message}")
+        raise SettingsError("; ".join(lines)) from None
+
+
+def database_url(given: str | None = None) -> str:
+    """The database's URL alone: migrations need no other setting."""
+    try:
+        return _with_driver(given or os.environ.get("FHV_DATABASE_URL", ""))
+    except ValueError as error:
+        raise SettingsError(f"FHV_DATABASE_URL: {error}") from None

@@ -1,0 +1,36 @@
+"""What a request needs of its process: settings, database, object store, wake-ups."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from api.config import Settings
+from api.db.engine import Database
+from api.db.hub import Hub
+from core.storage import ObjectStore
+
+# Draws and sums of numpy work on threads: a few at once, the rest queue.
+_HEAVY_AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class Context:
+    settings: Settings
+    database: Database
+    store: ObjectStore
+    hub: Hub
+    heavy: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_HEAVY_AT_ONCE))
+
+
+def context(request: Request) -> Context:
+    found = request.app.state.context
+    if not isinstance(found, Context):
+        raise RuntimeError("the application was not started (its lifespan did not run)")
+    return found
+
+
+Ctx = Annotated[Context, Depends(context)]

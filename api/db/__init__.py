@@ -1,0 +1,1 @@
+"""Tables, connections, wake-ups, the outbox."""

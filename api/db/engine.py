@@ -1,0 +1,83 @@
+"""Connections and transactions. One transaction a request, committed at its edge.
+
+Writers use ``write()``, readers ``read()`` (a READ ONLY transaction: a reader that writes by
+mistake fails). All times come from the database's clock, so replicas agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+
+import psycopg
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+# A request that waits longer than this for a row is stuck: better an error than a pile.
+_LOCK_TIMEOUT_MS = 15_000
+_STATEMENT_TIMEOUT_MS = 60_000
+
+
+class Database:
+    """The engine of one process. ``clock_offset`` lets tests move the clock, nothing else."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.url = url
+        self.clock_offset = timedelta(0)
+        self._engine = create_async_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=30,
+            pool_pre_ping=True,
+            connect_args={
+                "application_name": "fedhypevae-api",
+                "options": f"-c lock_timeout={_LOCK_TIMEOUT_MS} "
+                f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} "
+                "-c idle_in_transaction_session_timeout=120000",
+            },
+        )
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that commits when the block ends and rolls back when it raises."""
+        async with self._sessions() as session, session.begin():
+            yield session
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A READ ONLY transaction."""
+        async with self._sessions() as session, session.begin():
+            await session.execute(text("SET TRANSACTION READ ONLY"))
+            yield session
+
+    async def now(self, session: AsyncSession) -> datetime:
+        """The database's time (of this statement, not of the transaction's start)."""
+        now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+        return now + self.clock_offset
+
+    async def connect_alone(self) -> psycopg.AsyncConnection:
+        """A connection of its own outside the pool: for LISTEN and for advisory locks."""
+        url = self.url.replace("postgresql+psycopg://", "postgresql://", 1)
+        return await psycopg.AsyncConnection.connect(
+            url, autocommit=True, application_name="fedhypevae-api"
+        )
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+async def ring(session: AsyncSession, topic: str) -> None:
+    """Wake whoever waits for ``topic``, in all replicas, when this transaction commits."""
+    await session.execute(select(func.pg_notify(CHANNEL, topic)))
+
+
+CHANNEL = "fedhypevae"
+TOPIC_SWEEP = "sweep"
+TOPIC_OUTBOX = "outbox"
+
+
+def topic_of_client(client_id: object) -> str:
+    return f"work:{client_id}"

@@ -1,0 +1,195 @@
+"""Celery messages through a table: written with the row that they announce, sent after commit.
+
+At least once. A message carries one id; the row that it names is the truth, and claiming it is
+what counts, so a message too many is harmless and a lost one is sent again after a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.db.base import uuid7
+from api.db.engine import TOPIC_OUTBOX, Database, ring
+from api.db.hub import Hub, wait
+from api.db.models import Client
+from api.db.run_models import Job, OutboxMessage, Round, WorkItem
+from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN, TASK_AGGREGATE, TASK_TRAIN
+
+log = structlog.get_logger(__name__)
+_BATCH = 100
+_RESEND_LIMIT_S = 300.0
+_KEEP_SENT = timedelta(days=1)
+
+
+async def _announce(session: AsyncSession, task: str, queue: str, subject: UUID) -> None:
+    session.add(OutboxMessage(id=uuid7(), task=task, queue=queue, subject=subject))
+    await session.flush()
+    await ring(session, TOPIC_OUTBOX)
+
+
+async def announce_work(session: AsyncSession, work: WorkItem, now: datetime) -> None:
+    """Tell the queue ``train`` about a managed client's work."""
+    work.queued_at, work.queued_count = now, (work.queued_count or 0) + 1
+    await _announce(session, TASK_TRAIN, QUEUE_TRAIN, work.id)
+
+
+async def announce_job(session: AsyncSession, job: Job, now: datetime) -> None:
+    """Tell the queue ``coordinator`` about a job."""
+    job.queued_at, job.queued_count = now, (job.queued_count or 0) + 1
+    await _announce(session, TASK_AGGREGATE, QUEUE_COORDINATOR, job.id)
+
+
+async def announce_again(session: AsyncSession, now: datetime, resend_s: float) -> int:
+    """Announce work and jobs that nobody claimed since; the pause doubles up to five minutes.
+
+    Not while a message about them still waits to be sent: then the broker is away.
+    """
+    count = 0
+    works = await session.scalars(
+        select(WorkItem)
+        .join(Client, Client.id == WorkItem.client_id)
+        .join(
+            Round,
+            (Round.run_id == WorkItem.run_id) & (Round.number == WorkItem.round_number),
+        )
+        .where(
+            Client.managed,
+            Round.state == "open",
+            WorkItem.state == "ready",
+            WorkItem.available_at <= now,
+            ~exists().where(OutboxMessage.subject == WorkItem.id, OutboxMessage.sent_at.is_(None)),
+        )
+        .with_for_update(of=WorkItem, key_share=True, skip_locked=True)
+    )
+    for work in works.all():
+        if _due(work.queued_at, work.queued_count, now, resend_s):
+            await announce_work(session, work, now)
+            count += 1
+    jobs = await session.scalars(
+        select(Job)
+        .where(
+            Job.state == "ready",
+            Job.available_at <= now,
+            ~exists().where(OutboxMessage.subject == Job.id, OutboxMessage.sent_at.is_(None)),
+        )
+        .with_for_update(of=Job, key_share=True, skip_locked=True)
+    )
+    for job in jobs.all():
+        if _due(job.queued_at, job.queued_count, now, resend_s):
+            await announce_job(session, job, now)
+            count += 1
+    return count
+
+
+def _due(queued_at: datetime | None, count: int, now: datetime, resend_s: float) -> bool:
+    if queued_at is None:
+        return True
+    pause = min(resend_s * 2.0 ** min(count - 1, 16), max(resend_s, _RESEND_LIMIT_S))
+    return queued_at + timedelta(seconds=pause) <= now
+
+
+async def sweep_up(session: AsyncSession, now: datetime) -> None:
+    """Forget messages that were sent long ago."""
+    await session.execute(delete(OutboxMessage).where(OutboxMessage.sent_at < now - _KEEP_SENT))
+
+
+class Dispatcher:
+    """Sends what the outbox holds. Several replicas share the work (SKIP LOCKED)."""
+
+    def __init__(self, database: Database, hub: Hub, broker_url: str | None, poll_s: float) -> None:
+        self._database = database
+        self._hub = hub
+        self._poll_s = poll_s
+        self._celery: Celery | None = None
+        if broker_url is not None:
+            self._celery = Celery("fedhypevae-api", broker=broker_url, set_as_current=False)
+            self._celery.conf.update(
+                task_serializer="json",
+                accept_content=["json"],
+                task_ignore_result=True,
+                broker_connection_timeout=3,
+                broker_transport_options={
+                    "socket_connect_timeout": 3,
+                    "socket_timeout": 5,
+                },
+            )
+
+    async def run(self) -> None:
+        """Until cancelled. A broker that is away is tried again; the rows wait."""
+        with self._hub.subscribe(TOPIC_OUTBOX) as bell:
+            while True:
+                try:
+                    while await self.dispatch():
+                        pass
+                except (OperationalError, OSError) as error:
+                    log.warning("broker_unreachable", error=type(error).__name__)
+                except Exception:
+                    log.exception("dispatch_failed")
+                await wait(bell, self._poll_s)
+
+    async def dispatch(self) -> int:
+        """Send one batch; rows are marked in the transaction that holds their locks."""
+        if self._celery is None:
+            return 0
+        async with self._database.write() as session:
+            rows = (
+                await session.scalars(
+                    select(OutboxMessage)
+                    .where(OutboxMessage.sent_at.is_(None))
+                    .order_by(OutboxMessage.id)
+                    .limit(_BATCH)
+                    .with_for_update(skip_locked=True)
+                )
+            ).all()
+            if not rows:
+                return 0
+            await asyncio.to_thread(self._send, list(rows))
+            await session.execute(
+                update(OutboxMessage)
+                .where(OutboxMessage.id.in_([row.id for row in rows]))
+                .values(sent_at=func.clock_timestamp())
+            )
+            return len(rows)
+
+    def _send(self, rows: list[OutboxMessage]) -> None:
+        if self._celery is None:
+            raise RuntimeError("no broker is configured")
+        for row in rows:
+            self._celery.send_task(
+                row.task,
+                args=[str(row.subject)],
+                queue=row.queue,
+                task_id=str(row.id),
+                serializer="json",
+                ignore_result=True,
+                retry=True,
+                retry_policy={"max_retries": 1, "interval_start": 0.1},
+            )
+
+    async def reachable(self) -> bool:
+        """Does the broker answer? (True without a broker: nothing is expected of it.)"""
+        celery = self._celery
+        if celery is None:
+            return True
+
+        def ask() -> None:
+            with celery.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=3, interval_start=0)
+
+        try:
+            await asyncio.to_thread(ask)
+        except (OperationalError, OSError):
+            return False
+        return True
+
+    def close(self) -> None:
+        if self._celery is not None:
+            self._celery.close()

@@ -1,0 +1,240 @@
+"""Values shown in the OpenAPI document. They are checked against the models by a test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RUN_ID = "0199c0de-1111-7000-8000-000000000001"
+CLIENT_ID = "0199c0de-2222-7000-8000-000000000002"
+WORK_ID = "0199c0de-3333-7000-8000-000000000003"
+JOB_ID = "0199c0de-4444-7000-8000-000000000004"
+UPDATE_ID = "0199c0de-5555-7000-8000-000000000005"
+KEY_ID = "0199c0de-6666-7000-8000-000000000006"
+ACCOUNT_ID = "0199c0de-7777-7000-8000-000000000007"
+AT = "2026-03-01T12:00:00Z"
+LEASE = f"{WORK_ID}.1.8f0c"
+FRAME = "sha256:" + "a1" * 32
+WEIGHTS = "sha256:" + "b2" * 32
+OPTIMISER = "sha256:" + "c3" * 32
+UPDATE = "sha256:" + "d4" * 32
+LAYOUT = "sha256:" + "e5" * 32
+SPEC = "sha256:" + "f6" * 32
+
+SPACE: dict[str, Any] = {
+    "name": "lite0-digits",
+    "backbone": "efficientnet-lite0",
+    "weights_digest": "sha256:" + "0a" * 32,
+    "preprocessing": "grey to rgb, 224 px bilinear, ImageNet mean and deviation",
+    "dim": 1280,
+    "classes": ["zero", "one", "two"],
+}
+SPACE_VIEW = {"id": ACCOUNT_ID, "digest": LAYOUT, "created_at": AT, **SPACE}
+
+CLIENT_NEW: dict[str, Any] = {
+    "name": "site-a",
+    "space": "lite0-digits",
+    "site": "hospital-a",
+    "population": "hospital-a/inpatients",
+    "unit": "record",
+    "managed": False,
+    "budget": {"epsilon": 8.0, "delta": 1e-5},
+}
+CLIENT = {"id": CLIENT_ID, "account_id": ACCOUNT_ID, "created_at": AT, **CLIENT_NEW}
+ENROLLED = {
+    "client": CLIENT,
+    "token": "fhv_client_3q2-7wAbCdEfGhIjKlMnOpQrStUvWxYz0123456789A",
+    "note": "The token is shown once. Keep it on the site's machine.",
+}
+
+TOKEN_NEW = {"scope": "scientist", "label": "notebook of ada"}
+TOKEN = {
+    "id": KEY_ID,
+    "scope": "scientist",
+    "label": "notebook of ada",
+    "client_id": None,
+    "created_at": AT,
+    "expires_at": None,
+    "revoked_at": None,
+}
+TOKEN_MADE = {**TOKEN, "token": "fhv_scientist_3q2-7wAbCdEfGhIjKlMnOpQrStUvWxYz0123456789A"}
+
+PLAN: dict[str, Any] = {
+    "name": "digits-1",
+    "space": "lite0-digits",
+    "privacy": {"epsilon": 4.0, "delta": 1e-5, "n_max": 5000, "rounds": 10},
+    "round": {"quorum": 2, "deadline_s": 3600},
+}
+RUN_NEW = {"plan": PLAN, "clients": ["site-a", "site-b"]}
+RUN_SPEC: dict[str, Any] = {
+    "protocol": 1,
+    "run_id": RUN_ID,
+    "plan": PLAN,
+    "space": SPACE,
+    "noise": {"sketch_multiplier": 1.3145, "train_multiplier": 2.3592},
+}
+RUN = {
+    "id": RUN_ID,
+    "name": "digits-1",
+    "state": "running",
+    "why": "",
+    "spec": RUN_SPEC,
+    "spec_digest": SPEC,
+    "clients": ["site-a", "site-b"],
+    "epsilon_planned": 3.9999,
+    "current_round": 3,
+    "rounds_published": 3,
+    "rounds_planned": 11,
+    "created_at": AT,
+    "started_at": AT,
+    "finished_at": None,
+}
+FRAME_REF = {"role": "frame", "digest": FRAME, "size": 262144}
+WEIGHTS_REF = {"role": "weights", "digest": WEIGHTS, "size": 131072}
+ROUND = {
+    "run_id": RUN_ID,
+    "number": 3,
+    "kind": "train",
+    "state": "open",
+    "why": "1 of 2 updates, quorum 2; working: site-b; until 2026-03-01T13:00:00Z",
+    "quorum": 2,
+    "deadline": "2026-03-01T13:00:00Z",
+    "extended": False,
+    "updates_accepted": 1,
+    "missing_clients": ["site-b"],
+    "clients": [
+        {"client": "site-a", "standing": "accepted", "attempt": 1, "until": None, "why": ""},
+        {
+            "client": "site-b",
+            "standing": "leased",
+            "attempt": 1,
+            "until": "2026-03-01T12:10:00Z",
+            "why": "",
+        },
+    ],
+    "created_at": AT,
+    "opened_at": AT,
+    "closed_at": None,
+    "published_at": None,
+    "frame": None,
+    "weights": None,
+}
+EVENT = {
+    "mechanism": "poisson-subsampled-gaussian",
+    "noise_multiplier": 2.3592,
+    "sample_rate": 0.25,
+    "steps": 1,
+    "relation": "add-remove-one-unit",
+    "unit": "record",
+}
+ORDER = {
+    "work_id": WORK_ID,
+    "run_id": RUN_ID,
+    "client_id": CLIENT_ID,
+    "client": "site-a",
+    "round_number": 3,
+    "kind": "train",
+    "attempt": 1,
+    "lease_token": LEASE,
+    "lease_s": 600.0,
+    "spec": RUN_SPEC,
+    "spec_digest": SPEC,
+    "event": EVENT,
+    "update_layout": LAYOUT,
+    "max_update_bytes": 139264,
+    "inputs": [FRAME_REF, WEIGHTS_REF],
+}
+RENEWAL = {"lease_s": 600.0}
+FAILURE = {"code": "site-not-ready"}
+RECEIPT = {
+    "update_id": UPDATE_ID,
+    "run_id": RUN_ID,
+    "round_number": 3,
+    "client_id": CLIENT_ID,
+    "digest": UPDATE,
+    "size": 135168,
+}
+JOB = {
+    "job_id": JOB_ID,
+    "lease_token": f"{JOB_ID}.1.8f0c",
+    "lease_s": 120.0,
+    "run_id": RUN_ID,
+    "round_number": 3,
+    "kind": "train",
+    "spec": RUN_SPEC,
+    "updates": [{"client_id": CLIENT_ID, "client": "site-a", "digest": UPDATE}],
+    "frame": FRAME,
+    "weights": WEIGHTS,
+    "optimiser": OPTIMISER,
+}
+JOB_RESULT = {
+    "frame": FRAME_REF,
+    "weights": WEIGHTS_REF,
+    "optimiser_digest": OPTIMISER,
+    "optimiser_size": 262144,
+}
+JOB_FAILURE = {"code": "object-missing", "detail": "no object sha256:d4..."}
+SPENT = {"client": "site-a", "epsilon": 3.2, "delta": 1e-5, "unit": "record"}
+MODEL = {
+    "run_id": RUN_ID,
+    "round": 3,
+    "spec_digest": SPEC,
+    "frame": FRAME_REF,
+    "weights": WEIGHTS_REF,
+    "clients": ["site-a", "site-b"],
+    "per_client": [SPENT, {**SPENT, "client": "site-b"}],
+    "relation": "add-remove-one-unit",
+    "noise_mode": "csprng",
+}
+LEDGER = {
+    "client": "site-a",
+    "account": {"site": "hospital-a", "population": "hospital-a/inpatients", "unit": "record"},
+    "budget": {"epsilon": 8.0, "delta": 1e-5},
+    "epsilon_committed": 3.2,
+    "epsilon_reserved": 0.03,
+    "epsilon_total": 3.23,
+    "delta": 1e-5,
+    "entries": [
+        {
+            "id": ACCOUNT_ID,
+            "kind": "reserve",
+            "client": "site-a",
+            "event": EVENT,
+            "reserve_id": None,
+            "run_id": RUN_ID,
+            "round": 3,
+            "attempt": 1,
+            "at": AT,
+        }
+    ],
+}
+SYNTHESIS = {
+    "run": "digits-1",
+    "mixture": {"site-a": 0.7, "site-b": 0.3},
+    "n": 2,
+    "seed": 7,
+}
+SYNTHESISED = {
+    "n": 2,
+    "classes": ["zero", "one", "two"],
+    "labels": ["zero", "two"],
+    "label_ids": [0, 2],
+    "embeddings": [[0.12, -0.4], [0.08, 0.31]],
+    "receipt": {
+        "run_id": RUN_ID,
+        "run": "digits-1",
+        "round": 3,
+        "spec_digest": SPEC,
+        "frame_digest": FRAME,
+        "weights_digest": WEIGHTS,
+        "mixture": {"site-a": 0.7, "site-b": 0.3},
+        "seed": 7,
+        "per_client": [SPENT, {**SPENT, "client": "site-b"}],
+        "relation": "add-remove-one-unit",
+        "noise_mode": "csprng",
+        "not_private": False,
+    },
+}
+
+
+def page(item: Any) -> dict[str, Any]:
+    return {"items": [item], "next": None}

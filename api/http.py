@@ -1,0 +1,132 @@
+"""The outermost layer: request ids, the size limit of JSON bodies, the protocol, one log line.
+
+Plain ASGI, because it must see bodies before anything reads them and must answer in
+problem+json. Bodies, tokens and query strings are never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import problems
+from core.errors import DomainError
+from core.federation.plan import PROTOCOL_VERSION
+from core.wire.messages import PROTOCOL_HEADER
+
+REQUEST_ID_HEADER = "X-Request-ID"
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+_QUIET = frozenset({"/healthz", "/readyz"})
+# The one route whose bodies are large; it enforces the exact limit of its round by itself.
+_UPLOAD = re.compile(r"^/v1/runs/[^/]+/rounds/[^/]+/updates/[^/]+$")
+
+log = structlog.get_logger("api.access")
+
+
+_CRASHED = "An error that nobody expected; the coordinator's log has the request id."
+
+
+class _Crashed(DomainError):
+    code = "internal-error"
+
+
+class Outermost:
+    def __init__(self, app: ASGIApp, max_json_bytes: int) -> None:
+        self.app = app
+        self.max_json_bytes = max_json_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get(REQUEST_ID_HEADER, "")
+        request_id = given if _REQUEST_ID.match(given) else str(uuid.uuid4())
+        scope["fhv.request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answer = MutableHeaders(scope=message)
+                answer[REQUEST_ID_HEADER] = request_id
+                answer[PROTOCOL_HEADER] = str(PROTOCOL_VERSION)
+                answer.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            refused = self._refusal(scope, headers)
+            if refused is not None:
+                await _send_problem(refused, request_id, send_with_id)
+            else:
+                await self.app(scope, self._limited(scope, receive), send_with_id)
+        except Exception:
+            log.exception("request_crashed", method=scope["method"], path=scope["path"])
+            if status:  # half an answer is out: the server must cut the connection
+                raise
+            await _send_problem(_Crashed(_CRASHED), request_id, send_with_id)
+        finally:
+            if scope["path"] not in _QUIET:
+                log.info(
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    ms=round(1000 * (time.perf_counter() - started), 1),
+                )
+
+    def _refusal(self, scope: Scope, headers: Headers) -> DomainError | None:
+        protocol = headers.get(PROTOCOL_HEADER)
+        if protocol is not None and protocol != str(PROTOCOL_VERSION):
+            return problems.UnsupportedProtocol(
+                f"protocol {protocol[:16]!r} is not spoken here, only {PROTOCOL_VERSION}",
+                field=PROTOCOL_HEADER,
+                mend="Use the same version of the worker or agent as of the coordinator.",
+            )
+        length = headers.get("content-length", "0")
+        large = length.isdigit() and int(length) > self.max_json_bytes
+        if large and not _UPLOAD.match(scope["path"]):
+            return problems.PayloadTooLarge(self._too_large())
+        return None
+
+    def _too_large(self) -> str:
+        return f"the body must not be larger than {self.max_json_bytes} bytes"
+
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        if _UPLOAD.match(scope["path"]):
+            return receive
+        total = 0
+
+        async def limited() -> Message:
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            if total > self.max_json_bytes:
+                # FastAPI lets HTTPException through while it reads a body, nothing else.
+                raise HTTPException(413, self._too_large())
+            return message
+
+        return limited
+
+
+async def _send_problem(error: DomainError, request_id: str, send: Send) -> None:
+    body = problems.of_domain_error(error, request_id)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": body["status"],
+            "headers": [(b"content-type", problems.CONTENT_TYPE.encode())],
+        }
+    )
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})

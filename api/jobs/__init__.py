@@ -1,0 +1,1 @@
+"""Jobs of the coordinator's own worker."""

@@ -1,0 +1,166 @@
+"""Jobs of the coordinator's worker: claimed, renewed, completed or failed, under leases.
+
+Summing a round again gives the same bytes, so a job may be repeated: a lease that ends makes it
+ready again until its attempts are used up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import lease_token, read_lease
+from api.context import Context
+from api.db.engine import TOPIC_SWEEP, ring
+from api.db.run_models import Job
+from api.jobs import repository
+from api.problems import Conflict, InvalidRequest, LeaseLost, NotFound, WorkGone, WorkLeased
+from api.rounds import repository as rounds
+from api.runs import repository as runs
+from api.updates.repository import remember_object
+from core.federation.plan import RunSpec
+from core.wire.messages import (
+    LEASE_HEADER,
+    AggregateInput,
+    AggregateJob,
+    AggregateResult,
+    JobFailure,
+    LeaseRenewal,
+)
+
+log = structlog.get_logger(__name__)
+_RETRY_S = 2.0
+_RETRY_LIMIT_S = 60.0
+
+
+async def claim(ctx: Context, session: AsyncSession, job_id: UUID) -> AggregateJob:
+    job = await repository.locked(session, job_id)
+    if job is None:
+        raise NotFound("there is no such job")
+    if job.state == "leased":
+        raise WorkLeased("another worker holds the lease", mend="Drop this message.")
+    run = await runs.one(session, job.run_id)
+    if run is None or run.state != "running" or job.state != "ready":
+        raise WorkGone(f"the job is {job.state}", mend="Drop this message.")
+    model = None
+    if job.round_number > 0:
+        model = await rounds.model(session, run.id, job.round_number - 1)
+    updates = await rounds.updates_of(session, run.id, job.round_number)
+    job.state, job.attempt = "leased", job.attempt + 1
+    job.lease_expires = await ctx.database.now(session) + timedelta(
+        seconds=ctx.settings.job_lease_s
+    )
+    log.info("job_leased", job_id=str(job.id), round=job.round_number, attempt=job.attempt)
+    return AggregateJob(
+        job_id=str(job.id),
+        lease_token=lease_token(job.id, job.attempt, ctx.settings.pepper),
+        lease_s=ctx.settings.job_lease_s,
+        run_id=str(run.id),
+        round_number=job.round_number,
+        kind="sketch" if job.round_number == 0 else "train",
+        spec=RunSpec.model_validate(run.spec),
+        updates=tuple(
+            AggregateInput(client_id=str(update.client_id), client=name, digest=update.digest)
+            for update, name in updates
+        ),
+        frame=None if model is None else model.frame.digest,
+        weights=None if model is None else model.weights.digest,
+        optimiser=None if model is None else model.optimiser_digest,
+    )
+
+
+async def _held(ctx: Context, session: AsyncSession, job_id: UUID, given: str | None) -> Job:
+    """The job, locked, if the header is the lease of its current attempt."""
+    if given is None:
+        raise InvalidRequest("the lease token is missing", field=LEASE_HEADER)
+    job = await repository.locked(session, job_id)
+    if job is None:
+        raise NotFound("there is no such job")
+    if read_lease(given, ctx.settings.pepper) != (job.id, job.attempt):
+        raise LeaseLost("this lease token is not of the job's current attempt")
+    return job
+
+
+def _must_be_leased(job: Job) -> None:
+    if job.state != "leased":
+        raise LeaseLost(f"the lease has ended: the job is {job.state}")
+
+
+async def renew(
+    ctx: Context, session: AsyncSession, job_id: UUID, given: str | None
+) -> LeaseRenewal:
+    job = await _held(ctx, session, job_id, given)
+    _must_be_leased(job)
+    now = await ctx.database.now(session)
+    job.lease_expires = now + timedelta(seconds=ctx.settings.job_lease_s)
+    return LeaseRenewal(lease_s=ctx.settings.job_lease_s)
+
+
+async def check_stored(ctx: Context, result: AggregateResult) -> None:
+    """The worker wrote to the same store: what it names must be there."""
+    for field, digest in (
+        ("frame", result.frame.digest),
+        ("weights", result.weights.digest),
+        ("optimiser_digest", result.optimiser_digest),
+    ):
+        if not await asyncio.to_thread(ctx.store.exists, digest):
+            raise InvalidRequest(
+                f"the object store holds no {digest}",
+                field=field,
+                mend="Worker and coordinator need the same FHV_OBJECT_STORE_URL.",
+            )
+
+
+async def complete(
+    ctx: Context, session: AsyncSession, job_id: UUID, given: str | None, result: AggregateResult
+) -> None:
+    """Idempotent for the same result. The sweeper publishes."""
+    job = await _held(ctx, session, job_id, given)
+    if job.state == "done":
+        if job.result != result.model_dump(mode="json"):
+            raise Conflict("the job was completed with another result")
+        return
+    _must_be_leased(job)
+    await remember_object(session, result.frame.digest, result.frame.size)
+    await remember_object(session, result.weights.digest, result.weights.size)
+    await remember_object(session, result.optimiser_digest, result.optimiser_size)
+    job.state, job.reason = "done", ""
+    job.result = result.model_dump(mode="json")
+    job.finished_at = await ctx.database.now(session)
+    await ring(session, TOPIC_SWEEP)
+    log.info("job_done", job_id=str(job.id), round=job.round_number, attempt=job.attempt)
+
+
+async def fail(
+    ctx: Context, session: AsyncSession, job_id: UUID, given: str | None, failure: JobFailure
+) -> None:
+    job = await _held(ctx, session, job_id, given)
+    _must_be_leased(job)
+    await _again(ctx, session, job, f"{failure.code}: {failure.detail}".removesuffix(": "))
+
+
+async def _again(ctx: Context, session: AsyncSession, job: Job, reason: str) -> None:
+    """Ready for another attempt after a pause, or failed for good."""
+    now = await ctx.database.now(session)
+    job.reason = reason
+    if job.attempt >= ctx.settings.job_attempts:
+        job.state, job.finished_at = "failed", now
+    else:
+        pause = min(_RETRY_S * 2.0 ** (job.attempt - 1), _RETRY_LIMIT_S)
+        job.state, job.available_at = "ready", now + timedelta(seconds=pause)
+        job.queued_at = None  # announced again as soon as its time has come
+    await session.flush()
+    await ring(session, TOPIC_SWEEP)
+    log.warning("job_attempt_failed", job_id=str(job.id), attempt=job.attempt, reason=reason)
+
+
+async def expire(ctx: Context, session: AsyncSession) -> int:
+    """Take back jobs whose worker has fallen silent."""
+    jobs = await repository.overdue(session, await ctx.database.now(session))
+    for job in jobs:
+        await _again(ctx, session, job, "the worker's lease ended")
+    return len(jobs)

@@ -1,0 +1,65 @@
+"""SQL of the ledger. Rows are only ever inserted; the database refuses everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.db.models import Account, Client
+from api.db.run_models import LedgerEntry
+
+
+async def lock_account(session: AsyncSession, account_id: UUID) -> None:
+    """Reservations of one account happen one after the other. (Outcomes need no lock: they do not
+    change the worst case. FOR NO KEY UPDATE, so that their foreign keys do not wait either.)
+    """
+    await session.execute(
+        select(Account.id).where(Account.id == account_id).with_for_update(key_share=True)
+    )
+
+
+async def of_account(session: AsyncSession, account_id: UUID) -> Sequence[LedgerEntry]:
+    """All entries, oldest first."""
+    query = select(LedgerEntry).where(LedgerEntry.account_id == account_id)
+    return (await session.scalars(query.order_by(LedgerEntry.id))).all()
+
+
+async def reservations(session: AsyncSession, account_id: UUID) -> list[dict[str, object]]:
+    """Events of every reservation: the worst case, whatever became of them."""
+    query = select(LedgerEntry.event).where(
+        LedgerEntry.account_id == account_id, LedgerEntry.kind == "reserve"
+    )
+    return [event for event in await session.scalars(query) if event is not None]
+
+
+async def reservations_of_run(
+    session: AsyncSession, run_id: UUID, up_to_round: int
+) -> list[tuple[UUID, dict[str, object]]]:
+    """(account, event) of everything that a run reserved up to a round."""
+    query = select(LedgerEntry.account_id, LedgerEntry.event).where(
+        LedgerEntry.run_id == run_id,
+        LedgerEntry.round_number <= up_to_round,
+        LedgerEntry.kind == "reserve",
+    )
+    return [(account, event) for account, event in await session.execute(query) if event]
+
+
+async def add(session: AsyncSession, entry: LedgerEntry) -> None:
+    session.add(entry)
+    await session.flush()
+
+
+async def one(session: AsyncSession, entry_id: UUID) -> LedgerEntry:
+    return (
+        await session.execute(select(LedgerEntry).where(LedgerEntry.id == entry_id))
+    ).scalar_one()
+
+
+async def client_names(session: AsyncSession, account_id: UUID) -> dict[UUID, str]:
+    rows = await session.execute(
+        select(Client.id, Client.name).where(Client.account_id == account_id)
+    )
+    return {row[0]: row[1] for row in rows}

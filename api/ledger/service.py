@@ -1,0 +1,195 @@
+"""Reserve before work is handed out; commit with the update; what is lost stays spent.
+
+What a budget is compared with is the account's worst case: every reservation, whatever became of
+it. Two clients over one population share the account, each is held to its own budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.clients.service import Budget
+from api.db.base import uuid7
+from api.db.models import Client
+from api.db.run_models import LedgerEntry
+from api.ledger import repository
+from core.privacy import ledger
+from core.privacy.accounting import epsilon
+from core.privacy.events import PrivacyEvent
+
+
+class AccountView(BaseModel):
+    site: str
+    population: str
+    unit: str
+
+
+class EntryView(BaseModel):
+    id: UUID
+    kind: Literal["reserve", "commit", "lost"]
+    client: str
+    event: PrivacyEvent | None
+    reserve_id: UUID | None
+    run_id: UUID
+    round: int
+    attempt: int
+    at: datetime
+
+
+class LedgerView(BaseModel):
+    """``epsilon_committed``: commits and losses (a loss is never refunded); ``epsilon_reserved``:
+    what the open reservations may add to it; ``epsilon_total``: all of it together.
+    """
+
+    client: str
+    account: AccountView
+    budget: Budget
+    epsilon_committed: float
+    epsilon_reserved: float
+    epsilon_total: float
+    delta: float
+    entries: list[EntryView]
+
+
+class ClientSpent(BaseModel):
+    """What one client's population has paid for a model."""
+
+    client: str
+    epsilon: float
+    delta: float
+    unit: str
+
+
+def _event(data: dict[str, Any]) -> PrivacyEvent:
+    return PrivacyEvent.model_validate(data)
+
+
+async def check(session: AsyncSession, client: Client, wanted: Iterable[PrivacyEvent]) -> float:
+    """Epsilon after ``wanted``; ``BudgetExceeded`` if that passes the client's budget."""
+    spent = [_event(event) for event in await repository.reservations(session, client.account_id)]
+    return await asyncio.to_thread(
+        ledger.check_budget,
+        spent,
+        list(wanted),
+        epsilon_budget=client.budget_epsilon,
+        delta=client.budget_delta,
+    )
+
+
+async def reserve(
+    session: AsyncSession,
+    client: Client,
+    *,
+    run_id: UUID,
+    round_number: int,
+    attempt: int,
+    event: PrivacyEvent,
+) -> LedgerEntry:
+    """Set the event aside for one attempt, under the account's lock. Raises ``BudgetExceeded``."""
+    await repository.lock_account(session, client.account_id)
+    await check(session, client, [event])
+    entry = LedgerEntry(
+        id=uuid7(),
+        account_id=client.account_id,
+        client_id=client.id,
+        run_id=run_id,
+        round_number=round_number,
+        attempt=attempt,
+        kind="reserve",
+        event=event.model_dump(mode="json"),
+    )
+    await repository.add(session, entry)
+    return entry
+
+
+async def settle(
+    session: AsyncSession, reservation_id: UUID, outcome: Literal["commit", "lost"]
+) -> None:
+    """Write a reservation's one outcome; a second one violates a unique index."""
+    reservation = await repository.one(session, reservation_id)
+    entry = LedgerEntry(
+        id=uuid7(),
+        account_id=reservation.account_id,
+        client_id=reservation.client_id,
+        run_id=reservation.run_id,
+        round_number=reservation.round_number,
+        attempt=reservation.attempt,
+        kind=outcome,
+        reserve_id=reservation.id,
+    )
+    await repository.add(session, entry)
+
+
+def _pure(rows: Iterable[LedgerEntry]) -> list[ledger.Entry]:
+    return [
+        ledger.Entry(
+            id=str(row.id),
+            kind=row.kind,  # type: ignore[arg-type]  # a CHECK holds the three values
+            event=_event(row.event) if row.event else None,
+            reserve_id=str(row.reserve_id) if row.reserve_id else None,
+        )
+        for row in rows
+    ]
+
+
+async def statement(session: AsyncSession, client: Client) -> LedgerView:
+    """The account's entries and what they add up to, recomputed from the events."""
+    rows = await repository.of_account(session, client.account_id)
+    names = await repository.client_names(session, client.account_id)
+    entries, delta = _pure(rows), client.budget_delta
+    committed = await asyncio.to_thread(ledger.epsilon_committed, entries, delta)
+    total = await asyncio.to_thread(ledger.epsilon_total, entries, delta)
+    account = client.account
+    return LedgerView(
+        client=client.name,
+        account=AccountView(site=account.site, population=account.population, unit=account.unit),
+        budget=Budget(epsilon=client.budget_epsilon, delta=delta),
+        epsilon_committed=committed,
+        epsilon_reserved=max(0.0, total - committed),
+        epsilon_total=total,
+        delta=delta,
+        entries=[
+            EntryView(
+                id=row.id,
+                kind=pure.kind,
+                client=names[row.client_id],
+                event=pure.event,
+                reserve_id=row.reserve_id,
+                run_id=row.run_id,
+                round=row.round_number,
+                attempt=row.attempt,
+                at=row.at,
+            )
+            for row, pure in zip(rows, entries, strict=True)
+        ],
+    )
+
+
+async def spent_on_model(
+    session: AsyncSession, run_id: UUID, clients: Iterable[Client], round_number: int, delta: float
+) -> list[ClientSpent]:
+    """Per client: epsilon at the plan's delta of all that the run reserved of its account up to
+    this round. Clients that share an account show the account's figure, which is the true one.
+    """
+    by_account: dict[UUID, list[PrivacyEvent]] = {}
+    for account, event in await repository.reservations_of_run(session, run_id, round_number):
+        by_account.setdefault(account, []).append(_event(event))
+    spent = []
+    for client in clients:
+        events = by_account.get(client.account_id, [])
+        spent.append(
+            ClientSpent(
+                client=client.name,
+                epsilon=await asyncio.to_thread(epsilon, events, delta),
+                delta=delta,
+                unit=client.account.unit,
+            )
+        )
+    return spent

@@ -1,0 +1,265 @@
+"""problem+json (RFC 9457) for every error, from one catalogue: code -> status and title.
+
+Domain errors say what is wrong; only this file knows which HTTP status that is. A test walks all
+subclasses of ``DomainError`` and fails if one has no entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from core.errors import DomainError
+
+CONTENT_TYPE = "application/problem+json"
+log = structlog.get_logger(__name__)
+
+
+class Unauthenticated(DomainError):
+    code = "unauthenticated"
+
+
+class Forbidden(DomainError):
+    code = "forbidden"
+
+
+class NotFound(DomainError):
+    code = "not-found"
+
+
+class Conflict(DomainError):
+    code = "conflict"
+
+
+class PayloadTooLarge(DomainError):
+    code = "payload-too-large"
+
+
+class UnsupportedMediaType(DomainError):
+    code = "unsupported-media-type"
+
+
+class InvalidRequest(DomainError):
+    code = "invalid-request"
+
+
+class RoundClosed(DomainError):
+    code = "round-closed"
+
+
+class LeaseLost(DomainError):
+    code = "lease-lost"
+
+
+class WorkLeased(DomainError):
+    code = "work-leased"
+
+
+class WorkGone(DomainError):
+    code = "work-gone"
+
+
+class UpdateConflict(DomainError):
+    code = "update-conflict"
+
+
+class SpaceConflict(Conflict):
+    code = "space-name-taken"
+
+
+class ClientNameTaken(Conflict):
+    code = "client-name-taken"
+
+
+class RunNameTaken(Conflict):
+    code = "run-name-taken"
+
+
+class IdempotencyKeyReused(Conflict):
+    code = "idempotency-key-reused"
+
+
+class RangeNotSatisfiable(DomainError):
+    code = "range-not-satisfiable"
+
+
+class UnsupportedProtocol(DomainError):
+    code = "unsupported-protocol"
+
+
+class NotReady(DomainError):
+    code = "not-ready"
+
+
+# code -> (status, title). A code is never removed and never changes its status.
+CATALOGUE: Mapping[str, tuple[int, str]] = {
+    "domain-error": (400, "The request cannot be carried out"),
+    "unauthenticated": (401, "A valid bearer token is needed"),
+    "forbidden": (403, "This token may not do that"),
+    "not-found": (404, "There is no such thing"),
+    "method-not-allowed": (405, "The method is not allowed here"),
+    "not-acceptable": (406, "None of the accepted formats is served"),
+    "conflict": (409, "The state of the resource forbids it"),
+    "space-name-taken": (409, "Another embedding space has this name"),
+    "client-name-taken": (409, "Another client has this name"),
+    "run-name-taken": (409, "Another run has this name"),
+    "idempotency-key-reused": (409, "The Idempotency-Key belongs to another request"),
+    "round-closed": (409, "The round takes no more updates"),
+    "lease-lost": (409, "The lease has ended"),
+    "work-leased": (409, "Somebody else holds the lease"),
+    "work-gone": (409, "The work is no longer on offer"),
+    "update-conflict": (409, "Another update of this client counts already"),
+    "budget-exceeded": (409, "The privacy budget does not allow it"),
+    "plan-refused": (409, "A site refuses the plan"),
+    "payload-too-large": (413, "The body is too large"),
+    "unsupported-media-type": (415, "The content type is not understood"),
+    "range-not-satisfiable": (416, "The range lies outside the object"),
+    "unsupported-protocol": (400, "The protocol version is not spoken here"),
+    "invalid-request": (422, "The request is not valid"),
+    "invalid-plan": (422, "The plan is not valid"),
+    "space-mismatch": (422, "The embedding spaces differ"),
+    "invalid-mixture": (422, "The mixture is not valid"),
+    "unknown-mixture-client": (422, "The mixture names an unknown client"),
+    "invalid-synthesis-request": (422, "The synthesis request is not valid"),
+    "update-rejected": (422, "The update does not count"),
+    "update-unreadable": (422, "The update cannot be read"),
+    "update-wrong-layout": (422, "The update has another layout"),
+    "update-wrong-dtype": (422, "The update has another number type"),
+    "update-wrong-shape": (422, "The update has another shape"),
+    "update-not-finite": (422, "The update holds NaN or infinity"),
+    "update-noise-implausible": (422, "The update is not as noisy as promised"),
+    "update-norm-implausible": (422, "The update is larger than the plan allows"),
+    "privacy-error": (422, "Privacy cannot be accounted for"),
+    "unknown-privacy-event": (422, "No accountant knows this event"),
+    "data-unusable": (422, "The records cannot be used"),
+    "data-not-found": (422, "There are no records"),
+    "data-unreadable": (422, "The records cannot be read"),
+    "data-empty": (422, "There are no records"),
+    "data-wrong-width": (422, "The embeddings have another width"),
+    "data-unknown-class": (422, "A label is not in the vocabulary"),
+    "data-not-finite": (422, "A record holds NaN or infinity"),
+    "tensor-file-unreadable": (422, "The tensor file cannot be read"),
+    "internal-error": (500, "Something went wrong here"),
+    "object-missing": (500, "A stored object is missing"),
+    "object-corrupt": (500, "A stored object is damaged"),
+    "not-ready": (503, "The service is not ready"),
+}
+
+_CODE_OF_STATUS = {
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not-found",
+    405: "method-not-allowed",
+    406: "not-acceptable",
+    413: "payload-too-large",
+    415: "unsupported-media-type",
+    422: "invalid-request",
+    503: "not-ready",
+}
+
+
+def body_of(
+    code: str,
+    detail: str,
+    *,
+    request_id: str,
+    field: str | None = None,
+    mend: str | None = None,
+    errors: list[dict[str, str]] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The JSON of one problem. ``facts`` are extension members; they never hide standard ones."""
+    status, title = CATALOGUE[code]
+    standard = {
+        "type": f"urn:fedhypevae:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+    }
+    optional = {"field": field, "mend": mend, "errors": errors}
+    return {**(facts or {}), **standard, **{k: v for k, v in optional.items() if v is not None}}
+
+
+def request_id_of(request: Request) -> str:
+    return str(request.scope.get("fhv.request_id", ""))
+
+
+def _answer(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
+    extra = dict(headers or {})
+    if body["status"] == 401:
+        extra.setdefault("WWW-Authenticate", 'Bearer realm="fedhypevae"')
+    return JSONResponse(body, body["status"], headers=extra, media_type=CONTENT_TYPE)
+
+
+def of_domain_error(error: DomainError, request_id: str) -> dict[str, Any]:
+    code = error.code if error.code in CATALOGUE else "internal-error"
+    return body_of(
+        code,
+        error.message,
+        request_id=request_id,
+        field=error.field,
+        mend=error.mend,
+        facts=error.facts,
+    )
+
+
+async def _on_domain_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, DomainError):
+        raise error
+    body = of_domain_error(error, request_id_of(request))
+    if body["status"] >= 500:
+        log.error("request_failed", code=error.code, detail=error.message)
+        body["detail"] = "The coordinator cannot answer; its log has the request id."
+    return _answer(body)
+
+
+def _path(location: tuple[Any, ...]) -> str:
+    """``plan.privacy.epsilon`` rather than FastAPI's (body, plan, privacy, epsilon)."""
+    return ".".join(str(part) for part in location[1:] or location)
+
+
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    errors = []
+    for item in error.errors():
+        message = str(item["msg"]).removeprefix("Value error, ")
+        path = _path(item["loc"])
+        # Validators over several fields name theirs first: "privacy.delta: must be below ...".
+        inner, colon, _ = message.partition(": ")
+        if item["type"] == "value_error" and colon and " " not in inner:
+            path = f"{path}.{inner}" if path != "body" else inner
+        errors.append({"field": path, "message": message})
+    first = errors[0]
+    body = body_of(
+        "invalid-request",
+        f"{first['field']}: {first['message']}",
+        request_id=request_id_of(request),
+        field=first["field"],
+        errors=errors,
+    )
+    return _answer(body)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    code = _CODE_OF_STATUS.get(error.status_code)
+    if code is None:
+        code = "invalid-request" if error.status_code < 500 else "internal-error"
+    body = body_of(code, str(error.detail), request_id=request_id_of(request))
+    return _answer(body, error.headers)
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(DomainError, _on_domain_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_exception)

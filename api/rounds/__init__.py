@@ -1,0 +1,1 @@
+"""Rounds: what is open, who is missing, what was published."""

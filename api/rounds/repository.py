@@ -1,0 +1,148 @@
+"""SQL of rounds, of the attempts in them, and of the models that they publish."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from api.db.models import Client, StoredObject
+from api.db.run_models import Job, Round, RunClient, Update, WorkItem
+
+
+async def newest(session: AsyncSession, run_id: UUID, *, lock: bool = False) -> Round | None:
+    """The round with the highest number; with ``lock`` under FOR NO KEY UPDATE."""
+    query = select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(1)
+    if lock:
+        query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    found: Round | None = await session.scalar(query)
+    return found
+
+
+async def one(session: AsyncSession, run_id: UUID, number: int) -> Round | None:
+    return await session.get(Round, (run_id, number))
+
+
+async def shared(session: AsyncSession, run_id: UUID, number: int) -> Round | None:
+    """The round under FOR SHARE: it cannot close until this transaction ends."""
+    found: Round | None = await session.scalar(
+        select(Round)
+        .where(Round.run_id == run_id, Round.number == number)
+        .with_for_update(read=True)
+        .execution_options(populate_existing=True)
+    )
+    return found
+
+
+async def page(
+    session: AsyncSession, run_id: UUID, limit: int, after: int | None
+) -> Sequence[Round]:
+    query = select(Round).where(Round.run_id == run_id)
+    if after is not None:
+        query = query.where(Round.number > after)
+    return (await session.scalars(query.order_by(Round.number).limit(limit + 1))).all()
+
+
+async def latest_attempts(
+    session: AsyncSession, run_id: UUID, number: int
+) -> list[tuple[Client, WorkItem | None]]:
+    """Every client of the run in order, with its newest attempt in the round, if any."""
+    newest_attempt = (
+        select(func.max(WorkItem.attempt))
+        .where(
+            WorkItem.run_id == run_id,
+            WorkItem.round_number == number,
+            WorkItem.client_id == RunClient.client_id,
+        )
+        .scalar_subquery()
+    )
+    item = aliased(WorkItem)
+    query = (
+        select(Client, item)
+        .join(RunClient, RunClient.client_id == Client.id)
+        .outerjoin(
+            item,
+            (item.run_id == RunClient.run_id)
+            & (item.client_id == RunClient.client_id)
+            & (item.round_number == number)
+            & (item.attempt == newest_attempt),
+        )
+        .where(RunClient.run_id == run_id)
+        .order_by(RunClient.position)
+        .execution_options(populate_existing=True)
+    )
+    return [(client, work) for client, work in await session.execute(query)]
+
+
+async def lock_open_work(session: AsyncSession, run_id: UUID, number: int) -> Sequence[WorkItem]:
+    """Attempts that are still out, under their locks, as they are once the locks are held."""
+    query = (
+        select(WorkItem)
+        .where(
+            WorkItem.run_id == run_id,
+            WorkItem.round_number == number,
+            WorkItem.state.in_(("ready", "leased")),
+        )
+        .order_by(WorkItem.id)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    )
+    return (await session.scalars(query)).all()
+
+
+async def updates_of(session: AsyncSession, run_id: UUID, number: int) -> list[tuple[Update, str]]:
+    """Accepted updates with their clients' names, in the fixed order of the sums."""
+    query = (
+        select(Update, Client.name)
+        .join(Client, Client.id == Update.client_id)
+        .join(
+            RunClient,
+            (RunClient.run_id == Update.run_id) & (RunClient.client_id == Update.client_id),
+        )
+        .where(Update.run_id == run_id, Update.round_number == number)
+        .order_by(RunClient.position)
+    )
+    return [(update, name) for update, name in await session.execute(query)]
+
+
+async def job_of(session: AsyncSession, run_id: UUID, number: int) -> Job | None:
+    found: Job | None = await session.scalar(
+        select(Job)
+        .where(Job.run_id == run_id, Job.round_number == number)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published round's stored objects."""
+
+    round_number: int
+    frame: StoredObject
+    weights: StoredObject
+    optimiser_digest: str
+
+
+async def model(session: AsyncSession, run_id: UUID, number: int | None) -> Model | None:
+    """The model of a published round (None: of the newest one)."""
+    frame, weights = aliased(StoredObject), aliased(StoredObject)
+    query = (
+        select(Round.number, frame, weights, Round.optimiser_digest)
+        .join(frame, frame.digest == Round.frame_digest)
+        .join(weights, weights.digest == Round.weights_digest)
+        .where(Round.run_id == run_id, Round.state == "published")
+        .order_by(Round.number.desc())
+        .limit(1)
+    )
+    if number is not None:
+        query = query.where(Round.number == number)
+    row = (await session.execute(query)).first()
+    if row is None or row[3] is None:
+        return None
+    return Model(row[0], row[1], row[2], row[3])

@@ -1,0 +1,134 @@
+"""Rounds as they are shown: what is open, who is missing, why it waits."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.context import Context
+from api.db.run_models import Round, Run
+from api.ledger import service as ledger
+from api.ledger.service import ClientSpent
+from api.problems import NotFound
+from api.rounds import repository
+from api.rounds.facts import gather
+from api.runs import repository as runs
+from core.federation.plan import RunSpec
+from core.federation.rounds import RoundState, Standing
+from core.wire.messages import ObjectRef
+
+
+class MemberView(BaseModel):
+    client: str
+    standing: Standing
+    attempt: int
+    until: datetime | None
+    why: str
+
+
+class RoundView(BaseModel):
+    run_id: UUID
+    number: int
+    kind: Literal["sketch", "train"]
+    state: RoundState
+    why: str
+    quorum: int
+    deadline: datetime | None
+    extended: bool
+    updates_accepted: int
+    missing_clients: list[str]
+    clients: list[MemberView]
+    created_at: datetime
+    opened_at: datetime | None
+    closed_at: datetime | None
+    published_at: datetime | None
+    frame: ObjectRef | None
+    weights: ObjectRef | None
+
+
+class ModelView(BaseModel):
+    run_id: UUID
+    round: int
+    spec_digest: str
+    frame: ObjectRef
+    weights: ObjectRef
+    clients: list[str]
+    per_client: list[ClientSpent]
+    relation: str
+    noise_mode: Literal["csprng"]
+
+
+async def view(ctx: Context, session: AsyncSession, run: Run, row: Round) -> RoundView:
+    spec = RunSpec.model_validate(run.spec)
+    attempts = await repository.latest_attempts(session, run.id, row.number)
+    facts = gather(spec, row, attempts, await ctx.database.now(session))
+    model = await repository.model(session, run.id, row.number)
+    missing = [m.client for m in facts.members if m.standing is not Standing.ACCEPTED]
+    return RoundView(
+        run_id=run.id,
+        number=row.number,
+        kind="sketch" if row.number == 0 else "train",
+        state=RoundState(row.state),
+        why=row.why,
+        quorum=facts.quorum,
+        deadline=row.deadline,
+        extended=row.extended,
+        updates_accepted=len(facts.members) - len(missing),
+        missing_clients=missing,
+        clients=[
+            MemberView(
+                client=m.client, standing=m.standing, attempt=m.attempt, until=m.until, why=m.why
+            )
+            for m in facts.members
+        ],
+        created_at=row.created_at,
+        opened_at=row.opened_at,
+        closed_at=row.closed_at,
+        published_at=row.published_at,
+        frame=None if model is None else frame_ref(model),
+        weights=None if model is None else weights_ref(model),
+    )
+
+
+def frame_ref(model: repository.Model) -> ObjectRef:
+    return ObjectRef(role="frame", digest=model.frame.digest, size=model.frame.size)
+
+
+def weights_ref(model: repository.Model) -> ObjectRef:
+    return ObjectRef(role="weights", digest=model.weights.digest, size=model.weights.size)
+
+
+async def one(session: AsyncSession, run: Run, number: int) -> Round:
+    row = await repository.one(session, run.id, number)
+    if row is None:
+        raise NotFound(f"the run has no round {number} yet")
+    return row
+
+
+async def model(session: AsyncSession, run: Run, number: int | None) -> ModelView:
+    """The published model of a round (None: the newest), with what it cost each client."""
+    found = await repository.model(session, run.id, number)
+    if found is None:
+        which = "no round" if number is None else f"round {number} is not"
+        raise NotFound(f"{which} published yet", field="round")
+    spec = RunSpec.model_validate(run.spec)
+    members = await runs.clients_of(session, run.id)
+    spent = await ledger.spent_on_model(
+        session, run.id, members, found.round_number, spec.plan.privacy.delta
+    )
+    return ModelView(
+        run_id=run.id,
+        round=found.round_number,
+        spec_digest=run.spec_digest,
+        frame=frame_ref(found),
+        weights=weights_ref(found),
+        clients=[client.name for client in members],
+        per_client=spent,
+        relation=spec.event(0).relation,
+        # A coordinator refuses plans of purpose 'simulation', the only ones with seeded noise.
+        noise_mode="csprng",
+    )

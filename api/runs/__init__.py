@@ -1,0 +1,1 @@
+"""Runs: a plan made immutable, and its progress."""

@@ -1,0 +1,100 @@
+"""SQL of runs and of who takes part in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.db.models import Client
+from api.db.run_models import Round, Run, RunClient
+from api.pages import cut
+
+
+async def add(session: AsyncSession, run: Run, clients: Sequence[Client]) -> bool:
+    """False if the name is taken."""
+    made = await session.execute(
+        insert(Run)
+        .values(
+            id=run.id,
+            name=run.name,
+            state="draft",
+            why="",
+            spec=run.spec,
+            spec_digest=run.spec_digest,
+            epsilon_planned=run.epsilon_planned,
+        )
+        .on_conflict_do_nothing(index_elements=["name"])
+        .returning(Run.id)
+    )
+    if made.first() is None:
+        return False
+    session.add_all(
+        RunClient(run_id=run.id, client_id=client.id, position=position)
+        for position, client in enumerate(clients)
+    )
+    await session.flush()
+    return True
+
+
+async def one(session: AsyncSession, run_id: UUID) -> Run | None:
+    return await session.get(Run, run_id)
+
+
+async def by_name(session: AsyncSession, name: str) -> Run | None:
+    found: Run | None = await session.scalar(select(Run).where(Run.name == name))
+    return found
+
+
+async def locked(session: AsyncSession, run_id: UUID, *, skip: bool = False) -> Run | None:
+    """The run's row under FOR NO KEY UPDATE; with ``skip``, None if somebody else holds it."""
+    found: Run | None = await session.scalar(
+        select(Run)
+        .where(Run.id == run_id)
+        .with_for_update(key_share=True, skip_locked=skip)
+        .execution_options(populate_existing=True)
+    )
+    return found
+
+
+async def running(session: AsyncSession) -> Sequence[UUID]:
+    return (await session.scalars(select(Run.id).where(Run.state == "running"))).all()
+
+
+async def clients_of(session: AsyncSession, run_id: UUID) -> Sequence[Client]:
+    """In the fixed order in which sums are taken."""
+    query = (
+        select(Client)
+        .join(RunClient, RunClient.client_id == Client.id)
+        .where(RunClient.run_id == run_id)
+        .order_by(RunClient.position)
+    )
+    return (await session.scalars(query)).all()
+
+
+async def takes_part(session: AsyncSession, run_id: UUID, client_id: UUID) -> bool:
+    return await session.get(RunClient, (run_id, client_id)) is not None
+
+
+async def progress(session: AsyncSession, run_id: UUID) -> tuple[int | None, int]:
+    """(number of the newest round, how many are published)."""
+    row = await session.execute(
+        select(func.max(Round.number), func.count(Round.published_at)).where(Round.run_id == run_id)
+    )
+    newest, published = row.one()
+    return newest, published
+
+
+async def page(
+    session: AsyncSession, limit: int, after: UUID | None, client_id: UUID | None
+) -> Sequence[Run]:
+    """All runs, or those in which one client takes part."""
+    query = select(Run)
+    if client_id is not None:
+        query = query.join(RunClient, RunClient.run_id == Run.id).where(
+            RunClient.client_id == client_id
+        )
+    return (await session.scalars(cut(query, Run.id, limit, after))).all()

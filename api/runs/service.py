@@ -1,0 +1,212 @@
+"""From a plan to an immutable run: checks, calibration, the budget, and the start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api import spaces
+from api.auth import Principal
+from api.clients import repository as clients
+from api.context import Context
+from api.db.base import uuid7
+from api.db.engine import TOPIC_SWEEP, Database, ring
+from api.db.models import Client, Space
+from api.db.run_models import Round, Run
+from api.idempotency import peek, remember, replay
+from api.ledger import service as ledger
+from api.problems import Conflict, InvalidRequest, NotFound, RunNameTaken
+from api.runs import repository
+from core.errors import BudgetExceeded, InvalidPlan, SpaceMismatch
+from core.federation.plan import EmbeddingSpace, Name, Plan, RunSpec, calibrate
+from core.privacy.accounting import epsilon
+
+_OPERATION = "createRun"
+
+
+class NewRun(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    plan: Plan
+    clients: list[Name] = Field(min_length=1, max_length=10_000)
+
+
+class RunView(BaseModel):
+    id: UUID
+    name: str
+    state: Literal["draft", "running", "completed", "failed"]
+    why: str
+    spec: RunSpec
+    spec_digest: str
+    clients: list[str]
+    epsilon_planned: float
+    current_round: int | None
+    rounds_published: int
+    rounds_planned: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+def spec_of(run: Run) -> RunSpec:
+    return RunSpec.model_validate(run.spec)
+
+
+async def view(session: AsyncSession, run: Run) -> RunView:
+    newest, published = await repository.progress(session, run.id)
+    spec = spec_of(run)
+    return RunView(
+        id=run.id,
+        name=run.name,
+        state=run.state,
+        why=run.why,
+        spec=spec,
+        spec_digest=run.spec_digest,
+        clients=[client.name for client in await repository.clients_of(session, run.id)],
+        epsilon_planned=run.epsilon_planned,
+        current_round=newest,
+        rounds_published=published,
+        rounds_planned=spec.last_round + 1,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+    )
+
+
+async def visible(session: AsyncSession, who: Principal, run_id: UUID) -> Run:
+    """The run, if the caller may see it: a client only sees runs in which it takes part."""
+    run = await repository.one(session, run_id)
+    if run is not None and (
+        who.client_id is None or await repository.takes_part(session, run_id, who.client_id)
+    ):
+        return run
+    raise NotFound("there is no such run, or you take no part in it")
+
+
+def _check_plan(plan: Plan, names: Sequence[str]) -> None:
+    if plan.purpose != "production":
+        raise InvalidPlan(
+            "a coordinator runs plans of purpose 'production' only",
+            field="plan.purpose",
+            mend="Simulate on one machine with core.simulation.",
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InvalidRequest(f"named twice: {', '.join(twice)}", field="clients")
+    if plan.round.quorum > len(names):
+        raise InvalidPlan(
+            f"a quorum of {plan.round.quorum} cannot be reached by {len(names)} clients",
+            field="plan.round.quorum",
+        )
+
+
+async def _participants(
+    session: AsyncSession, plan: Plan, names: Sequence[str]
+) -> tuple[Space, list[Client]]:
+    space = await spaces.by_name(session, plan.space)
+    if space is None:
+        raise InvalidRequest(f"there is no embedding space {plan.space!r}", field="plan.space")
+    found = await clients.by_names(session, names)
+    members = []
+    for position, name in enumerate(names):
+        client = found.get(name)
+        if client is None:
+            raise InvalidRequest(f"there is no client {name!r}", field=f"clients.{position}")
+        if client.space_id != space.id:
+            raise SpaceMismatch(
+                f"{name!r} holds embeddings of {client.space.name!r}, the plan's space is "
+                f"{space.name!r}",
+                field=f"clients.{position}",
+            )
+        if client.account.unit != plan.privacy.unit:
+            raise InvalidPlan(
+                f"{name!r} protects one {client.account.unit!r}, the plan one "
+                f"{plan.privacy.unit!r}",
+                field="plan.privacy.unit",
+            )
+        members.append(client)
+    return space, members
+
+
+async def _check_budgets(session: AsyncSession, spec: RunSpec, members: Sequence[Client]) -> None:
+    """Could every client finish this run within its budget, if nothing is lost?"""
+    sharing = Counter(client.account_id for client in members)
+    for position, client in enumerate(members):
+        wanted = spec.events() * sharing[client.account_id]
+        try:
+            await ledger.check(session, client, wanted)
+        except BudgetExceeded as error:
+            raise BudgetExceeded(
+                f"{client.name}: {error.message}",
+                field=f"clients.{position}",
+                mend=error.mend,
+                **error.facts,
+            ) from error
+
+
+async def _specify(ctx: Context, plan: Plan, space: EmbeddingSpace) -> tuple[RunSpec, float]:
+    """The specification and its epsilon. Seconds of work, on a thread, in no transaction."""
+    async with ctx.heavy:
+        try:
+            noise = await asyncio.to_thread(calibrate, plan.privacy)
+        except ValueError as error:
+            raise InvalidPlan(str(error), field="plan.privacy") from error
+        spec = RunSpec(run_id=str(uuid7()), plan=plan, space=space, noise=noise)
+        return spec, await asyncio.to_thread(epsilon, spec.events(), plan.privacy.delta)
+
+
+async def create(
+    ctx: Context, who: Principal, body: NewRun, key: str | None
+) -> tuple[RunView, bool]:
+    """A run in state ``draft``, and whether this is a replay of an earlier request.
+
+    The budget is checked again, reservation by reservation, when work is made.
+    """
+    _check_plan(body.plan, body.clients)
+    async with ctx.database.read() as session:
+        if before := await peek(session, who, key, _OPERATION, body):
+            return RunView.model_validate(before), True
+        space, _ = await _participants(session, body.plan, body.clients)
+        if await repository.by_name(session, body.plan.name) is not None:
+            raise RunNameTaken(f"a run {body.plan.name!r} exists already", field="plan.name")
+    spec, planned = await _specify(ctx, body.plan, EmbeddingSpace.model_validate(space.body))
+    async with ctx.database.write() as session:
+        if before := await replay(session, who, key, _OPERATION, body):
+            return RunView.model_validate(before), True
+        _, members = await _participants(session, body.plan, body.clients)
+        await _check_budgets(session, spec, members)
+        run = Run(
+            id=UUID(spec.run_id),
+            name=body.plan.name,
+            spec=spec.model_dump(mode="json"),
+            spec_digest=spec.digest,
+            epsilon_planned=planned,
+        )
+        if not await repository.add(session, run, members):
+            raise RunNameTaken(f"a run {run.name!r} exists already", field="plan.name")
+        answer = await view(session, (await repository.locked(session, run.id)) or run)
+        await remember(session, who, key, answer.model_dump(mode="json"))
+    return answer, False
+
+
+async def start(session: AsyncSession, database: Database, run_id: UUID) -> Run:
+    """Idempotent: a run that was started stays as it is. One that failed cannot be started."""
+    run = await repository.locked(session, run_id)
+    if run is None:
+        raise NotFound(f"there is no run {run_id}")
+    if run.state == "failed":
+        raise Conflict(f"the run has failed: {run.why}", mend="Create a new run.")
+    if run.state == "draft":
+        run.state = "running"
+        run.started_at = await database.now(session)
+        session.add(Round(run_id=run.id, number=0, state="draft"))
+        await session.flush()
+        await ring(session, TOPIC_SWEEP)
+    return run

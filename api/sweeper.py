@@ -1,0 +1,115 @@
+"""Drives runs: opens rounds, ends leases and deadlines, publishes, starts the next round.
+
+One replica at a time holds a Postgres advisory lock on a connection of its own; when it dies, the
+server frees the lock and another replica goes on. The lock only saves work: every step is a
+transaction under row locks, so two sweepers at once would do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+import psycopg
+import structlog
+
+from api.context import Context
+from api.db import outbox
+from api.db.engine import TOPIC_SWEEP
+from api.db.hub import wait
+from api.jobs import service as jobs
+from api.rounds import driver
+from api.runs import repository as runs
+
+log = structlog.get_logger(__name__)
+# "fhv-sweep" as a number; advisory locks have no names.
+LOCK_KEY = 0x6668_7673_7765_6570
+# A run that changes more often than this in one sweep is stuck in a loop: look at others first.
+_STEPS_AT_ONCE = 100
+_HOUSEKEEPING = timedelta(minutes=10)
+
+
+class Leader:
+    """The advisory lock, on its own connection."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._connection: psycopg.AsyncConnection | None = None
+
+    async def holds(self) -> bool:
+        """Do we hold the lock (and is the connection that holds it alive)?"""
+        try:
+            if self._connection is not None:
+                await self._connection.execute("SELECT 1")
+                return True
+            connection = await self._ctx.database.connect_alone()
+            cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,))
+            row = await cursor.fetchone()
+            if row is not None and row[0]:
+                self._connection = connection
+                log.info("sweeper_leads")
+                return True
+            await connection.close()
+        except psycopg.Error as error:
+            log.warning("sweeper_lost_database", error=type(error).__name__)
+            await self.release()
+        return False
+
+    async def release(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+
+class Sweeper:
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._leader = Leader(ctx)
+        self._grace_until: datetime | None = None
+        self._tidied: datetime | None = None
+
+    async def run(self) -> None:
+        """Until cancelled. Whoever follows looks at the lock once a second."""
+        try:
+            with self._ctx.hub.subscribe(TOPIC_SWEEP) as bell:
+                while True:
+                    if await self._leader.holds():
+                        await self._guarded_sweep()
+                        await wait(bell, self._ctx.settings.sweep_s)
+                    else:
+                        self._grace_until = None
+                        await asyncio.sleep(self._ctx.settings.poll_s)
+        finally:
+            await self._leader.release()
+
+    async def _guarded_sweep(self) -> None:
+        try:
+            await self.sweep()
+        except Exception:
+            log.exception("sweep_failed")
+
+    async def sweep(self) -> None:
+        """Everything that is due now. Sites could not reach a coordinator that was down: after a
+        start nobody is declared late until the grace has passed.
+        """
+        ctx = self._ctx
+        async with ctx.database.read() as session:
+            now = await ctx.database.now(session)
+            running = await runs.running(session)
+        if self._grace_until is None:
+            self._grace_until = now + timedelta(seconds=ctx.settings.grace_s)
+        if now >= self._grace_until:
+            async with ctx.database.write() as session:
+                await jobs.expire(ctx, session)
+        for run_id in running:
+            try:
+                for _ in range(_STEPS_AT_ONCE):
+                    if not await driver.step(ctx, run_id, self._grace_until):
+                        break
+            except Exception:
+                log.exception("step_failed", run_id=str(run_id))
+        async with ctx.database.write() as session:
+            await outbox.announce_again(session, now, ctx.settings.resend_s)
+            if self._tidied is None or now - self._tidied > _HOUSEKEEPING:
+                await outbox.sweep_up(session, now)
+                self._tidied = now

@@ -1,0 +1,1 @@
+"""Synthetic embeddings on request."""

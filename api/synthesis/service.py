@@ -1,0 +1,112 @@
+"""Synthetic rows from a published model, each answer with its receipt.
+
+Sampling is post-processing of released values and costs no privacy; the receipt says what the
+model itself has cost whom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.context import Context
+from api.db.run_models import Run
+from api.problems import NotFound
+from api.rounds import service as rounds
+from api.rounds.service import ModelView
+from api.runs import repository as runs
+from core.errors import InvalidSynthesisRequest
+from core.federation.plan import RunSpec
+from core.synthesis.request import SynthesisRequest
+from core.synthesis.sampler import Generator, Samples
+
+_KEPT_GENERATORS = 8
+# JSON spells every number: about 20 characters each. More than this belongs into Parquet.
+MAX_JSON_NUMBERS = 8_000_000
+
+
+@dataclass(frozen=True)
+class Synthesised:
+    samples: Samples
+    receipt: dict[str, Any]
+    model: ModelView
+
+
+class Generators:
+    """Loaded models by their digests; the least recently used one goes."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str, str], Generator] = OrderedDict()
+
+    async def get(self, ctx: Context, model: ModelView, spec: RunSpec) -> Generator:
+        key = (model.frame.digest, model.weights.digest, model.spec_digest)
+        found = self._kept.get(key)
+        if found is None:
+            found = await asyncio.to_thread(_load, ctx, model, spec)
+            self._kept[key] = found
+        self._kept.move_to_end(key)
+        while len(self._kept) > _KEPT_GENERATORS:
+            self._kept.popitem(last=False)
+        return found
+
+
+def _load(ctx: Context, model: ModelView, spec: RunSpec) -> Generator:
+    frame, weights = ctx.store.get(model.frame.digest), ctx.store.get(model.weights.digest)
+    return Generator.load(frame, weights, spec)
+
+
+async def _run(session: AsyncSession, id_or_name: str) -> Run:
+    try:
+        found = await runs.one(session, UUID(id_or_name))
+    except ValueError:
+        found = None
+    found = found or await runs.by_name(session, id_or_name)
+    if found is None:
+        raise NotFound(f"there is no run {id_or_name!r}", field="run")
+    return found
+
+
+def _receipt(run: Run, model: ModelView, samples: Samples) -> dict[str, Any]:
+    return {
+        "run_id": str(run.id),
+        "run": run.name,
+        "round": model.round,
+        "spec_digest": model.spec_digest,
+        "frame_digest": model.frame.digest,
+        "weights_digest": model.weights.digest,
+        "mixture": samples.weights or "neutral",
+        "seed": samples.seed,
+        "per_client": [spent.model_dump(mode="json") for spent in model.per_client],
+        "relation": model.relation,
+        "noise_mode": model.noise_mode,
+        "not_private": False,
+    }
+
+
+async def synthesise(
+    ctx: Context, generators: Generators, request: SynthesisRequest, *, as_json: bool
+) -> Synthesised:
+    """Rows and receipt. Without a seed in the request one is drawn, and told."""
+    async with ctx.database.read() as session:
+        run = await _run(session, request.run)
+        number = None if request.round == "latest" else request.round
+        model = await rounds.model(session, run, number)
+    spec = RunSpec.model_validate(run.spec)
+    rows = request.n or sum((request.class_counts or {}).values())
+    if as_json and rows * spec.space.dim > MAX_JSON_NUMBERS:
+        raise InvalidSynthesisRequest(
+            f"{rows} rows of {spec.space.dim} numbers are too many for JSON",
+            field="n" if request.n else "class_counts",
+            mend="Ask for format 'parquet'.",
+        )
+    seed = secrets.randbelow(2**63) if request.seed is None else request.seed
+    async with ctx.heavy:
+        generator = await generators.get(ctx, model, spec)
+        samples = await asyncio.to_thread(generator.sample, request, seed)
+    return Synthesised(samples, _receipt(run, model, samples), model)

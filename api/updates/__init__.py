@@ -1,0 +1,1 @@
+"""Updates: the noised results that clients send."""

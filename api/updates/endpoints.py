@@ -1,0 +1,100 @@
+"""HTTP of updates: one PUT, streamed under the exact limit of its round."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Request, Response
+
+from api import examples
+from api.auth import ClientOrWorker
+from api.context import Ctx
+from api.openapi import answers
+from api.problems import CATALOGUE, PayloadTooLarge, UnsupportedMediaType
+from api.updates import service
+from api.work.endpoints import Lease
+from core.wire.messages import CONTENT_TYPE_TENSORS, UpdateReceipt
+
+router = APIRouter(prefix="/v1/runs", tags=["updates"])
+
+# A sender that ignores the limit may finish so much more of its body before it is cut off: most
+# HTTP clients only read the answer once they have sent theirs.
+_DRAIN_BYTES = 8 * 2**20
+_REJECTIONS = tuple(code for code in CATALOGUE if code.startswith("update-"))
+
+
+async def read_limited(request: Request, limit: int) -> bytes:
+    """The body, or ``PayloadTooLarge``; never more than ``limit`` bytes are kept."""
+    kept, total = bytearray(), 0
+    declared = request.headers.get("content-length", "")
+    hopeless = declared.isdigit() and int(declared) > limit + _DRAIN_BYTES
+    if not hopeless:
+        async for chunk in request.stream():
+            total += len(chunk)
+            if total <= limit:
+                kept += chunk
+            elif total > limit + _DRAIN_BYTES:
+                break
+    if hopeless or total > limit:
+        raise PayloadTooLarge(f"an update of this round has at most {limit} bytes", limit=limit)
+    return bytes(kept)
+
+
+@router.put(
+    "/{run_id}/rounds/{number}/updates/{update_id}",
+    operation_id="putUpdate",
+    summary="Send an update",
+    description="The client chooses the id. The same bytes again get the same receipt (200), even "
+    "after the round has closed; other bytes are refused. The update must be finite, of this "
+    "round's layout and as noisy as the plan promises.",
+    status_code=201,
+    response_model=UpdateReceipt,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "One safetensors file with the tensor `update` (float32).",
+            "content": {
+                CONTENT_TYPE_TENSORS: {
+                    "schema": {"type": "string", "format": "binary"},
+                    "example": "(binary)",
+                }
+            },
+        }
+    },
+    responses={
+        **answers(
+            201,
+            examples.RECEIPT,
+            "Accepted; it counts.",
+            "not-found",
+            "round-closed",
+            "lease-lost",
+            "payload-too-large",
+            "unsupported-media-type",
+            *_REJECTIONS,
+        ),
+        **answers(200, examples.RECEIPT, "Accepted before.", public=True),
+    },
+)
+async def put(
+    ctx: Ctx,
+    who: ClientOrWorker,
+    request: Request,
+    response: Response,
+    run_id: UUID,
+    number: Annotated[int, Path(ge=0, le=100_000)],
+    update_id: UUID,
+    lease: Lease = None,
+) -> UpdateReceipt:
+    media = request.headers.get("content-type", "").partition(";")[0].strip()
+    if media != CONTENT_TYPE_TENSORS:
+        raise UnsupportedMediaType(
+            f"an update is sent as {CONTENT_TYPE_TENSORS}", field="Content-Type"
+        )
+    async with ctx.database.read() as session:
+        to = await service.target(ctx, session, who, run_id, number, update_id, lease)
+    body = await read_limited(request, to.expected.max_bytes)
+    receipt, new = await service.receive(ctx, to, body)
+    response.status_code = 201 if new else 200
+    return receipt

@@ -1,0 +1,1 @@
+"""Work of clients: leased orders, by long poll or by claim."""

@@ -1,0 +1,104 @@
+"""HTTP of work: the long poll of agents, claims of workers, renewals, failures."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from api import examples
+from api.auth import ClientOnly, ClientOrWorker, WorkerOnly
+from api.context import Ctx
+from api.db.engine import topic_of_client
+from api.db.hub import wait as pause
+from api.openapi import answers, example
+from api.work import service
+from core.wire.messages import LEASE_HEADER, LeaseRenewal, WorkFailure, WorkOrder
+
+router = APIRouter(prefix="/v1", tags=["work"])
+Lease = Annotated[
+    str | None, Header(alias=LEASE_HEADER, description="The order's lease token.", max_length=200)
+]
+
+
+@router.get(
+    "/clients/{client_id}/work",
+    operation_id="pollWork",
+    summary="Wait for work",
+    description="Long poll of a site's agent. An order comes with a lease; a client that holds "
+    "one already gets the same order again. 204: nothing to do within the wait, poll again.",
+    response_model=WorkOrder,
+    responses={
+        **answers(200, examples.ORDER, "An order, leased from now.", "not-found"),
+        204: {"description": "Nothing to do yet."},
+    },
+)
+async def poll(
+    ctx: Ctx,
+    who: ClientOnly,
+    request: Request,
+    client_id: UUID,
+    wait: Annotated[
+        float, Query(ge=0, le=3_600, description="Seconds; the server may cut it.")
+    ] = 0,
+) -> WorkOrder | Response:
+    who.must_be_client(client_id)
+    until = time.monotonic() + min(wait, ctx.settings.max_wait_s)
+    with ctx.hub.subscribe(topic_of_client(client_id)) as bell:
+        while True:
+            async with ctx.database.write() as session:
+                order = await service.poll(ctx, session, client_id)
+            if order is not None:
+                return order
+            left = until - time.monotonic()
+            if left <= 0 or ctx.hub.closing or await request.is_disconnected():
+                return Response(status_code=204)
+            await pause(bell, min(left, ctx.settings.poll_s))
+
+
+@router.post(
+    "/work/{work_id}/claim",
+    operation_id="claimWork",
+    summary="Claim a managed client's work",
+    description="For Celery workers. A message may come twice: the second claim is refused.",
+    responses=answers(
+        200, examples.ORDER, "The order, leased.", "not-found", "work-leased", "work-gone"
+    ),
+)
+async def claim(ctx: Ctx, who: WorkerOnly, work_id: UUID) -> WorkOrder:
+    async with ctx.database.write() as session:
+        return await service.claim(ctx, session, work_id)
+
+
+@router.post(
+    "/work/{work_id}/renew",
+    operation_id="renewWork",
+    summary="Renew a lease",
+    description="The lease starts again from now. A lease that was declared lost stays lost.",
+    responses=answers(200, examples.RENEWAL, "Renewed.", "not-found", "lease-lost"),
+)
+async def renew(ctx: Ctx, who: ClientOrWorker, work_id: UUID, lease: Lease = None) -> LeaseRenewal:
+    async with ctx.database.write() as session:
+        return await service.renew(ctx, session, who, work_id, lease)
+
+
+@router.post(
+    "/work/{work_id}/fail",
+    operation_id="failWork",
+    summary="Give work back",
+    description="The reservation is lost (and stays spent). 'site-not-ready' is asked again after "
+    "a pause while attempts and budget last; 'plan-refused' is final for the round.",
+    status_code=204,
+    responses=answers(204, None, "Taken back.", "not-found", "lease-lost"),
+)
+async def fail(
+    ctx: Ctx,
+    who: ClientOrWorker,
+    work_id: UUID,
+    body: Annotated[WorkFailure, example(examples.FAILURE)],
+    lease: Lease = None,
+) -> None:
+    async with ctx.database.write() as session:
+        await service.give_back(ctx, session, who, work_id, lease, body)

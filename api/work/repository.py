@@ -1,0 +1,50 @@
+"""SQL of leased work."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.db.run_models import Round, Run, WorkItem
+
+
+async def next_for(session: AsyncSession, client_id: UUID, now: datetime) -> WorkItem | None:
+    """What this client should do: first what it has begun, then the oldest offer, locked."""
+    query = (
+        select(WorkItem)
+        .join(
+            Round,
+            (Round.run_id == WorkItem.run_id) & (Round.number == WorkItem.round_number),
+        )
+        .join(Run, Run.id == WorkItem.run_id)
+        .where(
+            WorkItem.client_id == client_id,
+            WorkItem.state.in_(("ready", "leased")),
+            WorkItem.available_at <= now,
+            Round.state == "open",
+            Run.state == "running",
+        )
+        .order_by(WorkItem.state, WorkItem.id)  # 'leased' sorts before 'ready'
+        .limit(1)
+        .with_for_update(of=WorkItem, key_share=True)
+        .execution_options(populate_existing=True)
+    )
+    found: WorkItem | None = await session.scalar(query)
+    return found
+
+
+async def locked(session: AsyncSession, work_id: UUID) -> WorkItem | None:
+    found: WorkItem | None = await session.scalar(
+        select(WorkItem)
+        .where(WorkItem.id == work_id)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    )
+    return found
+
+
+async def one(session: AsyncSession, work_id: UUID) -> WorkItem | None:
+    return await session.get(WorkItem, work_id)

@@ -1,0 +1,163 @@
+"""Orders under leases: handed out, renewed, given back.
+
+A lease token is derived from the attempt's row, so a client that restarted gets the same order
+with the same token again, and an attempt that was replaced can never be confused with the new one.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import Principal, lease_token, read_lease
+from api.clients import repository as clients
+from api.context import Context
+from api.db.engine import TOPIC_SWEEP, ring
+from api.db.models import Client
+from api.db.run_models import WorkItem
+from api.ledger import service as ledger
+from api.problems import InvalidRequest, LeaseLost, NotFound, WorkGone, WorkLeased
+from api.rounds import repository as rounds
+from api.runs import repository as runs
+from api.work import repository
+from core.federation.plan import RunSpec
+from core.federation.updates import expectation
+from core.wire.messages import LEASE_HEADER, LeaseRenewal, ObjectRef, WorkFailure, WorkOrder
+
+log = structlog.get_logger(__name__)
+_GONE = "the attempt is over; poll for new work"
+
+
+async def _order(ctx: Context, session: AsyncSession, work: WorkItem, client: Client) -> WorkOrder:
+    run = await runs.one(session, work.run_id)
+    if run is None:
+        raise NotFound("the run vanished")
+    spec = RunSpec.model_validate(run.spec)
+    expected = expectation(spec, work.round_number)
+    inputs: tuple[ObjectRef, ...] = ()
+    if work.round_number > 0:
+        model = await rounds.model(session, run.id, work.round_number - 1)
+        if model is None:
+            raise NotFound("the model of the round before vanished")
+        inputs = (
+            ObjectRef(role="frame", digest=model.frame.digest, size=model.frame.size),
+            ObjectRef(role="weights", digest=model.weights.digest, size=model.weights.size),
+        )
+    return WorkOrder(
+        work_id=str(work.id),
+        run_id=str(run.id),
+        client_id=str(client.id),
+        client=client.name,
+        round_number=work.round_number,
+        kind="sketch" if work.round_number == 0 else "train",
+        attempt=work.attempt,
+        lease_token=lease_token(work.id, work.attempt, ctx.settings.pepper),
+        lease_s=spec.plan.round.lease_s,
+        spec=spec,
+        spec_digest=run.spec_digest,
+        event=spec.event(work.round_number),
+        update_layout=expected.layout,
+        max_update_bytes=expected.max_bytes,
+        inputs=inputs,
+    )
+
+
+async def _lease(session: AsyncSession, work: WorkItem, order: WorkOrder, now: datetime) -> None:
+    work.state = "leased"
+    work.leased_at = work.leased_at or now
+    work.lease_expires = now + timedelta(seconds=order.lease_s)
+    await session.flush()
+    await ring(session, TOPIC_SWEEP)
+    log.info("work_leased", work_id=str(work.id), client=order.client, round=order.round_number)
+
+
+async def poll(ctx: Context, session: AsyncSession, client_id: UUID) -> WorkOrder | None:
+    """The client's next order, leased from now; one that it holds already comes again."""
+    now = await ctx.database.now(session)
+    work = await repository.next_for(session, client_id, now)
+    if work is None:
+        return None
+    client = await clients.one(session, client_id)
+    if client is None:
+        raise NotFound("there is no such client, or it is not yours")
+    order = await _order(ctx, session, work, client)
+    await _lease(session, work, order, now)
+    return order
+
+
+async def claim(ctx: Context, session: AsyncSession, work_id: UUID) -> WorkOrder:
+    """A managed client's order for a worker. Messages may come twice: only one claim succeeds."""
+    work = await repository.locked(session, work_id)
+    client = await clients.one(session, work.client_id) if work is not None else None
+    if work is None or client is None or not client.managed:
+        raise NotFound("there is no such work of a managed client")
+    if work.state == "leased":
+        raise WorkLeased("another worker holds the lease", mend="Drop this message.")
+    if work.state != "ready":
+        raise WorkGone(f"the work is {work.state}", mend="Drop this message.")
+    order = await _order(ctx, session, work, client)
+    await _lease(session, work, order, await ctx.database.now(session))
+    return order
+
+
+async def own(session: AsyncSession, who: Principal, work_id: UUID) -> WorkItem:
+    """The work, locked, if the caller may act on it: a client on its own, a worker on that of
+    managed clients. To anybody else it does not exist.
+    """
+    work = await repository.locked(session, work_id)
+    client = await clients.one(session, work.client_id) if work is not None else None
+    mine = client is not None and (
+        client.managed if who.scope == "worker" else client.id == who.client_id
+    )
+    if work is None or not mine:
+        raise NotFound("there is no such work, or it is not yours")
+    return work
+
+
+def check_lease(ctx: Context, work: WorkItem, given: str | None) -> None:
+    """The header must be this attempt's lease, and the attempt must not be over. A lease whose
+    time has passed holds until the sweeper declares it lost.
+    """
+    if given is None:
+        raise InvalidRequest("the lease token is missing", field=LEASE_HEADER)
+    if read_lease(given, ctx.settings.pepper) != (work.id, work.attempt):
+        raise LeaseLost("this lease token is not of this attempt", mend=_GONE)
+    if work.state != "leased":
+        raise LeaseLost(f"the lease has ended: the attempt is {work.state}", mend=_GONE)
+
+
+async def renew(
+    ctx: Context, session: AsyncSession, who: Principal, work_id: UUID, given: str | None
+) -> LeaseRenewal:
+    work = await own(session, who, work_id)
+    check_lease(ctx, work, given)
+    run = await runs.one(session, work.run_id)
+    if run is None:
+        raise NotFound("the run vanished")
+    lease_s = RunSpec.model_validate(run.spec).plan.round.lease_s
+    work.lease_expires = await ctx.database.now(session) + timedelta(seconds=lease_s)
+    return LeaseRenewal(lease_s=lease_s)
+
+
+async def give_back(
+    ctx: Context,
+    session: AsyncSession,
+    who: Principal,
+    work_id: UUID,
+    given: str | None,
+    failure: WorkFailure,
+) -> None:
+    """The attempt ends and its reservation is lost. The sweeper issues another one, or not."""
+    work = await own(session, who, work_id)
+    check_lease(ctx, work, given)
+    work.state = "refused" if failure.code == "plan-refused" else "lost"
+    work.reason = failure.code
+    work.finished_at = await ctx.database.now(session)
+    if work.reservation_id is None:
+        raise RuntimeError(f"leased work {work.id} has no reservation")
+    await ledger.settle(session, work.reservation_id, "lost")
+    await ring(session, TOPIC_SWEEP)
+    log.info("work_given_back", work_id=str(work.id), code=failure.code)

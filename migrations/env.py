@@ -1,0 +1,52 @@
+"""Alembic's entry: one connection, one transaction, no waiting behind long locks."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+from api.config import database_url
+from api.db import models, run_models
+
+# A migration that cannot get its lock gives up instead of blocking every request behind it.
+LOCK_TIMEOUT = "5s"
+
+target_metadata = models.Base.metadata
+assert run_models.Run.metadata is target_metadata  # noqa: S101  (both modules must be imported)
+
+
+def _url() -> str:
+    configured = context.config.get_main_option("sqlalchemy.url")
+    return database_url(configured or None)
+
+
+def run_online() -> None:
+    engine = create_engine(_url(), poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+        connection.commit()
+        context.configure(
+            connection=connection,
+            target_metadata=target_metadata,
+            compare_type=True,
+            compare_server_default=True,
+            transaction_per_migration=True,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+    engine.dispose()
+
+
+def run_offline() -> None:
+    context.configure(
+        dialect_name="postgresql", target_metadata=target_metadata, literal_binds=True
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if context.is_offline_mode():
+    run_offline()
+else:
+    run_online()
