@@ -214,7 +214,7 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
     share = 1.0 if alone else privacy.sketch_share
     sketch = accounting.calibrate(
         lambda sigma: [release(noise_multiplier=sigma, sample_rate=1.0, unit=privacy.unit)],
-        epsilon=share * privacy.epsilon,
+        target=share * privacy.epsilon,
         delta=privacy.delta,
     )
     if alone:
@@ -225,5 +225,5 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
         step = release(noise_multiplier=sigma, sample_rate=privacy.sample_rate, unit=privacy.unit)
         return [first, step.model_copy(update={"steps": privacy.rounds})]
 
-    train = accounting.calibrate(composed, epsilon=privacy.epsilon, delta=privacy.delta)
+    train = accounting.calibrate(composed, target=privacy.epsilon, delta=privacy.delta)
     return Noise(sketch_multiplier=sketch, train_multiplier=train)
