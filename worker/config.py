@@ -178,7 +178,17 @@ def load_site(path: Path) -> SiteConfig:
     try:
         parsed = SiteConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}:", problems=[_line(fault) for fault in error.errors()]) from None
+        faults = error.errors(include_url=False)
+        inner = [fault["loc"] for fault in faults]
+        # A list with a faulty item is itself reported as too short: name the item only.
+        lines = [
+            _line(fault)
+            for fault in faults
+            if not any(
+                len(o) > len(fault["loc"]) and o[: len(fault["loc"])] == fault["loc"] for o in inner
+            )
+        ]
+        raise ConfigError(f"{path}:", problems=lines) from None
     problems = _across(parsed)
     if problems:
         raise ConfigError(f"{path}:", problems=problems)
