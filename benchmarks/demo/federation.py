@@ -120,8 +120,23 @@ def rounds_of(client: CoordinatorClient, run_id: str) -> list[JsonObject]:
         query["after"] = str(page["next"])
 
 
-def _size(reference: Any) -> int:
-    return 0 if reference is None else int(reference["size"])
+def fetched(rounds: list[JsonObject]) -> tuple[int, ...]:
+    """Bytes that one client downloads in each round, the sketch round (nothing) first.
+
+    Objects are named by their content and kept, so each is fetched once: the frame in round 1,
+    new weights in every round. Clients of one worker share its cache and fetch less than this.
+    """
+    known: set[str] = set()
+    sizes = [0]
+    for each in rounds[:-1]:
+        new = [
+            reference
+            for reference in (each["frame"], each["weights"])
+            if reference is not None and reference["digest"] not in known
+        ]
+        known.update(str(reference["digest"]) for reference in new)
+        sizes.append(sum(int(reference["size"]) for reference in new))
+    return tuple(sizes)
 
 
 def site_entries(state: Path, population: str) -> list[Entry]:
@@ -150,7 +165,6 @@ def books(
         stored = [ledger.update_of(e.key) for e in own if e.kind == "commit"]
     finally:
         ledger.close()
-    models = [_size(each["frame"]) + _size(each["weights"]) for each in rounds]
     return Books(
         name=each.name,
         epsilon=float(statement["epsilon_total"]),
@@ -162,7 +176,7 @@ def books(
         site_committed=sum(e.kind == "commit" for e in own),
         site_lost=sum(e.kind == "lost" for e in own),
         up_bytes=tuple(update.size for update in stored if update is not None),
-        down_bytes=(0, *models[:-1]),
+        down_bytes=fetched(rounds),
     )
 
 

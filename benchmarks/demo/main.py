@@ -171,13 +171,13 @@ def synthesize(
     """Neutral, a mixture, each single site: Parquet files by the name of the table's row."""
     names = [client.name for client in fed.clients]
     wanted: dict[str, tuple[str, str | dict[str, float]]] = {
-        "synthetic, neutral code": ("neutral", "neutral"),
-        f"synthetic, 0.7 {names[0]} + 0.3 {names[1]}": (
+        "synthetic: neutral code": ("neutral", "neutral"),
+        f"synthetic: 0.7 {names[0]} + 0.3 {names[1]}": (
             "mixture",
             {names[0]: 0.7, names[1]: 0.3},
         ),
     }
-    wanted |= {f"synthetic, {name}": (name, {name: 1.0}) for name in names}
+    wanted |= {f"synthetic: {name}": (name, {name: 1.0}) for name in names}
     options.output.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     with (

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -63,36 +64,26 @@ class Report:
 
     def _accuracies(self) -> Table:
         privacy = self.plan.privacy
-        table = Table(
-            title=f"{HEADING}\naccuracy of a linear classifier on real held-out records "
-            f"(epsilon {privacy.epsilon:g}, delta {privacy.delta:g} per {privacy.unit} and site)",
-            title_style="bold",
+        table = _table(
+            f"{HEADING}\naccuracy on real held-out records, all and site by site\n"
+            f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g} per {privacy.unit} and site"
         )
-        table.add_column("trained on")
-        table.add_column("rows", justify="right")
-        table.add_column("accuracy", justify="right")
-        table.add_column("balanced", justify="right")
-        for name in self.rows[0].per_site:
-            table.add_column(f"on {name}", justify="right")
+        _columns(table, "trained on", "accuracy", "balanced", *self.rows[0].per_site)
         for row in self.rows:
+            values = (row.accuracy, row.balanced, *row.per_site.values())
             table.add_row(
                 row.trained_on,
-                str(row.rows),
-                f"{row.accuracy:.3f}",
-                f"{row.balanced:.3f}",
-                *(f"{value:.3f}" for value in row.per_site.values()),
+                *(f"{value:.3f}" for value in values),
                 style=None if row.private else "red",
             )
         return table
 
     def _spending(self) -> Table:
-        table = Table(title="what each client spent and sent", title_style="bold")
-        for name, justify in (
-            ("client", "left"), ("epsilon spent", "right"), ("by its own ledger", "right"),
-            ("commits", "right"), ("lost", "right"), ("up, sketch", "right"),
-            ("up, per round", "right"), ("down, per round", "right"),
-        ):  # fmt: skip
-            table.add_column(name, justify="left" if justify == "left" else "right")
+        table = _table("epsilon spent by each client, and kB sent and fetched")
+        _columns(
+            table, "client", "epsilon", "at site", "commits", "lost",
+            "up:\nsketch", "up: each\nround", "down:\nround 1", "down:\nlater",
+        )  # fmt: skip
         for each in self.books:
             table.add_row(
                 each.name,
@@ -100,12 +91,23 @@ class Report:
                 f"{each.site_epsilon:.3f}",
                 str(each.committed),
                 str(each.lost),
-                _bytes(each.up_bytes[:1]),
-                _bytes(each.up_bytes[1:]),
-                _bytes(each.down_bytes[1:]),
+                _kilobytes(each.up_bytes[:1]),
+                _kilobytes(each.up_bytes[1:]),
+                _kilobytes(each.down_bytes[1:2]),
+                _kilobytes(each.down_bytes[2:]),
             )
         return table
 
 
-def _bytes(sizes: tuple[int, ...]) -> str:
-    return f"{fmean(sizes) / 1000:,.1f} kB" if sizes else "-"
+def _table(title: str) -> Table:
+    return Table(title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
+
+
+def _columns(table: Table, first: str, *others: str) -> None:
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def _kilobytes(sizes: tuple[int, ...]) -> str:
+    return f"{fmean(sizes) / 1000:,.1f}" if sizes else "-"

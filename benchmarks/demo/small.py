@@ -19,7 +19,7 @@ _SHIFT = 0.3  # how far a site's clusters lie from the common ones, in units of 
 def clusters() -> ScannerDigits:
     """Three sites of Gaussian clusters, 120 training and 40 held-out records each."""
     rng = np.random.default_rng(_SEED)
-    centres = 3.0 * rng.normal(size=(len(CLASSES), DIM))
+    centres = rng.normal(size=(len(CLASSES), DIM))
     sites = []
     for name in SITES:
         own = centres + _SHIFT * rng.normal(size=centres.shape)

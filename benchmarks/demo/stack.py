@@ -25,7 +25,7 @@ from worker.client import CoordinatorClient
 from worker.errors import ClientError
 
 ROOT = Path(__file__).resolve().parents[2]
-COORDINATOR, TRAIN, AGGREGATE, AGENT = "coordinator", "worker-train", "worker-coordinator", "agent"
+COORDINATOR, TRAIN_WORKER, AGENT = "coordinator", "worker-train", "agent"
 _START_S = 60.0
 _COMMAND_S = 120.0
 _TOKEN = re.compile(r"\bfhv_[a-z]+_[A-Za-z0-9_-]+")

@@ -96,23 +96,32 @@ def test_a_table_is_read_back_as_it_was_made(tmp_path: Path) -> None:
     assert federation.receipt_of(path) == {"seed": 3}
 
 
+def test_every_object_is_counted_when_it_is_first_fetched() -> None:
+    frame = {"digest": "f", "size": 1000}
+    rounds = [
+        {"frame": frame, "weights": {"digest": f"w{number}", "size": 10 + number}}
+        for number in range(3)
+    ]
+    assert federation.fetched(rounds) == (0, 1010, 11)
+
+
 def test_the_report_says_what_is_not_private(tmp_path: Path) -> None:
     data, plan = clusters(), load_plan(Options(small=True))
     books = federation.Books(
         name="site-a", epsilon=7.9, delta=1e-4, reserved=4, committed=4, lost=0,
         site_epsilon=7.9, site_committed=4, site_lost=0,
-        up_bytes=(2000, 1000, 3000), down_bytes=(0, 500, 700),
+        up_bytes=(2000, 1000, 3000), down_bytes=(0, 9000, 700),
     )  # fmt: skip
     rows = [
         evaluation.Row("real data (ceiling)", False, 360, 0.9, 0.89, {"site-a": 0.9}),
-        evaluation.Row("synthetic, neutral code", True, 400, 0.8, 0.79, {"site-a": 0.8}),
+        evaluation.Row("synthetic: neutral code", True, 400, 0.8, 0.79, {"site-a": 0.8}),
     ]
     report = Report(plan, "run", 4, rows, [books], {"a step": 2.0}, 3.0, 2**30, {"n": {}})
     text = io.StringIO()
     report.show(Console(file=text, width=160))
     shown = text.getvalue()
     assert HEADING in shown
-    for part in ("0.800", "2.0 kB", "0.6 kB", "1.00 GiB", "epsilon 8", "delta 0.0001"):
+    for part in ("0.800", "2.0", "9.0", "0.7", "1.00 GiB", "epsilon 8", "delta 0.0001"):
         assert part in shown
     path = tmp_path / "report.json"
     report.write(path)
