@@ -166,6 +166,12 @@ async def _issue(here: Step, name: str, attempt: int) -> None:
         available_at=here.now + _pause(here, previous),
         state="ready",
     )
+    if here.row.number > 0 and client.id not in await repository.sketched(
+        here.session, here.run.id
+    ):
+        # The site could not train; asking it would spend its budget for nothing.
+        await _leave_out(here, work, name, "it posted no sketch, so the run has no code for it")
+        return
     try:
         reservation = await ledger.reserve(
             here.session,
@@ -176,9 +182,7 @@ async def _issue(here: Step, name: str, attempt: int) -> None:
             event=here.spec.event(here.row.number),
         )
     except BudgetExceeded as error:
-        work.state, work.reason, work.finished_at = "excluded", error.message, here.now
-        here.session.add(work)
-        log.warning("client_left_out", run_id=str(here.run.id), round=here.row.number, client=name)
+        await _leave_out(here, work, name, error.message)
         return
     work.reservation_id = reservation.id
     here.session.add(work)
@@ -189,6 +193,12 @@ async def _issue(here: Step, name: str, attempt: int) -> None:
         await announce_work(here.session, work, here.now)
     else:
         await ring(here.session, topic_of_client(client.id))
+
+
+async def _leave_out(here: Step, work: WorkItem, name: str, reason: str) -> None:
+    work.state, work.reason, work.finished_at = "excluded", reason, here.now
+    here.session.add(work)
+    log.warning("client_left_out", run_id=str(here.run.id), round=here.row.number, client=name)
 
 
 def _pause(here: Step, previous: WorkItem | None) -> timedelta:

@@ -94,6 +94,12 @@ async def lock_open_work(session: AsyncSession, run_id: UUID, number: int) -> Se
     return (await session.scalars(query)).all()
 
 
+async def sketched(session: AsyncSession, run_id: UUID) -> set[UUID]:
+    """Clients whose sketch counts; the others have no code in this run."""
+    query = select(Update.client_id).where(Update.run_id == run_id, Update.round_number == 0)
+    return set(await session.scalars(query))
+
+
 async def updates_of(session: AsyncSession, run_id: UUID, number: int) -> list[tuple[Update, str]]:
     """Accepted updates with their clients' names, in the fixed order of the sums."""
     query = (

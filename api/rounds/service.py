@@ -117,6 +117,7 @@ async def model(session: AsyncSession, run: Run, number: int | None) -> ModelVie
         raise NotFound(f"{which} published yet", field="round")
     spec = RunSpec.model_validate(run.spec)
     members = await runs.clients_of(session, run.id)
+    with_code = await repository.sketched(session, run.id)
     spent = await ledger.spent_on_model(
         session, run.id, members, found.round_number, spec.plan.privacy.delta
     )
@@ -126,7 +127,7 @@ async def model(session: AsyncSession, run: Run, number: int | None) -> ModelVie
         spec_digest=run.spec_digest,
         frame=frame_ref(found),
         weights=weights_ref(found),
-        clients=[client.name for client in members],
+        clients=[client.name for client in members if client.id in with_code],
         per_client=spent,
         relation=spec.event(0).relation,
         # A coordinator refuses plans of purpose 'simulation', the only ones with seeded noise.

@@ -1,0 +1,42 @@
+"""The coordinator under test: the real application on a real database, its tasks called by hand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api.app import create_app
+from api.config import Settings
+from api.runs import service as runs
+from tests.api.support import Coordinator, calibrate
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name in ("FHV_BROKER_URL", "FHV_ENV"):
+        monkeypatch.delenv(name, raising=False)
+    store = tmp_path / "objects"
+    store.mkdir()
+    return Settings(
+        env="prod",
+        token_pepper="a pepper for tests only",
+        database_url=database_url,
+        object_store_url=f"file://{store}",
+        grace_s=0.0,
+        database_pool=5,
+    )
+
+
+@pytest.fixture
+async def coordinator(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Coordinator]:
+    monkeypatch.setattr(runs, "calibrate", calibrate)
+    app = create_app(settings, background=False)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://api.test") as http:
+            yield Coordinator(app, http)

@@ -1,0 +1,269 @@
+"""What the tests of the coordinator share: a driver that plays operator, site and worker.
+
+Everything goes through HTTP against the real application on a real database; only time is moved
+(``Coordinator.pass_time``) and the background tasks are called by hand (``sweep``).
+"""
+
+from __future__ import annotations
+
+import functools
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+from sqlalchemy import select, text
+
+from api import tokens
+from api.context import Context
+from api.db.run_models import Job, OutboxMessage, WorkItem
+from api.sweeper import Sweeper
+from core.federation import plan
+from core.federation.aggregate import aggregate
+from core.federation.plan import RunSpec
+from core.federation.updates import TENSOR, expectation
+from core.wire import tensors
+from core.wire.messages import CONTENT_TYPE_TENSORS, LEASE_HEADER, AggregateJob
+
+# The real calibration, once a session for every plan that the tests use.
+calibrate = functools.cache(plan.calibrate)
+
+SPACE = {
+    "name": "tiny",
+    "backbone": "none",
+    "weights_digest": "sha256:" + "0" * 64,
+    "preprocessing": "none",
+    "dim": 6,
+    "classes": ["a", "b", "c"],
+}
+
+
+def a_plan(name: str = "run-1", **changes: Any) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "name": name,
+        "space": "tiny",
+        "privacy": {
+            "epsilon": 4.0,
+            "delta": 1e-5,
+            "n_max": 1000,
+            "rounds": 1,
+            "sample_rate": 1.0,
+        },
+        "model": {
+            "code_dim": 2,
+            "trunk_width": 2,
+            "latent_dim": 2,
+            "hidden": 3,
+            "encoder_hidden": 3,
+            "basis_rank": 2,
+        },
+        "round": {"quorum": 2, "deadline_s": 100.0, "lease_s": 10.0, "max_attempts": 2},
+    }
+    for key, change in changes.items():
+        value[key] = {**value[key], **change} if isinstance(change, dict) else change
+    return value
+
+
+def update_body(spec: RunSpec, number: int, seed: int = 1, **metadata: str) -> bytes:
+    """An update of a site without records: noise alone, which is what every update looks like."""
+    expected = expectation(spec, number)
+    vector = np.random.default_rng(seed).normal(0.0, expected.noise_std, expected.length)
+    named = {"layout": expected.layout, **metadata}
+    return tensors.pack({TENSOR: vector.astype(np.float32)}, named)
+
+
+class Coordinator:
+    """The application, its HTTP client, and everybody who calls it."""
+
+    def __init__(self, app: FastAPI, http: httpx.AsyncClient) -> None:
+        self.app = app
+        self.http = http
+        self.ctx: Context = app.state.context
+        self.sweeper = Sweeper(self.ctx)
+        self.tokens: dict[str, str] = {}
+        self.clients: dict[str, str] = {}
+
+    async def token(self, scope: str, client_id: str | None = None, **extra: Any) -> str:
+        async with self.ctx.database.write() as session:
+            _, secret = await tokens.issue(
+                session,
+                self.ctx.settings.pepper,
+                scope=scope,
+                label="test",
+                client_id=UUID(client_id) if client_id else None,
+                **extra,
+            )
+        return secret
+
+    async def call(
+        self, method: str, path: str, who: str | None = "admin", **options: Any
+    ) -> httpx.Response:
+        """As ``who``: a scope, a client's name, or None for nobody."""
+        headers = dict(options.pop("headers", {}))
+        if who is not None:
+            if who not in self.tokens:
+                self.tokens[who] = await self.token(who)
+            headers["Authorization"] = f"Bearer {self.tokens[who]}"
+        return await self.http.request(method, path, headers=headers, **options)
+
+    async def ok(self, method: str, path: str, who: str | None = "admin", **options: Any) -> Any:
+        response = await self.call(method, path, who, **options)
+        assert response.is_success, response.text
+        return response.json() if response.content else None
+
+    # --- operator ---
+
+    async def enrol(
+        self, *names: str, managed: bool = False, epsilon: float = 8.0, **changes: Any
+    ) -> None:
+        await self.ok("POST", "/v1/spaces", json=SPACE)
+        for name in names:
+            body = {
+                "name": name,
+                "space": "tiny",
+                "site": f"hospital-{name}",
+                "population": f"{name}/all",
+                "unit": "record",
+                "managed": managed,
+                "budget": {"epsilon": epsilon, "delta": 1e-5},
+                **changes,
+            }
+            made = await self.ok("POST", "/v1/clients", json=body)
+            self.clients[name] = made["client"]["id"]
+            if made["token"]:
+                self.tokens[name] = made["token"]
+
+    async def run(self, *names: str, start: bool = True, **changes: Any) -> dict[str, Any]:
+        body = {"plan": a_plan(**changes), "clients": list(names)}
+        made = await self.ok("POST", "/v1/runs", json=body)
+        if start:
+            await self.ok("POST", f"/v1/runs/{made['id']}/start")
+            await self.sweep()
+        return dict(made)
+
+    # --- time and background ---
+
+    async def sweep(self) -> None:
+        await self.sweeper.sweep()
+
+    def pass_time(self, seconds: float) -> None:
+        self.ctx.database.clock_offset += timedelta(seconds=seconds)
+
+    # --- sites ---
+
+    async def poll(self, name: str) -> dict[str, Any] | None:
+        response = await self.call("GET", f"/v1/clients/{self.clients[name]}/work", name)
+        assert response.status_code in (200, 204), response.text
+        return response.json() if response.status_code == 200 else None
+
+    async def send(
+        self,
+        order: dict[str, Any],
+        body: bytes | None = None,
+        *,
+        who: str | None = None,
+        update_id: object = None,
+        lease: str | None = None,
+        **headers: str,
+    ) -> httpx.Response:
+        if body is None:
+            spec = RunSpec.model_validate(order["spec"])
+            body = update_body(spec, order["round_number"], seed=order["attempt"])
+        return await self.call(
+            "PUT",
+            f"/v1/runs/{order['run_id']}/rounds/{order['round_number']}/updates/"
+            f"{update_id or uuid4()}",
+            who or order["client"],
+            content=body,
+            headers={
+                LEASE_HEADER: order["lease_token"] if lease is None else lease,
+                "Content-Type": CONTENT_TYPE_TENSORS,
+                **headers,
+            },
+        )
+
+    async def work(self, name: str) -> dict[str, Any]:
+        """Poll, train (noise only) and send."""
+        order = await self.poll(name)
+        assert order is not None, f"no work for {name}"
+        response = await self.send(order)
+        assert response.status_code == 201, response.text
+        return order
+
+    # --- coordinator's worker ---
+
+    async def rows(self, model: Any, *where: Any) -> list[Any]:
+        async with self.ctx.database.read() as session:
+            return list(await session.scalars(select(model).where(*where).order_by(model.id)))
+
+    async def sql(self, statement: str, **values: Any) -> list[Any]:
+        async with self.ctx.database.write() as session:
+            result = await session.execute(text(statement), values)
+            return list(result) if result.returns_rows else []
+
+    async def job(self) -> Job:
+        (job,) = await self.rows(Job, Job.state == "ready")
+        return job
+
+    async def managed_work(self, name: str) -> list[WorkItem]:
+        return await self.rows(WorkItem, WorkItem.client_id == UUID(self.clients[name]))
+
+    async def messages(self) -> list[OutboxMessage]:
+        return await self.rows(OutboxMessage)
+
+    async def aggregate(self) -> dict[str, Any]:
+        """Claim the ready job, sum for real, complete it; the sweeper publishes."""
+        await self.sweep()
+        job = await self.job()
+        claimed = await self.ok("POST", f"/v1/jobs/{job.id}/claim", "worker")
+        result = self.sum(AggregateJob.model_validate(claimed))
+        await self.ok(
+            "POST",
+            f"/v1/jobs/{job.id}/complete",
+            "worker",
+            json=result,
+            headers={LEASE_HEADER: claimed["lease_token"]},
+        )
+        await self.sweep()
+        return dict(claimed)
+
+    def sum(self, job: AggregateJob) -> dict[str, Any]:
+        made = aggregate(job, self.ctx.store.get)
+        frame, weights = self.ctx.store.put(made.frame), self.ctx.store.put(made.weights)
+        optimiser = self.ctx.store.put(made.optimiser)
+        return {
+            "frame": {"role": "frame", "digest": frame.digest, "size": frame.size},
+            "weights": {"role": "weights", "digest": weights.digest, "size": weights.size},
+            "optimiser_digest": optimiser.digest,
+            "optimiser_size": optimiser.size,
+        }
+
+    async def finish(self, run: dict[str, Any], *names: str) -> dict[str, Any]:
+        """All rounds with all clients, to the end."""
+        for _ in range(run["rounds_planned"]):
+            for name in names:
+                await self.work(name)
+            await self.aggregate()
+        return dict(await self.ok("GET", f"/v1/runs/{run['id']}"))
+
+    async def round(self, run: dict[str, Any], number: int) -> dict[str, Any]:
+        return dict(await self.ok("GET", f"/v1/runs/{run['id']}/rounds/{number}"))
+
+    async def ledger(self, name: str) -> dict[str, Any]:
+        return dict(await self.ok("GET", f"/v1/clients/{self.clients[name]}/ledger"))
+
+    async def kinds(self, name: str) -> list[str]:
+        return [entry["kind"] for entry in (await self.ledger(name))["entries"]]
+
+
+def problem(response: httpx.Response, status: int, code: str, field: str | None = None) -> Any:
+    """Assert that an answer is this problem; give its body."""
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    body = response.json()
+    assert (response.status_code, body["code"], body["status"]) == (status, code, status), body
+    if field is not None:
+        assert body.get("field") == field, body
+    assert body["request_id"] == response.headers["X-Request-ID"]
+    return body

@@ -1,0 +1,149 @@
+"""A whole run over HTTP: sketch, training, publication, ledger, model, download, synthesis."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow.parquet as pq
+import pytest
+
+from core.privacy.accounting import epsilon
+from core.privacy.events import PrivacyEvent
+from core.storage import sha256_of
+from core.synthesis.formats import RECEIPT_KEY
+from core.synthesis.request import MAX_ROWS
+from tests.api.support import Coordinator, problem
+
+
+async def test_a_run_ends_with_its_planned_rounds_and_a_ledger_of_executed_events(
+    coordinator: Coordinator,
+) -> None:
+    await coordinator.enrol("site-a", "site-b")
+    run = await coordinator.run("site-a", "site-b")
+    ended = await coordinator.finish(run, "site-a", "site-b")
+    assert (ended["state"], ended["rounds_published"], ended["current_round"]) == (
+        "completed",
+        2,
+        1,
+    )
+    rounds = await coordinator.ok("GET", f"/v1/runs/{run['id']}/rounds")
+    assert [item["state"] for item in rounds["items"]] == ["published", "published"]
+    ledger = await coordinator.ledger("site-a")
+    assert [entry["kind"] for entry in ledger["entries"]] == ["reserve", "commit"] * 2
+    events = [
+        PrivacyEvent.model_validate(entry["event"])
+        for entry in ledger["entries"]
+        if entry["kind"] == "reserve"
+    ]
+    assert ledger["epsilon_total"] == epsilon(events, 1e-5) == ended["epsilon_planned"]
+    assert ledger["epsilon_committed"] == ledger["epsilon_total"]
+    assert ledger["epsilon_reserved"] == 0.0
+    assert ledger["epsilon_total"] <= 4.0
+
+
+async def test_the_model_is_served_to_participants_and_nothing_else_is(
+    coordinator: Coordinator,
+) -> None:
+    await coordinator.enrol("site-a", "site-b", "outsider")
+    run = await coordinator.run("site-a", "site-b", privacy={"rounds": 0})
+    problem(await coordinator.call("GET", f"/v1/runs/{run['id']}/model"), 404, "not-found")
+    await coordinator.finish(run, "site-a", "site-b")
+    model = await coordinator.ok("GET", f"/v1/runs/{run['id']}/model", "site-a")
+    assert model["clients"] == ["site-a", "site-b"]
+    assert model["round"] == 0
+    assert [spent["client"] for spent in model["per_client"]] == ["site-a", "site-b"]
+    assert all(0 < spent["epsilon"] <= 4.0 for spent in model["per_client"])
+    digest = model["weights"]["digest"]
+    got = await coordinator.call("GET", f"/v1/objects/{digest}", "site-b")
+    assert sha256_of(got.content) == digest
+    assert got.headers["ETag"] == f'"{digest}"'
+    again = await coordinator.call(
+        "GET", f"/v1/objects/{digest}", "site-b", headers={"If-None-Match": f'"{digest}"'}
+    )
+    assert (again.status_code, again.content) == (304, b"")
+    part = await coordinator.call(
+        "GET", f"/v1/objects/{digest}", "site-b", headers={"Range": "bytes=10-"}
+    )
+    assert (part.status_code, part.content) == (206, got.content[10:])
+    assert part.headers["Content-Range"] == f"bytes 10-{len(got.content) - 1}/{len(got.content)}"
+    other = await coordinator.call(
+        "GET",
+        f"/v1/objects/{digest}",
+        "site-b",
+        headers={"Range": "bytes=0-3", "If-Range": '"another"'},
+    )
+    assert other.status_code == 200
+    beyond = await coordinator.call(
+        "GET", f"/v1/objects/{digest}", "site-b", headers={"Range": "bytes=99999999-"}
+    )
+    problem(beyond, 416, "range-not-satisfiable")
+    problem(await coordinator.call("GET", f"/v1/objects/{digest}", "outsider"), 404, "not-found")
+    (update,) = await coordinator.sql("SELECT digest FROM updates LIMIT 1")
+    (optimiser,) = await coordinator.sql("SELECT optimiser_digest FROM rounds LIMIT 1")
+    for secret in (update[0], optimiser[0]):
+        for who in ("admin", "site-a", "worker", "auditor", "scientist"):
+            problem(await coordinator.call("GET", f"/v1/objects/{secret}", who), 404, "not-found")
+
+
+async def test_synthesis_in_json_and_parquet_with_receipts(coordinator: Coordinator) -> None:
+    await coordinator.enrol("site-a", "site-b")
+    run = await coordinator.run("site-a", "site-b", privacy={"rounds": 0})
+    await coordinator.finish(run, "site-a", "site-b")
+    body = {"run": "run-1", "mixture": {"site-a": 0.7, "site-b": 0.3}, "n": 5, "seed": 7}
+    first = await coordinator.call("POST", "/synthesize", "scientist", json=body)
+    second = await coordinator.call("POST", "/v1/synthesize", "scientist", json=body)
+    assert first.json() == second.json()
+    answer = first.json()
+    receipt = answer["receipt"]
+    assert (len(answer["embeddings"]), len(answer["embeddings"][0])) == (5, 6)
+    assert receipt["mixture"] == {"site-a": 0.7, "site-b": 0.3}
+    assert (receipt["run_id"], receipt["round"], receipt["seed"]) == (run["id"], 0, 7)
+    assert receipt["not_private"] is False
+    assert first.headers["X-FHV-Seed"] == "7"
+    assert first.headers["X-FHV-Model"] == receipt["weights_digest"]
+    drawn = await coordinator.call(
+        "POST", "/synthesize", "scientist", json={"run": run["id"], "n": 2}
+    )
+    assert drawn.headers["X-FHV-Seed"] == str(drawn.json()["receipt"]["seed"])
+    assert drawn.json()["receipt"]["mixture"] == "neutral"
+    counts = {"run": "run-1", "class_counts": {"a": 2, "c": 1}, "seed": 1}
+    parquet = await coordinator.call(
+        "POST",
+        "/synthesize",
+        "scientist",
+        json=counts,
+        headers={"Accept": "application/vnd.apache.parquet"},
+    )
+    assert parquet.headers["content-type"] == "application/vnd.apache.parquet"
+    table = pq.read_table(io.BytesIO(parquet.content))
+    assert sorted(table["label"].to_pylist()) == ["a", "a", "c"]
+    assert RECEIPT_KEY.encode() in table.schema.metadata
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "field"),
+    [
+        ({"n": 0}, 422, "invalid-request", "n"),
+        ({"n": MAX_ROWS + 1}, 422, "invalid-request", "n"),
+        ({"mixture": {"site-a": 0.7, "site-b": 0.7}}, 422, "invalid-request", None),
+        ({"mixture": {"site-a": 1.5, "site-b": -0.5}}, 422, "invalid-request", None),
+        ({"mixture": {"nobody": 1.0}}, 422, "unknown-mixture-client", None),
+        ({"n": None, "class_counts": {"z": 1}}, 422, "invalid-synthesis-request", None),
+        ({"n": None}, 422, "invalid-request", None),
+        ({"run": "nothing"}, 404, "not-found", "run"),
+        ({"round": 3}, 404, "not-found", "round"),
+        ({"colour": "red"}, 422, "invalid-request", "colour"),
+    ],
+)
+async def test_bad_requests_for_synthesis_name_the_field(
+    coordinator: Coordinator, change: dict, status: int, code: str, field: str | None
+) -> None:
+    await coordinator.enrol("site-a")
+    run = await coordinator.run("site-a", privacy={"rounds": 0}, round={"quorum": 1})
+    await coordinator.finish(run, "site-a")
+    body = {"run": "run-1", "n": 3, **change}
+    body = {k: v for k, v in body.items() if v is not None}
+    response = await coordinator.call("POST", "/synthesize", "scientist", json=body)
+    found = problem(response, status, code, field)
+    if "mixture" in change:
+        assert found["field"].startswith("mixture")
