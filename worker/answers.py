@@ -21,6 +21,7 @@ class Retry:
 
 
 ONCE = Retry(attempts=1)
+BRIEFLY = Retry(attempts=3, total_s=3.0)  # where whoever asks comes back by itself
 
 
 @dataclass(frozen=True)

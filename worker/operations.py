@@ -27,6 +27,7 @@ from core.wire.messages import (
     WorkOrder,
 )
 from worker.answers import (
+    BRIEFLY,
     ONCE,
     Answer,
     Enrolment,
@@ -191,7 +192,7 @@ class Operations(ABC):
         return None if answer.status == 204 else _order(answer)
 
     def claim_work(self, work_id: str) -> WorkOrder:
-        return _order(self._send("POST", f"/v1/work/{path_part(work_id)}/claim"))
+        return _order(self._send("POST", f"/v1/work/{path_part(work_id)}/claim", retry=BRIEFLY))
 
     def renew_work(self, work_id: str, lease_token: str) -> LeaseRenewal:
         path = f"/v1/work/{path_part(work_id)}/renew"
@@ -216,7 +217,8 @@ class Operations(ABC):
     # --- the coordinator's own jobs ---
 
     def claim_job(self, job_id: str) -> AggregateJob:
-        return _parse(AggregateJob, self._send("POST", f"/v1/jobs/{path_part(job_id)}/claim"))
+        path = f"/v1/jobs/{path_part(job_id)}/claim"
+        return _parse(AggregateJob, self._send("POST", path, retry=BRIEFLY))
 
     def renew_job(self, job_id: str, lease_token: str) -> LeaseRenewal:
         path = f"/v1/jobs/{path_part(job_id)}/renew"

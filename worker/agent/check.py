@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from core.errors import DataError
 from core.federation.plan import EmbeddingSpace, digest_of
-from worker.agent.loop import identify
+from worker.agent.loop import configured
 from worker.agent.site import Site
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig, SiteConfig, SiteSection, WorkerSettings
@@ -89,7 +89,7 @@ def _space_of(config: ClientConfig, settings: WorkerSettings) -> EmbeddingSpace:
     with CoordinatorClient(settings.coordinator_url, settings.require_token()) as coordinator:
         me = coordinator.client("me")
         only = SiteConfig(site=SiteSection(state_dir=Path()), client=(config,))
-        identify(coordinator, only)
+        configured(me, only)
         return _as_space(coordinator.space(str(me["space"])), str(me["space"]))
 
 
@@ -103,11 +103,15 @@ def read_space(path: Path) -> EmbeddingSpace:
 
 
 def _as_space(raw: Any, where: str) -> EmbeddingSpace:
-    wanted = {k: v for k, v in raw.items() if k in EmbeddingSpace.model_fields} if raw else {}
+    known = raw if isinstance(raw, dict) else {}
+    wanted = {key: value for key, value in known.items() if key in EmbeddingSpace.model_fields}
     try:
         return EmbeddingSpace.model_validate(wanted)
     except ValidationError as error:
         raise ConfigError(
             f"{where} is no embedding space:",
-            problems=[f"{f['loc']}: {f['msg']}" for f in error.errors(include_url=False)],
+            problems=[
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+                for fault in error.errors(include_url=False)
+            ],
         ) from None

@@ -17,6 +17,7 @@ from types import FrameType
 
 from worker import logs
 from worker.agent.site import Site
+from worker.answers import JsonObject
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig, SiteConfig
 from worker.delivery import Workplace, give_back
@@ -77,12 +78,11 @@ class Stopper:
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def identify(coordinator: CoordinatorClient, site: SiteConfig) -> tuple[str, ClientConfig]:
-    """Whose token this is: the client's id, and its configuration at this site.
+def configured(me: JsonObject, site: SiteConfig) -> ClientConfig:
+    """This site's configuration of the client that the coordinator knows as ``me``.
 
     Raises ``ConfigError`` if this site does not have that client, or has it differently.
     """
-    me = coordinator.client("me")
     config = site.require(str(me.get("name")))
     for key in ("unit", "population"):
         if me.get(key) not in (None, getattr(config, key)):
@@ -92,7 +92,7 @@ def identify(coordinator: CoordinatorClient, site: SiteConfig) -> tuple[str, Cli
                 field=f"client.{key}",
                 mend="Use the value that was enrolled, or enrol another client.",
             )
-    return str(me["id"]), config
+    return config
 
 
 def run_agent(
@@ -126,7 +126,8 @@ def _identified(
     while True:
         try:
             with stopper.idle():
-                return identify(coordinator, site_config)
+                me = coordinator.client("me")
+            return str(me["id"]), configured(me, site_config)
         except ClientError as error:
             _after(error, next(pauses), stopper)
 
