@@ -46,7 +46,9 @@ async def register(session: AsyncSession, body: EmbeddingSpace) -> tuple[Space, 
         insert(Space)
         .values(id=uuid7(), name=body.name, digest=digest, body=body.model_dump(mode="json"))
         .on_conflict_do_nothing(index_elements=["name"])
+        .returning(Space.id)
     )
+    new = made.first() is not None
     row = await by_name(session, body.name)
     if row is None or row.digest != digest:
         raise SpaceConflict(
@@ -54,7 +56,7 @@ async def register(session: AsyncSession, body: EmbeddingSpace) -> tuple[Space, 
             field="name",
             mend="A contract never changes: choose another name.",
         )
-    return row, made.rowcount == 1  # type: ignore[attr-defined]
+    return row, new
 
 
 @router.post(

@@ -1,0 +1,210 @@
+"""Problems and OpenAPI are complete; odd requests are answered in problem+json."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import api
+import core
+from api import examples, problems
+from api.app import create_app
+from api.clients.service import ClientView, Enrolled, NewClient
+from api.config import Settings
+from api.ledger.service import LedgerView
+from api.rounds.service import ModelView, RoundView
+from api.runs.service import NewRun, RunView
+from api.spaces import SpaceView
+from api.tokens import NewToken, TokenMade, TokenView
+from core.errors import DomainError
+from core.federation.plan import EmbeddingSpace
+from core.synthesis.request import SynthesisRequest
+from core.wire import messages
+from tests.api.support import Coordinator, problem
+
+
+def _subclasses(kind: type) -> set[type]:
+    direct = set(kind.__subclasses__())
+    return direct.union(*(_subclasses(one) for one in direct))
+
+
+def test_every_domain_error_has_a_status() -> None:
+    for package in (api, core):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    ours = {
+        kind for kind in _subclasses(DomainError) if kind.__module__.startswith(("api", "core"))
+    }
+    codes = {kind.code for kind in ours} | {DomainError.code}  # type: ignore[attr-defined]
+    assert codes <= set(problems.CATALOGUE), codes - set(problems.CATALOGUE)
+    for status, title in problems.CATALOGUE.values():
+        assert 400 <= status < 600
+        assert title
+
+
+def test_the_api_imports_no_torch_no_opacus_no_worker() -> None:
+    code = (
+        "import sys, api.app, api.cli, api.sweeper; "
+        "print(sorted({'torch', 'opacus', 'worker'} & {m.split('.')[0] for m in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    settings = Settings(
+        env="dev", database_url="postgresql://nowhere/x", object_store_url="file:///nowhere"
+    )
+    return create_app(settings).openapi()
+
+
+def _operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (method, path, operation)
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+    ]
+
+
+def test_every_operation_is_documented_with_examples(document: dict[str, Any]) -> None:
+    ids = [operation["operationId"] for _, _, operation in _operations(document)]
+    assert len(ids) == len(set(ids)) >= 29
+    for method, path, operation in _operations(document):
+        where = f"{method} {path}"
+        assert operation["summary"], where
+        assert operation["description"], where
+        assert operation["tags"], where
+        assert "secret" not in operation["operationId"], where
+        for media, content in operation.get("requestBody", {}).get("content", {}).items():
+            assert content.get("example") or content.get("examples"), f"{where}: {media}"
+        successes = {k: v for k, v in operation["responses"].items() if k.startswith("2")}
+        assert successes, where
+        shown = [
+            content
+            for answer in successes.values()
+            for content in answer.get("content", {}).values()
+            if "example" in content
+        ]
+        assert shown or set(successes) == {"204"}, f"{where} has no example of an answer"
+        for code, answer in operation["responses"].items():
+            if not code.startswith(("2", "3")):
+                examples_of = answer["content"][problems.CONTENT_TYPE]["examples"]
+                assert all(str(e["value"]["status"]) == code for e in examples_of.values())
+
+
+def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any]) -> None:
+    scheme = document["components"]["securitySchemes"]["bearer"]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    for _, path, operation in _operations(document):
+        public = path in ("/healthz", "/readyz")
+        assert (operation.get("security") == [{"bearer": []}]) != public, path
+
+
+@pytest.mark.parametrize(
+    ("model", "value"),
+    [
+        (EmbeddingSpace, examples.SPACE),
+        (SpaceView, examples.SPACE_VIEW),
+        (NewClient, examples.CLIENT_NEW),
+        (ClientView, examples.CLIENT),
+        (Enrolled, examples.ENROLLED),
+        (NewToken, examples.TOKEN_NEW),
+        (TokenView, examples.TOKEN),
+        (TokenMade, examples.TOKEN_MADE),
+        (NewRun, examples.RUN_NEW),
+        (RunView, examples.RUN),
+        (RoundView, examples.ROUND),
+        (ModelView, examples.MODEL),
+        (LedgerView, examples.LEDGER),
+        (SynthesisRequest, examples.SYNTHESIS),
+        (messages.WorkOrder, examples.ORDER),
+        (messages.LeaseRenewal, examples.RENEWAL),
+        (messages.WorkFailure, examples.FAILURE),
+        (messages.UpdateReceipt, examples.RECEIPT),
+        (messages.AggregateJob, examples.JOB),
+        (messages.AggregateResult, examples.JOB_RESULT),
+        (messages.JobFailure, examples.JOB_FAILURE),
+    ],
+)
+def test_examples_are_what_the_models_say(model: Any, value: dict[str, Any]) -> None:
+    parsed = model.model_validate(value)
+    assert set(parsed.model_dump()) >= set(value)
+
+
+async def test_odd_requests_get_problem_json(coordinator: Coordinator) -> None:
+    problem(await coordinator.call("GET", "/nothing"), 404, "not-found")
+    wrong = await coordinator.call("DELETE", "/healthz")
+    problem(wrong, 405, "method-not-allowed")
+    assert wrong.headers["Allow"] == "GET"
+    broken = await coordinator.call(
+        "POST", "/v1/spaces", content=b"{", headers={"Content-Type": "application/json"}
+    )
+    problem(broken, 422, "invalid-request")
+    empty = await coordinator.call("POST", "/v1/spaces")
+    problem(empty, 422, "invalid-request")
+    problem(await coordinator.call("GET", "/v1/runs/7"), 422, "invalid-request", "run_id")
+    nan = await coordinator.call(
+        "POST",
+        "/v1/spaces",
+        content=b'{"dim": NaN}',
+        headers={"Content-Type": "application/json"},
+    )
+    problem(nan, 422, "invalid-request")
+
+
+async def test_large_json_is_refused_declared_or_not(coordinator: Coordinator) -> None:
+    limit = coordinator.ctx.settings.max_json_bytes
+    headers = {"Content-Type": "application/json"}
+    declared = await coordinator.call(
+        "POST", "/v1/spaces", content=b" " * (limit + 1), headers=headers
+    )
+    problem(declared, 413, "payload-too-large")
+
+    async def chunks():
+        for _ in range(limit // 2**20 + 1):
+            yield b" " * 2**20
+
+    streamed = await coordinator.call("POST", "/v1/spaces", content=chunks(), headers=headers)
+    problem(streamed, 413, "payload-too-large")
+
+
+async def test_request_ids_and_protocol(coordinator: Coordinator) -> None:
+    echoed = await coordinator.call("GET", "/healthz", headers={"X-Request-ID": "mine-1"})
+    assert echoed.headers["X-Request-ID"] == "mine-1"
+    assert echoed.headers["X-FHV-Protocol"] == "1"
+    forged = await coordinator.call("GET", "/healthz", headers={"X-Request-ID": "a b" * 50})
+    assert len(forged.headers["X-Request-ID"]) == 36
+    other = await coordinator.call("GET", "/healthz", headers={"X-FHV-Protocol": "2"})
+    problem(other, 400, "unsupported-protocol", "X-FHV-Protocol")
+
+
+async def test_crashes_are_500_without_details(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("the secret is 42")
+
+    monkeypatch.setattr("api.clients.repository.page", broken)
+    found = problem(await coordinator.call("GET", "/v1/clients"), 500, "internal-error")
+    assert "42" not in str(found)
+
+
+async def test_health_and_readiness(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await coordinator.ok("GET", "/healthz", None) == {"status": "ok"}
+    ready = await coordinator.ok("GET", "/readyz", None)
+    assert ready == {"database": "ok", "store": "ok", "broker": "not configured"}
+
+    def away(_: str) -> bool:
+        raise OSError("gone")
+
+    monkeypatch.setattr(coordinator.ctx.store, "exists", away)
+    found = problem(await coordinator.call("GET", "/readyz", None), 503, "not-ready")
+    assert found["store"] == "unreachable"
