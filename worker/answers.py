@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 JsonObject = dict[str, Any]
@@ -19,9 +19,18 @@ class Retry:
     longest_s: float = 10.0
     jitter_s: float = 0.5
 
+    def at_most(self, other: Retry) -> Retry:
+        """This policy, but no more patient than ``other``."""
+        return replace(
+            self,
+            attempts=min(self.attempts, other.attempts),
+            total_s=min(self.total_s, other.total_s),
+        )
+
 
 ONCE = Retry(attempts=1)
 BRIEFLY = Retry(attempts=3, total_s=3.0)  # where whoever asks comes back by itself
+A_WHILE = Retry(attempts=8, total_s=15.0)
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ class CoordinatorClient(Operations):
         return self._retrying(f"{method} {path}", once, retry)
 
     def _retrying(self, name: str, once: Callable[[], T], retry: Retry | None = None) -> T:
-        policy = retry or self._retry
+        policy = self._retry if retry is None else self._retry.at_most(retry)
         attempts = stamina.retry_context(
             on=_again,
             attempts=policy.attempts,

@@ -53,6 +53,8 @@ class WorkerSettings(BaseSettings):
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must be http://host[:port] or https://host[:port]")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("must not hold a user name or password (it is logged)")
         return value.rstrip("/")
 
     @field_validator("token")

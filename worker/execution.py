@@ -51,7 +51,8 @@ class _LeaseGone(WorkerError):
 def perform(order: WorkOrder, config: ClientConfig, place: Workplace) -> Outcome:
     """Execute an order for ``config``, or resume it. The caller holds ``site.lock(client)``.
 
-    Raises ``ApiProblem`` only if the token was refused while an update was delivered.
+    Raises ``ApiProblem`` if the token was refused while an update was delivered, and
+    ``SiteStateError`` if the ledger cannot be written.
     """
     key = AttemptKey.of(order)
     log = _log.bind(**key._asdict(), work_id=order.work_id)
@@ -80,6 +81,9 @@ def perform(order: WorkOrder, config: ClientConfig, place: Workplace) -> Outcome
             return _refuse(order, refusal, place)
         except AttemptKnown:
             return _give_back(order, place)
+        except SiteStateError:
+            _give_back(order, place)
+            raise
         log.info("attempt_reserved")
         update = _execute(order, config, inputs, place, lease)
         if update is None:

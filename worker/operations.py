@@ -27,6 +27,7 @@ from core.wire.messages import (
     WorkOrder,
 )
 from worker.answers import (
+    A_WHILE,
     BRIEFLY,
     ONCE,
     Answer,
@@ -199,7 +200,8 @@ class Operations(ABC):
         return _parse(LeaseRenewal, self._send("POST", path, lease=lease_token, retry=ONCE))
 
     def fail_work(self, work_id: str, lease_token: str, failure: WorkFailure) -> None:
-        self._send("POST", f"/v1/work/{path_part(work_id)}/fail", lease=lease_token, json=failure)
+        path = f"/v1/work/{path_part(work_id)}/fail"
+        self._send("POST", path, lease=lease_token, json=failure, retry=A_WHILE)
 
     def put_update(
         self, *, run_id: str, round_number: int, update_id: str, lease_token: str, body: bytes
@@ -211,6 +213,7 @@ class Operations(ABC):
             lease=lease_token,
             content=body,
             headers={"Content-Type": CONTENT_TYPE_TENSORS},
+            retry=BRIEFLY,  # ``worker.delivery`` repeats the call for as long as it takes
         )
         return _parse(UpdateReceipt, answer)
 

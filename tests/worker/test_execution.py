@@ -28,6 +28,7 @@ from tests.worker.support import (
 from worker.agent.site import Site
 from worker.cache import digest_of_bytes
 from worker.config import ClientConfig
+from worker.errors import SiteStateError
 from worker.execution import Outcome, perform
 
 
@@ -340,6 +341,38 @@ def test_an_interrupt_gives_the_work_back(
         perform(order, config, script.place(site))
     assert kinds(site) == ["reserve", "lost"]
     assert script.failures == [(order.work_id, "site-not-ready")]
+
+
+@pytest.mark.parametrize("when", ["reserve", "commit"])
+def test_a_full_disk_is_named_and_costs_no_second_execution(
+    site: Site, config: ClientConfig, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    order = make_order()
+    script = Script(orders=[order])
+    db = site.ledger._db
+
+    def fill() -> None:
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        db.execute(f"PRAGMA max_page_count = {pages}")
+
+    if when == "reserve":
+        # Enough rows to fill the last page: whichever write comes next needs a new one.
+        fill()
+        big = config.model_copy(update={"population": "p" * 20_000})
+    else:
+        big = config
+        monkeypatch.setattr(
+            "core.training.local.execute", lambda *a, **k: (fill(), b"x" * 100_000)[1]
+        )
+    if when == "reserve":
+        with pytest.raises(SiteStateError, match="cannot be written"):
+            perform(order, big, script.place(site))
+        assert kinds(site) == []
+    else:
+        assert perform(order, big, script.place(site)) is Outcome.GIVEN_BACK
+        assert kinds(site) == ["reserve", "lost"]
+    assert script.failures == [(order.work_id, "site-not-ready")]
+    assert script.puts == []
 
 
 def test_units_of_two_clients_draw_different_coins(site: Site) -> None:

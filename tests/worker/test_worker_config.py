@@ -128,6 +128,7 @@ def test_absent_settings_say_what_to_set(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ("FHV_DEVICE", "gpu"),
         ("FHV_COORDINATOR_URL", "coordinator:8000"),
+        ("FHV_COORDINATOR_URL", "https://user:secret@coordinator"),
         ("FHV_LOG_LEVEL", "loud"),
         ("FHV_TOKEN", "secret with spaces"),
     ],

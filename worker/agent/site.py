@@ -31,7 +31,10 @@ _OPENING_S = 30.0
 
 
 class Site:
-    """An opened state folder. Close it, or use it in ``with``; one per thread."""
+    """An opened state folder, on a local disk (its locks do not reach over a network).
+
+    Close it, or use it in ``with``; one per thread.
+    """
 
     def __init__(self, folder: Path, ledger: SiteLedger, secret: bytes) -> None:
         self.folder = folder
