@@ -166,7 +166,7 @@ def books(
     finally:
         ledger.close()
     return Books(
-        name=each.name,
+        name=each.site.name,
         epsilon=float(statement["epsilon_total"]),
         delta=float(statement["delta"]),
         reserved=kinds.count("reserve"),

@@ -8,7 +8,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ from benchmarks import scanner_digits
 from benchmarks.demo import evaluation, federation
 from benchmarks.demo.memory import PeakMemory
 from benchmarks.demo.narrator import Narrator
-from benchmarks.demo.processes import DemoError, Processes, stop_on_signals
+from benchmarks.demo.processes import ChildEnded, DemoError, Processes, stop_on_signals
 from benchmarks.demo.report import Report
 from benchmarks.demo.sites import Client, Party, write_party
 from benchmarks.demo.small import clusters
@@ -93,6 +93,8 @@ def with_logs(processes: Processes) -> Iterator[None]:
     """When a step fails, add the end of every child's log to what is shown."""
     try:
         yield
+    except ChildEnded:
+        raise
     except (DemoError, ClientError) as error:
         tails = "\n".join(
             f"--- last lines of {child.name}:\n{child.tail(15)}" for child in processes.running
@@ -114,14 +116,11 @@ def prepare(options: Options, narrator: Narrator, folder: Path, tag: str) -> Fed
             f"{site.name}: scanner {site.scanner}, {len(site.train_y)} records for training, "
             f"{len(site.test_y)} held out"
         )
-    if tag:
-        # A database that outlives the demo may know the plain names from an earlier one.
-        plan = plan.model_copy(update={"name": plan.name + tag})
-        data = replace(
-            data, sites=tuple(replace(site, name=site.name + tag) for site in data.sites)
-        )
+    # A database that outlives the demo may know the plain names from an earlier one.
+    plan = plan.model_copy(update={"name": plan.name + tag})
     clients = [
-        Client(site.name, site, managed=index < MANAGED) for index, site in enumerate(data.sites)
+        Client(site.name + tag, site, managed=index < MANAGED)
+        for index, site in enumerate(data.sites)
     ]
     shared = write_party(
         folder / "site-managed", [c for c in clients if c.managed], plan, data.space
@@ -169,15 +168,15 @@ def synthesize(
     stack: Stack, fed: Federation, narrator: Narrator, options: Options, run_id: str
 ) -> dict[str, Path]:
     """Neutral, a mixture, each single site: Parquet files by the name of the table's row."""
-    names = [client.name for client in fed.clients]
+    a, b = fed.clients[:2]
     wanted: dict[str, tuple[str, str | dict[str, float]]] = {
         "synthetic: neutral code": ("neutral", "neutral"),
-        f"synthetic: 0.7 {names[0]} + 0.3 {names[1]}": (
+        f"synthetic: 0.7 {a.site.name} + 0.3 {b.site.name}": (
             "mixture",
-            {names[0]: 0.7, names[1]: 0.3},
+            {a.name: 0.7, b.name: 0.3},
         ),
     }
-    wanted |= {f"synthetic: {name}": (name, {name: 1.0}) for name in names}
+    wanted |= {f"synthetic: {c.site.name}": (c.site.name, {c.name: 1.0}) for c in fed.clients}
     options.output.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     with (
@@ -272,7 +271,7 @@ def run_services(options: Options, console: Console) -> None:
             stack.start_coordinator()
         with narrator.step("Starting the Celery worker of the queue coordinator"):
             stack.start_worker(QUEUE_COORDINATOR, stack.token("worker"))
-        console.print(f"API and its documentation: {stack.url}/docs", highlight=False)
+        console.print(f"API: {stack.url} (description: {stack.url}/openapi.json)", highlight=False)
         console.print(f"Administrator's token (deleted at the end): {token}", highlight=False)
         console.print("Ctrl-C stops everything.")
         while True:

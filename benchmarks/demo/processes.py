@@ -27,6 +27,10 @@ class DemoError(RuntimeError):
     """The demo cannot go on; the message says what happened and where to look."""
 
 
+class ChildEnded(DemoError):
+    """A child has ended by itself; the message has the end of its log."""
+
+
 class Stopped(BaseException):
     """A signal asked the demo to end. Not an ``Exception``: nothing may swallow it."""
 
@@ -119,7 +123,7 @@ class Processes:
         for child in self._children.values():
             code = child.process.poll()
             if code is not None:
-                raise DemoError(
+                raise ChildEnded(
                     f"the process {child.name!r} ended by itself ({_ending(code)}). "
                     f"Last lines of {child.log}:\n{child.tail()}"
                 )

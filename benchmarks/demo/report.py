@@ -68,9 +68,9 @@ class Report:
             f"{HEADING}\naccuracy on real held-out records, all and site by site\n"
             f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g} per {privacy.unit} and site"
         )
-        _columns(table, "trained on", "accuracy", "balanced", *self.rows[0].per_site)
+        _columns(table, "trained on", "accuracy", *self.rows[0].per_site)
         for row in self.rows:
-            values = (row.accuracy, row.balanced, *row.per_site.values())
+            values = (row.accuracy, *row.per_site.values())
             table.add_row(
                 row.trained_on,
                 *(f"{value:.3f}" for value in values),
@@ -82,7 +82,7 @@ class Report:
         table = _table("epsilon spent by each client, and kB sent and fetched")
         _columns(
             table, "client", "epsilon", "at site", "commits", "lost",
-            "up:\nsketch", "up: each\nround", "down:\nround 1", "down:\nlater",
+            "up:\nsketch", "up:\nrounds", "down:\nround 1", "down:\nlater",
         )  # fmt: skip
         for each in self.books:
             table.add_row(
@@ -100,7 +100,14 @@ class Report:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
+    return Table(
+        title=title,
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
 
 
 def _columns(table: Table, first: str, *others: str) -> None:
