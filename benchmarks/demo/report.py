@@ -52,8 +52,15 @@ class Report:
         path.write_text(json.dumps(self.as_json(), indent=2, sort_keys=True) + "\n")
 
     def show(self, console: Console) -> None:
+        privacy = self.plan.privacy
         console.print()
+        console.print(
+            f"[bold]{HEADING}[/bold]\naccuracy on real held-out records, all and site by site\n"
+            f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g} per {privacy.unit} and site",
+            highlight=False,
+        )
         console.print(self._accuracies())
+        console.print("[bold]epsilon spent by each client, and kB sent and fetched[/bold]")
         console.print(self._spending())
         seconds = max(self.seconds.items(), key=lambda item: item[1])
         console.print(
@@ -63,11 +70,7 @@ class Report:
         )
 
     def _accuracies(self) -> Table:
-        privacy = self.plan.privacy
-        table = _table(
-            f"{HEADING}\naccuracy on real held-out records, all and site by site\n"
-            f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g} per {privacy.unit} and site"
-        )
+        table = _table()
         _columns(table, "trained on", "accuracy", *self.rows[0].per_site)
         for row in self.rows:
             values = (row.accuracy, *row.per_site.values())
@@ -79,7 +82,7 @@ class Report:
         return table
 
     def _spending(self) -> Table:
-        table = _table("epsilon spent by each client, and kB sent and fetched")
+        table = _table()
         _columns(
             table, "client", "epsilon", "at site", "commits", "lost",
             "up:\nsketch", "up:\nrounds", "down:\nround 1", "down:\nlater",
@@ -99,15 +102,9 @@ class Report:
         return table
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_style="bold",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
+def _table() -> Table:
+    """Narrow enough for 80 columns. Without a title: rich would wrap it to the table's width."""
+    return Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
 
 
 def _columns(table: Table, first: str, *others: str) -> None:
