@@ -246,8 +246,11 @@ def _open_tick(facts: Facts) -> Decision:
             f"the quorum of {facts.quorum} can no longer be reached ({accepted} accepted, "
             f"{len(pending)} pending); out: {_names(facts.of(Standing.LOST, Standing.OUT))}"
         )
-    ends = [m.until for m in pending if m.until is not None]
-    return Wait(min([facts.closes_at, *ends]), _waiting(facts, accepted, pending))
+    ends = [m.until for m in facts.of(Standing.LEASED) if m.until is not None]
+    until = min([facts.closes_at, *ends])
+    if facts.grace_until is not None and facts.in_grace:
+        until = max(until, facts.grace_until)
+    return Wait(until, _waiting(facts, accepted, pending))
 
 
 _MISSING = (Standing.WAITING, Standing.LEASED, Standing.LOST, Standing.OUT)
