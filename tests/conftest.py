@@ -9,6 +9,8 @@ forbids DELETE and TRUNCATE to everybody else).
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +24,7 @@ from api import embedded
 
 ROOT = Path(__file__).resolve().parent.parent
 _TEMPLATE = "fhv_template"
+_FOLDER = "FHV_TEST_FOLDER"
 
 
 def in_database(url: str, name: str) -> str:
@@ -81,15 +84,32 @@ def empty(url: str) -> None:
             connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY CASCADE").format(names))
 
 
-@pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all xdist workers of this run see."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder for the services of all xdist workers of this run.
+
+    Not below pytest's own: every session that starts on the machine closes that to other users,
+    and as root the embedded Postgres runs as another user.
+    """
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="fhv-test-")
+        os.environ[_FOLDER] = folder  # the workers inherit it
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
-def postgres_url(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def shared_folder() -> Path:
+    """A folder that all xdist workers of this run see, removed at its end."""
+    return Path(os.environ[_FOLDER])
+
+
+@pytest.fixture
+def service_folder(shared_folder: Path) -> Path:
+    """A folder of this test's own with a short path, for services that it starts itself."""
+    return Path(tempfile.mkdtemp(dir=shared_folder))
+
+
+@pytest.fixture(scope="session")
+def postgres_url(shared_folder: Path) -> Iterator[str]:
     """URL of the run's Postgres server, in a database of nobody."""
     with ExitStack() as stack:
         with FileLock(shared_folder / "postgres.lock"):
@@ -154,9 +174,9 @@ def bare_database_url(postgres_url: str, worker_id: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def valkey_url(shared_folder: Path, worker_id: str) -> Iterator[str]:
     """This xdist worker's own Valkey (it starts in a third of a second)."""
-    with embedded.valkey(tmp_path_factory.mktemp("valkey")) as url:
+    with embedded.valkey(shared_folder / f"valkey-{worker_id}") as url:
         yield url
 
 

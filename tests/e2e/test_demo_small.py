@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,11 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[str, Any], Path]:
+def finished(
+    shared_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, dict[str, Any], Path]:
     """One run of the demo: what it printed, its output folder, its report, its temporary folder."""
-    temporary = tmp_path_factory.mktemp("t")
+    temporary = Path(tempfile.mkdtemp(dir=shared_folder))
     output = tmp_path_factory.mktemp("out") / "demo-output"
     done = subprocess.run(
         _command(output),
@@ -107,8 +110,8 @@ def test_synthetic_tables_are_usable_and_say_what_they_are(
     assert len(accuracy) == 2 + len(FILES)
 
 
-def test_ctrl_c_in_the_middle_stops_every_process(tmp_path_factory: pytest.TempPathFactory) -> None:
-    temporary = tmp_path_factory.mktemp("t")
+def test_ctrl_c_in_the_middle_stops_every_process(service_folder: Path) -> None:
+    temporary = service_folder
     log = temporary / "printed"
     with log.open("wb") as printed:
         demo = subprocess.Popen(

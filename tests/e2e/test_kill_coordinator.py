@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -59,12 +60,10 @@ def _plan() -> Plan:
 
 
 @pytest.fixture
-def running(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Running]:
+def running(service_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     for name in [name for name in os.environ if name.startswith("FHV_")]:
         monkeypatch.delenv(name)
-    folder = tmp_path_factory.mktemp("k")
+    folder = service_folder
     narrator = Narrator(Console(quiet=True))
     data, plan = clusters(), _plan()
     clients = [Client(site.name, site, managed=i < 2) for i, site in enumerate(data.sites)]

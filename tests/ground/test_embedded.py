@@ -19,10 +19,8 @@ def test_postgres_runs_without_durability_only_when_asked(postgres_url: str) -> 
 
 
 @pytest.mark.slow
-def test_postgres_keeps_its_data_and_its_durability(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    folder = tmp_path_factory.mktemp("pg") / "data"
+def test_postgres_keeps_its_data_and_its_durability(service_folder: Path) -> None:
+    folder = service_folder / "data"
     with embedded.postgres(folder) as url, psycopg.connect(url) as connection:
         assert connection.execute("SELECT current_setting('fsync')").fetchone() == ("on",)
         connection.execute("CREATE TABLE kept AS SELECT 7 AS n")
