@@ -15,7 +15,6 @@ import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import migration, tokens
-from api.app import create_app
 from api.config import S, Secrets, Settings, SettingsError, database_url, load
 from api.context import Context
 from api.db.engine import Database
@@ -84,6 +83,9 @@ def serve(
             f"the database is at migration {state.found or 'none'}, this program needs "
             f"{state.head}: run 'fedhypevae db upgrade'."
         )
+    # Here, because it takes seconds that the other commands need not pay.
+    from api.app import create_app
+
     configure(settings.log_level)
     config = uvicorn.Config(
         create_app(settings),

@@ -13,8 +13,10 @@ from api.db.engine import Database
 from api.db.hub import Hub
 from core.storage import ObjectStore
 
-# Draws and sums of numpy work on threads: a few at once, the rest queue.
+# Calibrations and draws take seconds on threads, checks of updates milliseconds: each kind
+# queues for itself, so that an operator's plan never holds up a site's update.
 _HEAVY_AT_ONCE = 2
+_CHECKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Context:
     store: ObjectStore
     hub: Hub
     heavy: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_HEAVY_AT_ONCE))
+    checks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CHECKS_AT_ONCE))
 
 
 def context(request: Request) -> Context:

@@ -13,6 +13,8 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from core.errors import DomainError
@@ -226,6 +228,16 @@ def _path(location: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in location[1:] or location)
 
 
+async def _on_database_trouble(request: Request, error: Exception) -> JSONResponse:
+    """The database is away, restarting, or a lock was not to be had: the same request may succeed
+    in a moment, so say so instead of "crashed".
+    """
+    log.error("database_trouble", error=type(error).__name__)
+    detail = "The database does not answer just now."
+    body = body_of("not-ready", detail, request_id=request_id_of(request), mend="Try again.")
+    return _answer(body, {"Retry-After": "2"})
+
+
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
@@ -261,5 +273,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 def install(app: FastAPI) -> None:
     app.add_exception_handler(DomainError, _on_domain_error)
+    for kind in (OperationalError, InterfaceError, PoolTimeout):
+        app.add_exception_handler(kind, _on_database_trouble)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.db.base import uuid7
 from api.db.engine import TOPIC_OUTBOX, Database, ring
 from api.db.hub import Hub, wait
-from api.db.models import Client
+from api.db.models import Client, IdempotencyKey
 from api.db.run_models import Job, OutboxMessage, Round, WorkItem
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN, TASK_AGGREGATE, TASK_TRAIN
 
@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 _BATCH = 100
 _RESEND_LIMIT_S = 300.0
 _KEEP_SENT = timedelta(days=1)
+_KEEP_KEYS = timedelta(days=7)
 
 
 async def _announce(session: AsyncSession, task: str, queue: str, subject: UUID) -> None:
@@ -97,7 +98,10 @@ def _due(queued_at: datetime | None, count: int, now: datetime, resend_s: float)
 
 
 async def sweep_up(session: AsyncSession, now: datetime) -> None:
-    """Forget messages that were sent long ago."""
+    """Forget messages that were sent long ago, and keys of requests that nobody repeats now."""
+    await session.execute(
+        delete(IdempotencyKey).where(IdempotencyKey.created_at < now - _KEEP_KEYS)
+    )
     await session.execute(delete(OutboxMessage).where(OutboxMessage.sent_at < now - _KEEP_SENT))
 
 

@@ -43,7 +43,7 @@ async def listed(
     async with ctx.database.read() as session:
         run = await runs.visible(session, who, run_id)
         shown, more = paged(await repository.page(session, run.id, limit, after), limit)
-        items = [await service.view(ctx, session, run, row) for row in shown]
+        items = [await service.view(ctx, session, who, run, row) for row in shown]
     return RoundPage(items=items, next=items[-1].number if more else None)
 
 
@@ -57,7 +57,7 @@ async def listed(
 async def one(ctx: Ctx, who: Anyone, run_id: UUID, number: Number) -> RoundView:
     async with ctx.database.read() as session:
         run = await runs.visible(session, who, run_id)
-        return await service.view(ctx, session, run, await service.one(session, run, number))
+        return await service.view(ctx, session, who, run, await service.one(session, run, number))
 
 
 @router.get(
@@ -77,4 +77,4 @@ async def model(
 ) -> ModelView:
     async with ctx.database.read() as session:
         run = await runs.visible(session, who, run_id)
-        return await service.model(session, run, None if number == "latest" else number)
+        return await service.model(session, who, run, None if number == "latest" else number)

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.auth import Principal
 from api.context import Context
 from api.db.run_models import Round, Run
 from api.ledger import service as ledger
@@ -62,28 +63,34 @@ class ModelView(BaseModel):
     noise_mode: Literal["csprng"]
 
 
-async def view(ctx: Context, session: AsyncSession, run: Run, row: Round) -> RoundView:
+async def view(
+    ctx: Context, session: AsyncSession, who: Principal, run: Run, row: Round
+) -> RoundView:
+    """A client token sees its own standing only: how others fare is not its business."""
     spec = RunSpec.model_validate(run.spec)
     attempts = await repository.latest_attempts(session, run.id, row.number)
     facts = gather(spec, row, attempts, await ctx.database.now(session))
     model = await repository.model(session, run.id, row.number)
     missing = [m.client for m in facts.members if m.standing is not Standing.ACCEPTED]
+    accepted = len(facts.members) - len(missing)
+    shown = {client.name for client, _ in attempts if who.client_id in (None, client.id)}
     return RoundView(
         run_id=run.id,
         number=row.number,
         kind="sketch" if row.number == 0 else "train",
         state=RoundState(row.state),
-        why=row.why,
+        why=row.why if who.client_id is None else "",
         quorum=facts.quorum,
         deadline=row.deadline,
         extended=row.extended,
-        updates_accepted=len(facts.members) - len(missing),
-        missing_clients=missing,
+        updates_accepted=accepted,
+        missing_clients=[name for name in missing if name in shown],
         clients=[
             MemberView(
                 client=m.client, standing=m.standing, attempt=m.attempt, until=m.until, why=m.why
             )
             for m in facts.members
+            if m.client in shown
         ],
         created_at=row.created_at,
         opened_at=row.opened_at,
@@ -109,8 +116,10 @@ async def one(session: AsyncSession, run: Run, number: int) -> Round:
     return row
 
 
-async def model(session: AsyncSession, run: Run, number: int | None) -> ModelView:
-    """The published model of a round (None: the newest), with what it cost each client."""
+async def model(session: AsyncSession, who: Principal, run: Run, number: int | None) -> ModelView:
+    """The published model of a round (None: the newest), with what it cost each client (a client
+    token sees its own cost only).
+    """
     found = await repository.model(session, run.id, number)
     if found is None:
         which = "no round" if number is None else f"round {number} is not"
@@ -119,7 +128,11 @@ async def model(session: AsyncSession, run: Run, number: int | None) -> ModelVie
     members = await runs.clients_of(session, run.id)
     with_code = await repository.sketched(session, run.id)
     spent = await ledger.spent_on_model(
-        session, run.id, members, found.round_number, spec.plan.privacy.delta
+        session,
+        run.id,
+        [c for c in members if who.client_id in (None, c.id)],
+        found.round_number,
+        spec.plan.privacy.delta,
     )
     return ModelView(
         run_id=run.id,

@@ -53,7 +53,9 @@ async def _synthesise(
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
     parquet = body.format == "parquet" or PARQUET in (accept or "")
-    made = await service.synthesise(ctx, request.app.state.generators, body, as_json=not parquet)
+    made = await service.synthesise(
+        ctx, who, request.app.state.generators, body, as_json=not parquet
+    )
     headers = {SEED_HEADER: str(made.samples.seed), MODEL_HEADER: made.model.weights.digest}
     if parquet:
         content = await asyncio.to_thread(formats.to_parquet, made.samples, made.receipt)

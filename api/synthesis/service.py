@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.auth import Principal
 from api.context import Context
 from api.db.run_models import Run
 from api.problems import NotFound
@@ -90,13 +91,18 @@ def _receipt(run: Run, model: ModelView, samples: Samples) -> dict[str, Any]:
 
 
 async def synthesise(
-    ctx: Context, generators: Generators, request: SynthesisRequest, *, as_json: bool
+    ctx: Context,
+    who: Principal,
+    generators: Generators,
+    request: SynthesisRequest,
+    *,
+    as_json: bool,
 ) -> Synthesised:
     """Rows and receipt. Without a seed in the request one is drawn, and told."""
     async with ctx.database.read() as session:
         run = await _run(session, request.run)
         number = None if request.round == "latest" else request.round
-        model = await rounds.model(session, run, number)
+        model = await rounds.model(session, who, run, number)
     spec = RunSpec.model_validate(run.spec)
     rows = request.n or sum((request.class_counts or {}).values())
     if as_json and rows * spec.space.dim > MAX_JSON_NUMBERS:

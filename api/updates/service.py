@@ -153,7 +153,7 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
         work = await works.one(session, to.work_id) if to.work_id is not None else None
         row = await rounds.one(session, to.row.run_id, to.row.number)
         await _admit(ctx, session, to, row or to.row, work)
-    async with ctx.heavy:
+    async with ctx.checks:
         await asyncio.to_thread(check_update, body, to.expected)
         stored = await asyncio.to_thread(ctx.store.put, body)
     try:

@@ -51,7 +51,15 @@ async def test_the_model_is_served_to_participants_and_nothing_else_is(
     model = await coordinator.ok("GET", f"/v1/runs/{run['id']}/model", "site-a")
     assert model["clients"] == ["site-a", "site-b"]
     assert model["round"] == 0
+    assert [spent["client"] for spent in model["per_client"]] == ["site-a"]
+    shown = await coordinator.ok("GET", f"/v1/runs/{run['id']}/rounds/0", "site-a")
+    assert [item["client"] for item in shown["clients"]] == ["site-a"]
+    for which in ("latest", "0"):
+        model = await coordinator.ok("GET", f"/v1/runs/{run['id']}/model?round={which}")
     assert [spent["client"] for spent in model["per_client"]] == ["site-a", "site-b"]
+    for which, status, code in (("9", 404, "not-found"), ("-1", 422, "invalid-request")):
+        other = await coordinator.call("GET", f"/v1/runs/{run['id']}/model?round={which}")
+        problem(other, status, code)
     assert all(0 < spent["epsilon"] <= 4.0 for spent in model["per_client"])
     digest = model["weights"]["digest"]
     got = await coordinator.call("GET", f"/v1/objects/{digest}", "site-b")

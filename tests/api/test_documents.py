@@ -16,6 +16,7 @@ from api import examples, problems
 from api.app import create_app
 from api.clients.service import ClientView, Enrolled, NewClient
 from api.config import Settings
+from api.db.engine import Database
 from api.ledger.service import LedgerView
 from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
@@ -193,6 +194,18 @@ async def test_crashes_are_500_without_details(
     monkeypatch.setattr("api.clients.repository.page", broken)
     found = problem(await coordinator.call("GET", "/v1/clients"), 500, "internal-error")
     assert "42" not in str(found)
+
+
+async def test_a_database_that_is_away_is_a_503_to_try_again(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await coordinator.ok("GET", "/v1/clients")
+    away = Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing", pool_size=2)
+    object.__setattr__(coordinator.ctx, "database", away)
+    refused = await coordinator.call("GET", "/v1/clients")
+    problem(refused, 503, "not-ready")
+    assert refused.headers["Retry-After"] == "2"
+    await away.close()
 
 
 async def test_health_and_readiness(

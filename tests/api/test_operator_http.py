@@ -255,25 +255,28 @@ async def test_a_client_sees_itself_and_its_runs_only(coordinator: Coordinator) 
     assert len((await coordinator.ok("GET", "/v1/runs", "site-a"))["items"]) == 1
 
 
+SOME_ID = "0199c0de-0000-7000-8000-000000000000"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "scopes"),
     [
         ("POST", "/v1/spaces", {"admin"}),
         ("POST", "/v1/clients", {"admin"}),
         ("POST", "/v1/runs", {"admin"}),
-        ("POST", f"/v1/runs/{uuid4()}/start", {"admin"}),
-        ("POST", f"/v1/runs/{uuid4()}/abandon", {"admin"}),
+        ("POST", f"/v1/runs/{SOME_ID}/start", {"admin"}),
+        ("POST", f"/v1/runs/{SOME_ID}/abandon", {"admin"}),
         ("POST", "/v1/tokens", {"admin"}),
         ("GET", "/v1/tokens", {"admin"}),
-        ("POST", f"/v1/tokens/{uuid4()}/revoke", {"admin"}),
+        ("POST", f"/v1/tokens/{SOME_ID}/revoke", {"admin"}),
         ("GET", "/v1/clients", {"admin", "auditor"}),
         ("POST", "/synthesize", {"admin", "scientist"}),
         ("POST", "/v1/synthesize", {"admin", "scientist"}),
-        ("POST", f"/v1/work/{uuid4()}/claim", {"worker"}),
-        ("POST", f"/v1/jobs/{uuid4()}/claim", {"worker"}),
-        ("POST", f"/v1/jobs/{uuid4()}/renew", {"worker"}),
-        ("POST", f"/v1/jobs/{uuid4()}/complete", {"worker"}),
-        ("POST", f"/v1/jobs/{uuid4()}/fail", {"worker"}),
+        ("POST", f"/v1/work/{SOME_ID}/claim", {"worker"}),
+        ("POST", f"/v1/jobs/{SOME_ID}/claim", {"worker"}),
+        ("POST", f"/v1/jobs/{SOME_ID}/renew", {"worker"}),
+        ("POST", f"/v1/jobs/{SOME_ID}/complete", {"worker"}),
+        ("POST", f"/v1/jobs/{SOME_ID}/fail", {"worker"}),
     ],
 )
 async def test_scopes(coordinator: Coordinator, method: str, path: str, scopes: set) -> None:
