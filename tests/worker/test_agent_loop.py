@@ -25,6 +25,7 @@ from tests.worker.support import (
     problem,
 )
 from worker.agent import loop
+from worker.agent.records import AttemptKey
 from worker.agent.site import Site
 from worker.config import ClientConfig
 from worker.errors import ApiProblem, ClientBusy, ConfigError
@@ -171,18 +172,19 @@ def test_a_refused_plan_does_not_stop_the_agent(agent: Any) -> None:
     assert len(script.accepted) == 1
 
 
-def test_a_restarted_agent_sends_what_was_left(
+def test_a_restarted_agent_sends_what_was_left_before_it_asks_for_work(
     agent: Any, state_dir: Path, config: ClientConfig
 ) -> None:
-    order = make_order()
+    committed, begun = make_order(attempt=1), make_order(attempt=2)
     with Site.open(state_dir) as site:
-        site.ledger.reserve(order, config, lambda _: None)
-        from worker.agent.records import AttemptKey
-
-        update = site.ledger.commit(AttemptKey.of(order), b"stored before the restart")
-    script = Script(orders=[order])
+        for order in (committed, begun):
+            site.ledger.reserve(order, config, lambda _: None)
+        update = site.ledger.commit(AttemptKey.of(committed), b"stored before the restart")
+    script = Script(orders=[committed, begun])
+    script.before = lambda r: httpx.Response(204) if r.url.path.endswith("/work") else None
     agent(script, until=lambda: bool(script.accepted))
     assert list(script.accepted.values()) == [update.digest]
+    assert script.failures == [(begun.work_id, "site-not-ready")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -155,6 +155,19 @@ def test_a_lost_ledger_is_given_back(serve: Callable[[Script], None], state_dir:
     assert script.puts == []
 
 
+def test_a_task_first_ends_what_its_client_left_behind(
+    serve: Callable[[Script], None], state_dir: Path, config: ClientConfig
+) -> None:
+    left, order = make_order(make_spec(run_id="another")), make_order()
+    with Site.open(state_dir) as site:
+        site.ledger.reserve(left, config, lambda _: None)
+    script = Script(orders=[left, order])
+    serve(script)
+    assert run(tasks.train, order.work_id) == "accepted"
+    assert script.failures == [(left.work_id, "site-not-ready")]
+    assert ledger_kinds(state_dir) == ["reserve", "lost", "reserve", "commit"]
+
+
 def test_a_started_worker_finishes_what_a_killed_one_left(
     serve: Callable[[Script], None], state_dir: Path, config: ClientConfig
 ) -> None:

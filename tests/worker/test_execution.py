@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from core import data
 from core.federation.aggregate import aggregate
 from core.federation.updates import check_update, expectation
+from core.privacy import accounting
 from core.wire.messages import AggregateInput, AggregateJob, ObjectRef
 from tests.worker.support import (
     Script,
@@ -153,6 +154,32 @@ def test_a_spec_that_changes_mid_run_is_refused(
     assert perform(other, config, script.place(site)) is Outcome.PLAN_REFUSED
     assert loads == []
     assert kinds(site) == ["reserve", "commit"]
+
+
+def test_a_sibling_client_that_spends_between_judgement_and_reservation(
+    site: Site, config: ClientConfig, loads: list[Path]
+) -> None:
+    """The account is judged again in the transaction that charges it."""
+    spec = make_spec(rounds=0)
+    order = make_order(spec)
+    tight = config.model_copy(update={"max_epsilon": accounting.epsilon(spec.events(), 1e-5)})
+    script = Script(orders=[order])
+    twin = make_config(config.data, name="site-b")
+
+    def meanwhile(request: httpx.Request) -> httpx.Response | None:
+        if "/objects/" in request.url.path:  # downloads come after the first judgement
+            with Site.open(site.folder) as other:
+                other.ledger.reserve(make_order(spec, client="site-b"), twin, lambda _: None)
+        return None
+
+    script.before = meanwhile
+    body = b"an input"
+    script.objects = {digest_of_bytes(body): body}
+    ref = ObjectRef(role="frame", digest=digest_of_bytes(body), size=len(body))
+    order = order.model_copy(update={"inputs": (ref,)})
+    assert perform(order, tight, script.place(site)) is Outcome.PLAN_REFUSED
+    assert loads == []
+    assert [entry.key.client for entry in site.ledger.entries()] == ["site-b"]
 
 
 def _missing(path: Path) -> None:
@@ -355,21 +382,19 @@ def test_a_full_disk_is_named_and_costs_no_second_execution(
         (pages,) = db.execute("PRAGMA page_count").fetchone()
         db.execute(f"PRAGMA max_page_count = {pages}")
 
-    if when == "reserve":
-        # Enough rows to fill the last page: whichever write comes next needs a new one.
+    def execute(*_: Any, **__: Any) -> bytes:
         fill()
-        big = config.model_copy(update={"population": "p" * 20_000})
-    else:
-        big = config
-        monkeypatch.setattr(
-            "core.training.local.execute", lambda *a, **k: (fill(), b"x" * 100_000)[1]
-        )
+        return b"x" * 100_000
+
+    monkeypatch.setattr("core.training.local.execute", execute)
     if when == "reserve":
+        fill()
+        big = config.model_copy(update={"population": "p" * 20_000})  # needs a page of its own
         with pytest.raises(SiteStateError, match="cannot be written"):
             perform(order, big, script.place(site))
         assert kinds(site) == []
     else:
-        assert perform(order, big, script.place(site)) is Outcome.GIVEN_BACK
+        assert perform(order, config, script.place(site)) is Outcome.GIVEN_BACK
         assert kinds(site) == ["reserve", "lost"]
     assert script.failures == [(order.work_id, "site-not-ready")]
     assert script.puts == []
