@@ -12,6 +12,7 @@ from uuid import UUID
 
 import typer
 import uvicorn
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import migration, tokens
@@ -131,8 +132,8 @@ def token_create(
                 "expires_in_s": None if days is None else days * 86_400,
             }
         )
-    except ValueError as error:
-        _stop(f"token: {error}", 2)
+    except ValidationError as error:
+        _stop("; ".join(f"--{item['loc'][0]}: {item['msg']}" for item in error.errors()), 2)
 
     async def make() -> tokens.TokenMade:
         database = Database(settings.database_url, pool_size=2)

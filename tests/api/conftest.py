@@ -7,11 +7,24 @@ from pathlib import Path
 
 import httpx
 import pytest
+import structlog
 
 from api.app import create_app
 from api.config import Settings
 from api.runs import service as runs
 from tests.api.support import Coordinator, calibrate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_logs() -> None:
+    """Tracebacks as text: the coloured ones take seconds and show every local variable."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
+    )
 
 
 @pytest.fixture

@@ -16,7 +16,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from api.cli import db_app, token_app
 from api.config import Secrets, Settings, SettingsError, load
 from api.embedded import free_port
 from core.federation.plan import RunSpec
@@ -113,29 +116,35 @@ def test_start_up_errors_are_one_clear_line(bare_database_url: str, tmp_path: Pa
 
 
 def test_the_database_and_tokens_from_the_command_line(
-    bare_database_url: str, tmp_path: Path
+    bare_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env = environment(bare_database_url, tmp_path)
-    early = call(env, "token_app", "create", "--scope", "admin", "--label", "ops")
-    assert early.returncode == 1
-    assert "db upgrade" in early.stderr
-    assert call(env, "db_app", "current").returncode == 1
-    up = call(env, "db_app", "upgrade")
-    assert (up.returncode, up.stdout) == (0, "the database is at migration 0002\n")
-    assert call(env, "db_app", "current").returncode == 0
-    made = call(env, "token_app", "create", "--scope", "admin", "--label", "ops")
-    assert made.returncode == 0
-    assert made.stdout.startswith("fhv_admin_")
-    listed = call(env, "token_app", "list").stdout
+    for name, value in environment(bare_database_url, tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+    def ran(app: typer.Typer, *arguments: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, arguments)
+        return result.exit_code, result.stdout, result.stderr
+
+    create = ("create", "--label", "ops", "--scope")
+    code, _, told = ran(token_app, *create, "admin")
+    assert (code, "db upgrade" in told) == (1, True)
+    assert ran(db_app, "current")[0] == 1
+    assert ran(db_app, "upgrade")[:2] == (0, "the database is at migration 0002\n")
+    assert ran(db_app, "current")[0] == 0
+    code, token, told = ran(token_app, *create, "admin")
+    assert code == 0
+    assert token.startswith("fhv_admin_")
+    assert token.strip() not in told
+    _, listed, _ = ran(token_app, "list")
     assert "admin" in listed
-    assert made.stdout.strip() not in listed
-    token_id = listed.split()[0]
-    assert call(env, "token_app", "revoke", token_id).returncode == 0
-    assert "revoked" in call(env, "token_app", "list").stdout
-    wrong = call(env, "token_app", "create", "--scope", "root", "--label", "x")
-    assert wrong.returncode == 2
-    down = call(env, "db_app", "downgrade", "base")
-    assert (down.returncode, down.stdout) == (0, "the database is at migration none\n")
+    assert token.strip() not in listed
+    assert ran(token_app, "revoke", listed.split()[0])[0] == 0
+    assert "revoked" in ran(token_app, "list")[1]
+    assert ran(token_app, "revoke", str(uuid4()))[0] == 1
+    code, _, told = ran(token_app, *create, "root")
+    assert (code, len(told.splitlines())) == (2, 1)
+    down = ran(db_app, "downgrade", "base")
+    assert down[:2] == (0, "the database is at migration none\n")
 
 
 def test_a_killed_coordinator_goes_on_where_it_was(database_url: str, tmp_path: Path) -> None:
