@@ -109,7 +109,7 @@ def asked_to_wait(header: str) -> float | None:
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [("7", 7), ("99999", 120), ("-3", 0), ("soon", None)]
+    ("header", "seconds"), [("7", 7), ("99999", 120), ("-3", 0), ("soon", None), ("nan", None)]
 )
 def test_retry_after_in_seconds(header: str, seconds: float | None) -> None:
     assert asked_to_wait(header) == seconds
