@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -26,6 +27,8 @@ log = structlog.get_logger(__name__)
 LOCK_KEY = 0x6668_7673_7765_6570
 # A run that changes more often than this in one sweep is stuck in a loop: look at others first.
 _STEPS_AT_ONCE = 100
+# After an error a run is left alone for a moment: the others go on, the log stays readable.
+_REST = timedelta(seconds=2)
 _HOUSEKEEPING = timedelta(minutes=10)
 
 
@@ -67,6 +70,7 @@ class Sweeper:
         self._leader = Leader(ctx)
         self._grace_until: datetime | None = None
         self._tidied: datetime | None = None
+        self._rests: dict[UUID, datetime] = {}
 
     async def run(self) -> None:
         """Until cancelled. Whoever follows looks at the lock once a second."""
@@ -101,13 +105,17 @@ class Sweeper:
         if now >= self._grace_until:
             async with ctx.database.write() as session:
                 await jobs.expire(ctx, session)
+        self._rests = {run: until for run, until in self._rests.items() if until > now}
         for run_id in running:
+            if run_id in self._rests:
+                continue
             try:
                 for _ in range(_STEPS_AT_ONCE):
                     if not await driver.step(ctx, run_id, self._grace_until):
                         break
             except Exception:
                 log.exception("step_failed", run_id=str(run_id))
+                self._rests[run_id] = now + _REST
         async with ctx.database.write() as session:
             await outbox.announce_again(session, now, ctx.settings.resend_s)
             if self._tidied is None or now - self._tidied > _HOUSEKEEPING:

@@ -13,75 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import StrEnum
+from datetime import datetime
 
-
-class RoundState(StrEnum):
-    DRAFT = "draft"
-    OPEN = "open"
-    CLOSING = "closing"
-    AGGREGATING = "aggregating"
-    PUBLISHED = "published"
-    FAILED = "failed"
-    ABANDONED = "abandoned"
-
-
-TERMINAL = frozenset({RoundState.PUBLISHED, RoundState.FAILED, RoundState.ABANDONED})
-
-
-class RoundEvent(StrEnum):
-    START = "start"  # the previous round is published, or the run was started
-    UPDATE = "update"  # a well-formed update arrives
-    TICK = "tick"  # time passes, or a client's standing changed
-    AGGREGATED = "aggregated"  # the worker stored the next model
-    AGGREGATION_FAILED = "aggregation-failed"  # for good: no attempts are left
-    ABANDON = "abandon"  # the operator stops the run
-
-
-class Standing(StrEnum):
-    """Where one client is in the round."""
-
-    WAITING = "waiting"  # an order is ready (or backs off); nobody has claimed it
-    LEASED = "leased"  # claimed; the lease runs until ``until``
-    ACCEPTED = "accepted"  # its update counts
-    LOST = "lost"  # the last attempt is spent without an update; another may be issued
-    OUT = "out"  # no further attempt in this round (``why`` says the reason)
-
-
-@dataclass(frozen=True)
-class Member:
-    client: str
-    standing: Standing
-    attempt: int = 0
-    until: datetime | None = None
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a decision may depend on. ``grace_until``: before it nobody is declared late."""
-
-    now: datetime
-    quorum: int
-    deadline: timedelta
-    extension: timedelta
-    max_attempts: int
-    members: tuple[Member, ...] = ()
-    closes_at: datetime | None = None
-    extended: bool = False
-    grace_until: datetime | None = None
-    last_round: bool = False
-    lease_live: bool = False
-    why: str = ""
-
-    @property
-    def in_grace(self) -> bool:
-        return self.grace_until is not None and self.now < self.grace_until
-
-    def of(self, *standings: Standing) -> tuple[Member, ...]:
-        return tuple(m for m in self.members if m.standing in standings)
-
+from core.federation.round_facts import TERMINAL as TERMINAL
+from core.federation.round_facts import Facts as Facts
+from core.federation.round_facts import Member as Member
+from core.federation.round_facts import RoundEvent as RoundEvent
+from core.federation.round_facts import RoundState as RoundState
+from core.federation.round_facts import Standing as Standing
 
 # --- effects: what the service does in the same transaction ---
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
+from uuid import UUID
 
 import pytest
 
+from api.context import Context
 from api.db import outbox
 from api.rounds import driver
 from api.sweeper import Leader, Sweeper
@@ -148,6 +151,33 @@ async def test_a_step_that_dies_is_taken_again(
     ended = await coordinator.finish(run, "site-a", "site-b")
     assert ended["state"] == "completed"
     assert await coordinator.kinds("site-a") == ["reserve", "commit"] * 2
+
+
+async def test_an_error_in_one_run_does_not_hold_up_the_others(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await coordinator.enrol("site-a", "site-b")
+    bad = await coordinator.run("site-a", start=False, round={"quorum": 1})
+    good = await coordinator.run("site-b", start=False, name="run-2", round={"quorum": 1})
+    for run in (bad, good):
+        await coordinator.ok("POST", f"/v1/runs/{run['id']}/start")
+    real, calls = driver.step, []
+
+    async def failing(ctx: Context, run_id: UUID, grace: datetime | None = None) -> bool:
+        if str(run_id) == bad["id"]:
+            calls.append(run_id)
+            raise RuntimeError("a bug")
+        return await real(ctx, run_id, grace)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "step", failing)
+        await coordinator.sweep()
+        await coordinator.sweep()
+    assert len(calls) == 1
+    assert (await coordinator.round(good, 0))["state"] == "open"
+    coordinator.pass_time(3)
+    await coordinator.sweep()
+    assert (await coordinator.round(bad, 0))["state"] == "open"
 
 
 async def test_several_sweepers_at_once_do_no_harm(coordinator: Coordinator) -> None:
