@@ -109,12 +109,12 @@ def prepare(options: Options, narrator: Narrator, folder: Path, tag: str) -> Fed
         with narrator.step("Making three small sites of Gaussian clusters"):
             data = clusters()
     else:
-        with narrator.step("Three sites of real images through a frozen ImageNet network"):
+        with narrator.step("Three sites of real images, embedded by a frozen ImageNet network"):
             data = scanner_digits.load(track=narrator.track("embedding images (first time only)"))
     for site in data.sites:
         narrator.say(
-            f"{site.name}: scanner {site.scanner}, {len(site.train_y)} records for training, "
-            f"{len(site.test_y)} held out"
+            f"{site.name}: {site.scanner}, {len(site.train_y)} records, "
+            f"{len(site.test_y)} more held out"
         )
     # A database that outlives the demo may know the plain names from an earlier one.
     plan = plan.model_copy(update={"name": plan.name + tag})
@@ -136,9 +136,9 @@ def train(
 ) -> tuple[JsonObject, list[federation.Books]]:
     """Enrol, start workers and agent, run all rounds; the run and both ledgers of every client."""
     with stack.client(admin) as operator:
-        with narrator.step("Enrolling three clients (two managed, one with its own agent)"):
+        with narrator.step("Enrolling three clients: two managed, one with an agent"):
             ids, tokens = federation.enrol(operator, fed.clients, fed.plan, fed.data.space)
-        with narrator.step("Starting the Celery workers (queues train, coordinator) and the agent"):
+        with narrator.step("Starting the Celery workers (train, coordinator) and the agent"):
             stack.start_worker(QUEUE_TRAIN, stack.token("worker"), site=fed.managed.config)
             stack.start_worker(QUEUE_COORDINATOR, stack.token("worker"))
             (agent_token,) = tokens.values()
@@ -147,9 +147,8 @@ def train(
             run = operator.create_run(fed.plan, [client.name for client in fed.clients])
             noise = run["spec"]["noise"]
             narrator.say(
-                f"noise multipliers: sketch {noise['sketch_multiplier']:.3f}, training "
-                f"{noise['train_multiplier'] or 0:.3f}; epsilon as planned "
-                f"{run['epsilon_planned']:.3f}"
+                f"noise multipliers {noise['sketch_multiplier']:.3f} (sketch) and "
+                f"{noise['train_multiplier'] or 0:.3f}, epsilon {run['epsilon_planned']:.3f}"
             )
         run_id = str(run["id"])
         with narrator.step("Sketch round and training rounds over the three sites"):
@@ -199,7 +198,7 @@ def evaluate(
     """A linear classifier on each training set, tested on the real held-out records."""
     rows = []
     with (
-        narrator.step("Training a linear classifier on each table, testing on real records"),
+        narrator.step("A linear classifier on each table, tested on real records"),
         narrator.progress() as progress,
     ):
         bar = progress.add_task("classifiers", total=len(files) + 2)

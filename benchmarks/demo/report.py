@@ -64,8 +64,8 @@ class Report:
         console.print(self._spending())
         seconds = max(self.seconds.items(), key=lambda item: item[1])
         console.print(
-            f"{self.total_seconds:.0f} s in all (longest step: {seconds[0]}, {seconds[1]:.0f} s); "
-            f"peak memory of all processes {self.peak_memory / 2**30:.2f} GiB",
+            f"{self.total_seconds:.0f} s in all, {seconds[1]:.0f} s of it: {seconds[0]}\n"
+            f"peak memory of all processes together: {self.peak_memory / 2**30:.2f} GiB",
             highlight=False,
         )
 

@@ -52,6 +52,24 @@ def test_scanners_change_what_they_should() -> None:
 
 
 @pytest.mark.slow
+def test_folding_the_normalisations_changes_nothing_that_matters() -> None:
+    """Against the network as its wheel builds it, on ordinary and extreme inputs."""
+    import torch
+    from efficientnet_lite_pytorch import EfficientNet
+
+    plain = EfficientNet.from_name("efficientnet-lite0", image_size=digits.INPUT_SIZE)
+    plain.load_state_dict(torch.load(digits.weights_file(), weights_only=True))
+    plain.eval()
+    batch = torch.randn(3, 3, digits.INPUT_SIZE, digits.INPUT_SIZE)
+    batch[2] = 1.0
+    with torch.inference_mode():
+        expected = plain.extract_features(batch).numpy()
+        found = digits._network().extract_features(batch).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    assert np.abs(expected).max() > 0.5
+
+
+@pytest.mark.slow
 def test_an_embedding_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = digits.load_images()
     few = images[::900]

@@ -1,0 +1,75 @@
+"""What the README tells people to type fits the programs as they are."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import typer
+
+from api.clients.service import NewClient
+from api.config import Settings
+from api.runs.service import NewRun
+from core import cli
+from core.synthesis.request import SynthesisRequest
+from worker.config import WorkerSettings, load_site
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+KINDS = {"/v1/clients": NewClient, "/v1/runs": NewRun, "/synthesize": SynthesisRequest}
+
+
+def _blocks(language: str) -> str:
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL))
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    first = re.search(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    assert first is not None
+    assert [line.split("#")[0].split() for line in first.group(1).splitlines()] == [
+        ["make", "demo"],
+        ["make", "test"],
+    ]
+    assert README.index("make demo") < 100
+
+
+def test_every_body_is_one_that_the_coordinator_takes() -> None:
+    calls = re.findall(
+        r"(/v1/\w+|/synthesize)(?: -o \S+)? -d '(\{.*?\})'", _blocks("sh"), re.DOTALL
+    )
+    assert [path for path, _ in calls] == ["/v1/clients", "/v1/runs", "/synthesize"]
+    for path, body in calls:
+        KINDS[path].model_validate(json.loads(body))
+
+
+def test_the_sites_file_is_one_that_the_agent_reads(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(_blocks("toml"))
+    assert load_site(path).client[0].name == "site-a"
+
+
+def test_every_command_exists() -> None:
+    used = set(re.findall(r"fedhypevae ([a-z]+)(?: ([a-z]+))?", README))
+    assert {name for name, _ in used} == set(cli.commands()) - {"demo"}
+    for name, sub in used:
+        app = cli.commands()[name].load()
+        known = {command.name or command.callback.__name__ for command in app.registered_commands}
+        assert isinstance(app, typer.Typer)
+        assert not sub or sub in known, f"fedhypevae {name} {sub}"
+
+
+def test_every_setting_is_read_by_a_program() -> None:
+    fields = (*Settings.model_fields, *WorkerSettings.model_fields)
+    known = {f"FHV_{name.upper()}" for name in fields}
+    assert set(re.findall(r"FHV_[A-Z_]+[A-Z]", README)) <= known
+
+
+def test_the_python_example_is_python() -> None:
+    compile(_blocks("python"), "README.md", "exec")
+
+
+def test_every_linked_file_exists() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    root = Path(__file__).resolve().parents[2]
+    assert [link for link in links if not (root / link).exists()] == []
