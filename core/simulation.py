@@ -77,7 +77,7 @@ def simulate(
                 objects[previous[role]] = body
         job = AggregateJob(
             job_id=f"simulated-{number}", lease_token="none", lease_s=1.0,  # noqa: S106
-            run_id=spec.run_id, round_number=number, kind="sketch" if number == 0 else "train",
+            run_id=spec.run_id, round_number=number, kind=spec.kind(number),
             spec=spec, updates=tuple(updates), **previous,
         )  # fmt: skip
         published.append(aggregate(job, objects.__getitem__))

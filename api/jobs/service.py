@@ -46,6 +46,7 @@ async def claim(ctx: Context, session: AsyncSession, job_id: UUID) -> AggregateJ
     run = await runs.one(session, job.run_id)
     if run is None or run.state != "running" or job.state != "ready":
         raise WorkGone(f"the job is {job.state}", mend="Drop this message.")
+    spec = RunSpec.model_validate(run.spec)
     model = None
     if job.round_number > 0:
         model = await rounds.model(session, run.id, job.round_number - 1)
@@ -61,8 +62,8 @@ async def claim(ctx: Context, session: AsyncSession, job_id: UUID) -> AggregateJ
         lease_s=ctx.settings.job_lease_s,
         run_id=str(run.id),
         round_number=job.round_number,
-        kind="sketch" if job.round_number == 0 else "train",
-        spec=RunSpec.model_validate(run.spec),
+        kind=spec.kind(job.round_number),
+        spec=spec,
         updates=tuple(
             AggregateInput(client_id=str(update.client_id), client=name, digest=update.digest)
             for update, name in updates

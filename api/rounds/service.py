@@ -18,7 +18,7 @@ from api.problems import NotFound
 from api.rounds import repository
 from api.rounds.facts import gather
 from api.runs import repository as runs
-from core.federation.plan import RunSpec
+from core.federation.plan import RoundKind, RunSpec
 from core.federation.rounds import RoundState, Standing
 from core.wire.messages import ObjectRef
 
@@ -34,7 +34,7 @@ class MemberView(BaseModel):
 class RoundView(BaseModel):
     run_id: UUID
     number: int
-    kind: Literal["sketch", "train"]
+    kind: RoundKind
     state: RoundState
     why: str
     quorum: int
@@ -77,7 +77,7 @@ async def view(
     return RoundView(
         run_id=run.id,
         number=row.number,
-        kind="sketch" if row.number == 0 else "train",
+        kind=spec.kind(row.number),
         state=RoundState(row.state),
         why=row.why if who.client_id is None else "",
         quorum=facts.quorum,

@@ -52,7 +52,7 @@ async def _order(ctx: Context, session: AsyncSession, work: WorkItem, client: Cl
         client_id=str(client.id),
         client=client.name,
         round_number=work.round_number,
-        kind="sketch" if work.round_number == 0 else "train",
+        kind=spec.kind(work.round_number),
         attempt=work.attempt,
         lease_token=lease_token(work.id, work.attempt, ctx.settings.pepper),
         lease_s=spec.plan.round.lease_s,

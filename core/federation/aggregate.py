@@ -17,6 +17,7 @@ from core.federation.updates import expectation, read_update
 from core.models.film import initial_weights
 from core.models.frame import Frame, build
 from core.models.layout import train_layout
+from core.models.spread import with_spread
 from core.wire import tensors
 from core.wire.messages import AggregateJob
 
@@ -42,7 +43,13 @@ def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     """
     if not job.updates:
         raise ValueError("a round without updates cannot be aggregated")
-    return _sketch_round(job, read) if job.round_number == 0 else _train_round(job, read)
+    match job.spec.kind(job.round_number):
+        case "sketch":
+            return _sketch_round(job, read)
+        case "spread":
+            return _spread_round(job, read)
+        case "train":
+            return _train_round(job, read)
 
 
 def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
@@ -64,11 +71,34 @@ def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
     )
 
 
+def _spread_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+    spec = job.spec
+    frame_body, weights, optimiser = _previous(job, read)
+    expected = expectation(spec, job.round_number)
+    moments = [
+        np.asarray(read_update(read(update.digest), expected)[: expected.size], np.float64)
+        for update in job.updates
+    ]
+    clients = [update.client_id for update in job.updates]
+    frame = with_spread(spec, Frame.from_bytes(frame_body), moments, clients)
+    phi = np.asarray(tensors.unpack(weights)[0]["phi"], np.float64)
+    return Aggregated(
+        frame=frame.to_bytes(spec.digest),
+        weights=pack_weights(spec, job.round_number, phi, phi),
+        optimiser=optimiser,
+    )
+
+
+def _previous(job: AggregateJob, read: Callable[[str], bytes]) -> tuple[bytes, bytes, bytes]:
+    """Frame, weights and optimiser state of the round before."""
+    if job.frame is None or job.weights is None or job.optimiser is None:
+        raise ValueError("this round needs the previous frame, weights and optimiser state")
+    return read(job.frame), read(job.weights), read(job.optimiser)
+
+
 def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     spec = job.spec
-    if job.frame is None or job.weights is None or job.optimiser is None:
-        raise ValueError("a training round needs the previous frame, weights and optimiser state")
-    frame_body = read(job.frame)
+    frame_body, weights_body, optimiser_body = _previous(job, read)
     frame = Frame.from_bytes(frame_body)
     expected = expectation(spec, job.round_number)
     total = np.zeros(expected.size)
@@ -78,17 +108,18 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
         units += float(frame.sizes[frame.client_ids.index(update.client_id)])
     # The expected batch is public post-processing: q and noised counts, never the batch itself.
     gradient = total / (spec.plan.privacy.sample_rate * units)
-    previous, _ = tensors.unpack(read(job.weights))
-    state, _ = tensors.unpack(read(job.optimiser))
+    previous, _ = tensors.unpack(weights_body)
+    state, _ = tensors.unpack(optimiser_body)
+    step = job.round_number - spec.sketch_rounds + 1
     phi, first, second = server_step(
         spec,
-        job.round_number,
+        step,
         np.asarray(state["phi"], np.float64),
         gradient,
         np.asarray(state["first"], np.float64),
         np.asarray(state["second"], np.float64),
     )
-    decay = min(spec.plan.optimiser.ema_decay, job.round_number / (job.round_number + 1.0))
+    decay = min(spec.plan.optimiser.ema_decay, step / (step + 1.0))
     average = decay * np.asarray(previous["average"], np.float64) + (1.0 - decay) * phi
     return Aggregated(
         frame=frame_body,

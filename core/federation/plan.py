@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,6 +18,7 @@ from core.privacy import accounting
 from core.privacy.events import PrivacyEvent, release
 
 PROTOCOL_VERSION = 1
+RoundKind = Literal["sketch", "spread", "train"]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -68,7 +70,15 @@ class PrivacyPlan(Frozen):
     clip_norm: float = Field(default=1.0, gt=0, description="C: L2 bound of one unit's gradient.")
     sample_rate: float = Field(default=0.25, gt=0, le=1, description="q: Poisson inclusion.")
     rounds: int = Field(default=20, ge=0, le=10_000, description="Training rounds T.")
-    sketch_steps: Literal[1] = 1
+    sketch_steps: Literal[1, 2] = Field(
+        default=1, description="1: class means. 2: then the second moment of residuals, too."
+    )
+    mean_share: float = Field(
+        default=0.65,
+        gt=0,
+        lt=1,
+        description="With two sketch steps, the class means' share of the sketch's precision.",
+    )
     sketch_share: float = Field(
         default=0.8,
         gt=0,
@@ -105,10 +115,15 @@ class ModelPlan(Frozen):
 
 
 class SketchPlan(Frozen):
-    """Block weights of the sketch; its sensitivity is sqrt(count_weight^2 + mean_weight^2)."""
+    """Block weights of step 1, with sensitivity sqrt(count_weight^2 + mean_weight^2), and the
+    radius of step 2, with sensitivity residual_radius^2.
+    """
 
     count_weight: float = Field(default=0.3, gt=0)
     mean_weight: float = Field(default=1.0, gt=0)
+    residual_radius: float = Field(
+        default=0.7, gt=0, le=2, description="Residuals of directions are clipped to this length."
+    )
 
 
 class OptimiserPlan(Frozen):
@@ -164,6 +179,7 @@ class Noise(Frozen):
     """Calibrated noise multipliers: standard deviation over sensitivity."""
 
     sketch_multiplier: float = Field(gt=0)
+    spread_multiplier: float | None = Field(default=None, gt=0)
     train_multiplier: float | None = Field(default=None, gt=0)
 
 
@@ -181,21 +197,36 @@ class RunSpec(Frozen):
         return digest_of(self)
 
     @property
+    def sketch_rounds(self) -> int:
+        """Rounds 0 .. sketch_rounds - 1 are sketches; training rounds follow."""
+        return self.plan.privacy.sketch_steps
+
+    @property
     def last_round(self) -> int:
-        return self.plan.privacy.rounds
+        return self.sketch_rounds + self.plan.privacy.rounds - 1
+
+    def kind(self, round_number: int) -> RoundKind:
+        """What a round releases. Raises ``ValueError`` for a round that the plan does not have."""
+        if not 0 <= round_number <= self.last_round:
+            raise ValueError(f"the plan has rounds 0 to {self.last_round}, not {round_number}")
+        if round_number >= self.sketch_rounds:
+            return "train"
+        return "sketch" if round_number == 0 else "spread"
 
     def event(self, round_number: int) -> PrivacyEvent:
-        """The event of one client's release in this round (0 is the sketch)."""
+        """The event of one client's release in this round. Sketches are of full batches."""
         privacy = self.plan.privacy
-        if round_number == 0:
-            return release(
-                noise_multiplier=self.noise.sketch_multiplier, sample_rate=1.0, unit=privacy.unit
-            )
-        if not 1 <= round_number <= privacy.rounds or self.noise.train_multiplier is None:
-            raise ValueError(f"the plan has rounds 0 to {privacy.rounds}, not {round_number}")
+        kind = self.kind(round_number)
+        multiplier = {
+            "sketch": self.noise.sketch_multiplier,
+            "spread": self.noise.spread_multiplier,
+            "train": self.noise.train_multiplier,
+        }[kind]
+        if multiplier is None:
+            raise ValueError(f"the run has no noise multiplier for round {round_number} ({kind})")
         return release(
-            noise_multiplier=self.noise.train_multiplier,
-            sample_rate=privacy.sample_rate,
+            noise_multiplier=multiplier,
+            sample_rate=privacy.sample_rate if kind == "train" else 1.0,
             unit=privacy.unit,
         )
 
@@ -208,7 +239,8 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
     """Noise multipliers whose composition spends at most ``epsilon`` at ``delta`` (PLD).
 
     The sketch alone is calibrated to ``sketch_share * epsilon``; the training noise is then the
-    smallest with which sketch and all T rounds together stay within ``epsilon``.
+    smallest with which sketch and all T rounds together stay within ``epsilon``. Two sketch steps
+    split the precision 1 / z^2 of one: Gaussian releases of full batches compose to exactly that.
     """
     alone = privacy.rounds == 0
     share = 1.0 if alone else privacy.sketch_share
@@ -217,13 +249,22 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
         target=share * privacy.epsilon,
         delta=privacy.delta,
     )
+    spread: float | None = None
+    if privacy.sketch_steps == 2:
+        whole = sketch
+        sketch = whole / math.sqrt(privacy.mean_share)
+        spread = whole / math.sqrt(1.0 - privacy.mean_share)
     if alone:
-        return Noise(sketch_multiplier=sketch)
-    first = release(noise_multiplier=sketch, sample_rate=1.0, unit=privacy.unit)
+        return Noise(sketch_multiplier=sketch, spread_multiplier=spread)
+    first = [
+        release(noise_multiplier=sigma, sample_rate=1.0, unit=privacy.unit)
+        for sigma in (sketch, spread)
+        if sigma is not None
+    ]
 
     def composed(sigma: float) -> list[PrivacyEvent]:
         step = release(noise_multiplier=sigma, sample_rate=privacy.sample_rate, unit=privacy.unit)
-        return [first, step.model_copy(update={"steps": privacy.rounds})]
+        return [*first, step.model_copy(update={"steps": privacy.rounds})]
 
     train = accounting.calibrate(composed, target=privacy.epsilon, delta=privacy.delta)
-    return Noise(sketch_multiplier=sketch, train_multiplier=train)
+    return Noise(sketch_multiplier=sketch, spread_multiplier=spread, train_multiplier=train)

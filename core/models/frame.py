@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +37,16 @@ class Frame:
     """Public constants of a run's model. C classes, d dimensions, c code width, r rank, M clients.
 
     ``base`` [C, d] decoder output under the neutral code; ``directions`` [c, C, d] its change per
-    unit of code; ``basis`` [r, d] orthonormal rows; ``scale`` [1] residual standard deviation per
-    coordinate; ``codes`` [M, c]; ``class_probs`` [C]; ``sizes`` [M] noised unit counts, floored.
+    unit of code; ``basis`` [r, d] orthonormal rows; ``scale`` [1] isotropic standard deviation per
+    coordinate and ``factors`` [k, d] what spreads more than that (covariance scale^2 I + F^T F);
+    ``codes`` [M, c]; ``class_probs`` [C]; ``sizes`` [M] noised unit counts, floored.
     """
 
     base: Vector
     directions: Vector
     basis: Vector
     scale: Vector
+    factors: Vector
     codes: Vector
     class_probs: Vector
     sizes: Vector
@@ -59,6 +62,22 @@ class Frame:
     def base_output(self, code: Vector) -> Vector:
         """[C, d] class means under a code [c]."""
         return np.asarray(self.base + np.tensordot(code, self.directions, axes=1))
+
+    @cached_property
+    def spread_root(self) -> Vector:
+        """[r, r] lower Cholesky factor of the covariance within the basis."""
+        inside = self.factors @ self.basis.T
+        rank = len(self.basis)
+        covariance = self.scale[0] ** 2 * np.eye(rank) + inside.T @ inside
+        return np.asarray(np.linalg.cholesky(covariance), np.float64)
+
+    def whiten(self, residuals: Vector) -> Vector:
+        """[n, r] residuals [n, d] in the basis, in units of their released spread."""
+        return np.asarray(np.linalg.solve(self.spread_root, self.basis @ residuals.T).T)
+
+    def colour(self, whitened: Vector) -> Vector:
+        """[n, d] from [n, r]: the way back from ``whiten``."""
+        return np.asarray(whitened @ self.spread_root.T @ self.basis)
 
     def to_bytes(self, spec_digest: str) -> bytes:
         """A tensor file; the frame is float32 on the wire."""
@@ -126,6 +145,7 @@ def build(
         directions=root * np.tensordot(to_clients, deviations, axes=1),
         basis=_basis(spec, means - grand, shifts, class_probs),
         scale=np.array([scale]),
+        factors=np.zeros((0, dim)),
         codes=codes,
         class_probs=class_probs,
         sizes=np.maximum(counts.sum(axis=1), max(1.0, size_floor)),
@@ -200,17 +220,34 @@ def _basis(spec: RunSpec, contrasts: Vector, shifts: Vector, class_probs: Vector
     Residuals matter to a classifier where the classes differ; that is where the few noised
     decoder outputs are spent.
     """
-    rank, dim = residual_rank(spec), spec.space.dim
     weighted = contrasts * np.sqrt(class_probs)[:, None]
     leading = np.linalg.svd(weighted, full_matrices=False)[2][: len(contrasts) - 1]
+    return _orthonormal([*leading, *shifts, *_public_directions(spec)], residual_rank(spec))
+
+
+def residual_basis(spec: RunSpec, before: Vector, spread: Vector) -> Vector:
+    """[r, d]: what was named before its public part, then directions of spread, then the rest.
+
+    ``before`` is a frame's basis, ``spread`` [k, d] are released directions, widest first.
+    """
+    named = min(len(before), len(spec.space.classes) - 1)
+    return _orthonormal([*before[:named], *spread, *before[named:]], residual_rank(spec))
+
+
+def _public_directions(spec: RunSpec) -> Vector:
     generator = np.random.Generator(np.random.Philox(key=spec.plan.seed, counter=[0, 0, 0, 2]))
-    public = generator.normal(size=(rank, dim))
-    rows: list[Vector] = []
-    for row in [*leading, *shifts, *public]:
+    return np.asarray(generator.normal(size=(residual_rank(spec), spec.space.dim)))
+
+
+def _orthonormal(candidates: Sequence[Vector], rank: int) -> Vector:
+    """The first ``rank`` independent directions of ``candidates``, orthonormal (Gram-Schmidt)."""
+    rows = np.zeros((0, len(candidates[0])))
+    for row in candidates:
         if len(rows) == rank:
             break
-        rest = row - sum((r * (r @ row) for r in rows), np.zeros(dim))
-        rest = rest - sum((r * (r @ rest) for r in rows), np.zeros(dim))  # twice is enough
-        if np.linalg.norm(rest) > 1e-9 * max(1.0, float(np.linalg.norm(row))):
-            rows.append(rest / np.linalg.norm(rest))
-    return np.stack(rows)
+        rest = row - (rows @ row) @ rows
+        rest = rest - (rows @ rest) @ rows  # twice is enough
+        length = float(np.linalg.norm(rest))
+        if length > 1e-9 * max(1.0, float(np.linalg.norm(row))):
+            rows = np.vstack([rows, rest / length])
+    return rows

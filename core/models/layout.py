@@ -69,6 +69,15 @@ def sketch_layout(spec: RunSpec) -> Layout:
     return Layout("sketch", (("counts", (classes,)), ("sums", (classes, dim))))
 
 
+def spread_layout(spec: RunSpec) -> Layout:
+    """vech2 of the second moment of residuals: the upper triangle, off-diagonals times sqrt(2).
+
+    With these weights the vector's L2 norm is the matrix' Frobenius norm.
+    """
+    dim = spec.space.dim
+    return Layout("spread", (("moments", (dim * (dim + 1) // 2,)),))
+
+
 def residual_rank(spec: RunSpec) -> int:
     """r: how many directions the residual decoder has; never more than the space."""
     return min(spec.plan.model.basis_rank, spec.space.dim)
@@ -106,5 +115,11 @@ def train_layout(spec: RunSpec) -> Layout:
 
 
 def layout_of(spec: RunSpec, round_number: int) -> Layout:
-    """The layout of one round's updates (round 0 is the sketch)."""
-    return sketch_layout(spec) if round_number == 0 else train_layout(spec)
+    """The layout of one round's updates."""
+    match spec.kind(round_number):
+        case "sketch":
+            return sketch_layout(spec)
+        case "spread":
+            return spread_layout(spec)
+        case "train":
+            return train_layout(spec)

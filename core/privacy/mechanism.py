@@ -63,12 +63,18 @@ def clip_rows(vectors: NDArray[np.float64], clip_norm: float) -> NDArray[np.floa
 def sensitivity(spec: RunSpec, round_number: int) -> float:
     """L2 sensitivity of a round's sum for one added or removed unit.
 
-    Sketch: S = sqrt(w1^2 + w2^2), the norm bound of one unit's clipped sketch vector (METHOD
-    section 4). Training: the clip norm C of the joint gradient.
+    Sketch: S = sqrt(w1^2 + w2^2), the norm bound of one unit's clipped sketch vector. Spread:
+    R^2, the norm of vech2(r r^T) for a residual of length R. Training: the clip norm C of the
+    joint gradient.
     """
-    if round_number == 0:
-        return math.hypot(spec.plan.sketch.count_weight, spec.plan.sketch.mean_weight)
-    return spec.plan.privacy.clip_norm
+    sketch = spec.plan.sketch
+    match spec.kind(round_number):
+        case "sketch":
+            return math.hypot(sketch.count_weight, sketch.mean_weight)
+        case "spread":
+            return sketch.residual_radius**2
+        case "train":
+            return spec.plan.privacy.clip_norm
 
 
 def noised(

@@ -1,9 +1,10 @@
 """Labelled embeddings from a published model: numpy only, the same rows for the same request.
 
-x = sqrt(d) * unit( base_y(v) + s (Q^T g(z, y, v) + e) ), z ~ prior of (y, v), e ~ N(0, I): the
-class mean under code v, the decoder's residual in its directions, and the spread that the means
-leave unexplained. Rows are made in blocks of a fixed size, each from its own counter-based
-stream, so that a row depends on (model, request, seed, its place) and on nothing else.
+x = sqrt(d) * unit( base_y(v) + s e + F^T f + Q^T A g(z, y, v) ), z ~ prior of (y, v), e and f
+standard normal: the class mean under code v, the released spread (isotropic and along factors),
+and the decoder's residual in its directions, in units of that spread. Rows are made in blocks of
+a fixed size, each from its own counter-based stream, so that a row depends on (model, request,
+seed, its place) and on nothing else.
 
 Sampling is post-processing of released values: it costs no privacy, whatever the seed.
 """
@@ -127,8 +128,9 @@ class Generator:
         normal = draw.standard_normal((BLOCK_ROWS, latent))[: len(labels)]
         spread = draw.standard_normal((len(labels), dim), dtype=np.float32)
         z = theta.prior_mean[labels] + np.exp(theta.prior_log_std[labels]) * normal
-        residual = decode(self.weights, theta, z, labels) @ self.frame.basis
-        rows = base[labels] + self.frame.scale[0] * (residual + spread)
+        along = draw.standard_normal((len(labels), len(self.frame.factors)))
+        rows = base[labels] + self.frame.scale[0] * spread + along @ self.frame.factors
+        rows += self.frame.colour(decode(self.weights, theta, z, labels))
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         return np.asarray(np.sqrt(dim) * rows / np.where(norms > 0, norms, 1.0))
 

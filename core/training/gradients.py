@@ -102,7 +102,7 @@ def record_inputs(
     codes = np.where(dropped[:, None], 0.0, own)
     x = np.sqrt(spec.space.dim) * dataset.directions[rows]
     base = np.where(dropped[:, None], frame.base[labels], frame.base_output(own)[labels])
-    rho = (x - base) @ frame.basis.T / frame.scale[0]
+    rho = frame.whiten(x - base)
     keys = [dataset.record_keys[row] for row in rows]
     draws = coins.normal("latent", keys, spec.plan.model.latent_dim)
     return rho, np.eye(len(spec.space.classes))[labels], codes, draws

@@ -21,6 +21,7 @@ from core.privacy.coins import CoinStream
 from core.privacy.mechanism import noised, sensitivity
 from core.privacy.noise import NoiseSource
 from core.training.sketch import clipped_sketch
+from core.training.spread import clipped_spread
 from core.wire import tensors
 from core.wire.messages import WorkOrder
 
@@ -36,9 +37,9 @@ def execute(
 ) -> bytes:
     """The update of an order: clipped sum plus noise as a safetensors file.
 
-    ``inputs`` holds the order's downloaded objects by role (``frame`` and ``weights`` in training
-    rounds). ``secret`` (32 bytes or more) keys inclusion, coins and latent draws and never leaves
-    the site. Sensitivity and neighbouring relation: ``core.privacy.mechanism``.
+    ``inputs`` holds the order's downloaded objects by role (``frame`` and ``weights`` after the
+    first round). ``secret`` (32 bytes or more) keys inclusion, coins and latent draws and never
+    leaves the site. Sensitivity and neighbouring relation: ``core.privacy.mechanism``.
     Raises ``PlanRefused`` for seeded noise outside simulation.
     """
     if not noise.private and order.spec.plan.purpose != "simulation":
@@ -70,8 +71,11 @@ def release(
 ) -> bytes:
     """``execute`` without the envelope of a work order."""
     layout = layout_of(spec, round_number)
-    if round_number == 0:
+    kind = spec.kind(round_number)
+    if kind == "sketch":
         total = clipped_sketch(spec, dataset)
+    elif kind == "spread":
+        total = clipped_spread(spec, dataset, Frame.from_bytes(inputs["frame"]), client_id)
     else:
         # torch and opacus take seconds to import and a sketch needs neither.
         from core.training.gradients import clipped_sum

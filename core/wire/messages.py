@@ -9,14 +9,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from core.federation.plan import Frozen, RunSpec, Sha256
+from core.federation.plan import Frozen, RoundKind, RunSpec, Sha256
 from core.privacy.events import PrivacyEvent
 
 LEASE_HEADER = "X-FHV-Lease"
 PROTOCOL_HEADER = "X-FHV-Protocol"
 CONTENT_TYPE_TENSORS = "application/vnd.fedhypevae.tensors+safetensors"
-
-RoundKind = Literal["sketch", "train"]
 
 
 class ObjectRef(Frozen):

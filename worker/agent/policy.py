@@ -49,12 +49,12 @@ def _same_order(order: WorkOrder, config: ClientConfig) -> None:
         _refuse("the spec does not have the digest that the order names", "spec_digest")
     if order.run_id != spec.run_id:
         _refuse("the order's run is not the run of its spec", "run_id")
-    if order.kind != ("sketch" if order.round_number == 0 else "train"):
-        _refuse(f"round {order.round_number} cannot be a {order.kind} round", "kind")
     try:
-        planned = spec.event(order.round_number)
+        kind, planned = spec.kind(order.round_number), spec.event(order.round_number)
     except ValueError as error:
         _refuse(str(error), "round_number")
+    if order.kind != kind:
+        _refuse(f"round {order.round_number} is a {kind} round, not a {order.kind} one", "kind")
     if order.event != planned:
         _refuse(
             "the event that the coordinator booked is not the one that the plan implies "
@@ -93,6 +93,10 @@ def _limits(spec: RunSpec, config: ClientConfig) -> None:
             "plan.privacy.sample_rate",
         )
     noises = {"sketch_multiplier": spec.noise.sketch_multiplier}
+    if privacy.sketch_steps > 1:
+        if spec.noise.spread_multiplier is None:
+            _refuse("a second sketch step without a noise multiplier", "noise.spread_multiplier")
+        noises["spread_multiplier"] = spec.noise.spread_multiplier
     if privacy.rounds > 0:
         if spec.noise.train_multiplier is None:
             _refuse("training rounds without a noise multiplier", "noise.train_multiplier")
