@@ -79,11 +79,12 @@ def follow(
     stack: Stack, client: CoordinatorClient, run_id: str, plan: Plan, narrator: Narrator
 ) -> JsonObject:
     """Wait until the run has ended, with a progress bar over its rounds."""
-    total = plan.privacy.rounds + 1
+    sketches = plan.privacy.sketch_steps
+    total = sketches + plan.privacy.rounds
     # Every round has a deadline of its own; the demo's patience is far below their sum.
     patience = 120.0 + 20.0 * total
     with narrator.progress() as progress:
-        bar = progress.add_task("sketch round", total=total)
+        bar = progress.add_task("sketch rounds", total=total)
         last = "nothing yet"
 
         def ended() -> JsonObject | None:
@@ -95,7 +96,8 @@ def follow(
                 last = str(error)
                 return None
             done = int(run["rounds_published"])
-            what = "sketch round" if done == 0 else f"training rounds ({plan.privacy.rounds})"
+            training = f"training rounds ({plan.privacy.rounds})"
+            what = "sketch rounds" if done < sketches else training
             progress.update(bar, completed=done, description=what)
             return run if run["state"] in ("completed", "failed") else None
 

@@ -60,7 +60,9 @@ class Report:
             highlight=False,
         )
         console.print(self._accuracies())
-        console.print("[bold]epsilon spent by each client, and kB sent and fetched[/bold]")
+        console.print(
+            "[bold]epsilon spent by each client, and kB sent and fetched per round[/bold]"
+        )
         console.print(self._spending())
         seconds = max(self.seconds.items(), key=lambda item: item[1])
         console.print(
@@ -82,10 +84,13 @@ class Report:
         return table
 
     def _spending(self) -> Table:
+        # A round's model comes down at the start of the next: the first training round fetches
+        # what the sketch rounds made.
+        sketches = self.plan.privacy.sketch_steps
         table = _table()
         _columns(
             table, "client", "epsilon", "at site", "commits", "lost",
-            "up:\nsketch", "up:\nrounds", "down:\nround 1", "down:\nlater",
+            "up:\nsketch", "up:\ntrain", "down:\nsketch", "down:\ntrain",
         )  # fmt: skip
         for each in self.books:
             table.add_row(
@@ -94,10 +99,10 @@ class Report:
                 f"{each.site_epsilon:.3f}",
                 str(each.committed),
                 str(each.lost),
-                _kilobytes(each.up_bytes[:1]),
-                _kilobytes(each.up_bytes[1:]),
-                _kilobytes(each.down_bytes[1:2]),
-                _kilobytes(each.down_bytes[2:]),
+                _kilobytes(each.up_bytes[:sketches]),
+                _kilobytes(each.up_bytes[sketches:]),
+                _kilobytes(each.down_bytes[1 : sketches + 1]),
+                _kilobytes(each.down_bytes[sketches + 1 :]),
             )
         return table
 
