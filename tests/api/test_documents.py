@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from typing import Any
@@ -221,3 +222,17 @@ async def test_health_and_readiness(
     monkeypatch.setattr(coordinator.ctx.store, "exists", away)
     found = problem(await coordinator.call("GET", "/readyz", None), 503, "not-ready")
     assert found["store"] == "unreachable"
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+async def test_documents_for_people_work_without_internet(
+    coordinator: Coordinator, page: str
+) -> None:
+    html = (await coordinator.http.get(page)).text
+    assets = re.findall(r'(?:src|href)="([^"]+)"', html)
+    scripts = [asset for asset in assets if asset.endswith((".js", ".css"))]
+    assert scripts
+    for asset in assets:
+        assert asset.startswith("/"), f"{page} would fetch {asset}"
+    for script in scripts:
+        assert (await coordinator.http.get(script)).status_code == 200
