@@ -123,10 +123,10 @@ def rounds_of(client: CoordinatorClient, run_id: str) -> list[JsonObject]:
 
 
 def fetched(rounds: list[JsonObject]) -> tuple[int, ...]:
-    """Bytes that one client downloads in each round, the sketch round (nothing) first.
+    """Bytes that one client downloads in each round; nothing in round 0.
 
-    Objects are named by their content and kept, so each is fetched once: the frame in round 1,
-    new weights in every round. Clients of one worker share its cache and fetch less than this.
+    Objects are named by their content and kept, so each is fetched once: a frame after each
+    sketch, new weights in every round. Clients of one worker share its cache and fetch less.
     """
     known: set[str] = set()
     sizes = [0]

@@ -146,12 +146,14 @@ def train(
         with narrator.step("Creating the run: the accountant calibrates its noise"):
             run = operator.create_run(fed.plan, [client.name for client in fed.clients])
             noise = run["spec"]["noise"]
-            narrator.say(
-                f"noise multipliers {noise['sketch_multiplier']:.3f} (sketch) and "
-                f"{noise['train_multiplier'] or 0:.3f}, epsilon {run['epsilon_planned']:.3f}"
+            sigmas = ", ".join(
+                f"{name.removesuffix('_multiplier')} {value:.3f}"
+                for name, value in noise.items()
+                if value is not None
             )
+            narrator.say(f"noise multipliers: {sigmas}; epsilon {run['epsilon_planned']:.3f}")
         run_id = str(run["id"])
-        with narrator.step("Sketch round and training rounds over the three sites"):
+        with narrator.step("Sketch and training rounds over the three sites"):
             operator.start_run(run_id)
             run = federation.follow(stack, operator, run_id, fed.plan, narrator)
         with narrator.step("Reading the ledgers"):

@@ -110,7 +110,7 @@ def test_the_report_says_what_is_not_private(tmp_path: Path) -> None:
     books = federation.Books(
         name="site-a", epsilon=7.9, delta=1e-4, reserved=4, committed=4, lost=0,
         site_epsilon=7.9, site_committed=4, site_lost=0,
-        up_bytes=(2000, 1000, 3000), down_bytes=(0, 9000, 700),
+        up_bytes=(4000, 2000, 1000, 6000), down_bytes=(0, 9000, 8000, 700),
     )  # fmt: skip
     rows = [
         evaluation.Row("real data (ceiling)", False, 360, 0.9, 0.89, {"site-a": 0.9}),
@@ -121,13 +121,13 @@ def test_the_report_says_what_is_not_private(tmp_path: Path) -> None:
     report.show(Console(file=text, width=160))
     shown = text.getvalue()
     assert HEADING in shown
-    for part in ("0.800", "2.0", "9.0", "0.7", "1.00 GiB", "epsilon 8", "delta 0.0001"):
+    for part in ("0.800", "3.0", "3.5", "8.5", "0.7", "1.00 GiB", "epsilon 8", "delta 0.0001"):
         assert part in shown
     path = tmp_path / "report.json"
     report.write(path)
     written = json.loads(path.read_text())
     assert written["accuracy"][1]["accuracy"] == 0.8
-    assert written["clients"][0]["up_bytes"] == [2000, 1000, 3000]
+    assert written["clients"][0]["up_bytes"] == [4000, 2000, 1000, 6000]
     assert written["plan"] == plan.model_dump(mode="json")
     assert len(data.sites) == 3
 

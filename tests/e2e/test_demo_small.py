@@ -22,7 +22,7 @@ from benchmarks.demo.federation import receipt_of
 from benchmarks.demo.small import clusters
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = 4  # of plan_small.toml: the sketch and three training rounds
+ROUNDS = 5  # of plan_small.toml: two sketch steps and three training rounds
 FILES = ("neutral", "mixture", "site-a", "site-b", "site-c")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]

@@ -31,8 +31,9 @@ from worker.errors import ClientError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
-ROUNDS = 6  # training rounds; the sketch comes on top
-KILL_IN = 3
+SKETCHES, TRAINING = 2, 6
+ROUNDS = SKETCHES + TRAINING
+KILL_IN = 4
 
 
 @dataclass
@@ -53,7 +54,9 @@ def _plan() -> Plan:
     # Short leases: what a killed process held comes back soon.
     return plan.model_copy(
         update={
-            "privacy": plan.privacy.model_copy(update={"rounds": ROUNDS}),
+            "privacy": plan.privacy.model_copy(
+                update={"sketch_steps": SKETCHES, "rounds": TRAINING}
+            ),
             "round": plan.round.model_copy(update={"lease_s": 4.0, "deadline_s": 90.0}),
         }
     )
@@ -113,9 +116,9 @@ def _wait_for_open_round(running: Running, number: int) -> None:
 def _check_ledgers(running: Running) -> None:
     run = running.operator.run(running.run_id)
     assert run["state"] == "completed", run["why"]
-    assert run["rounds_published"] == ROUNDS + 1
+    assert run["rounds_published"] == ROUNDS
     rounds = federation.rounds_of(running.operator, running.run_id)
-    assert [each["number"] for each in rounds] == list(range(ROUNDS + 1))
+    assert [each["number"] for each in rounds] == list(range(ROUNDS))
     assert {each["state"] for each in rounds} == {"published"}
     total = 0
     for client in running.fed.clients:
@@ -131,7 +134,7 @@ def _check_ledgers(running: Running) -> None:
             if e.kind == "commit" and e.key.client == client.name
         }
         # One accepted update a round, never two; every reservation has an outcome.
-        assert sorted(number for number, _ in by_kind["commit"]) == list(range(ROUNDS + 1))
+        assert sorted(number for number, _ in by_kind["commit"]) == list(range(ROUNDS))
         assert by_kind["reserve"] == by_kind["commit"] | by_kind["lost"]
         assert not by_kind["commit"] & by_kind["lost"]
         # Nothing executed is missing; what is booked beyond is listed as lost.
@@ -155,7 +158,7 @@ def _round_that_waits_for(running: Running, client: str) -> int:
         run = running.operator.run(running.run_id)
         round_ = running.operator.round(running.run_id, int(run["current_round"]))
         waits = round_["state"] == "open" and round_["missing_clients"] == [client]
-        return int(round_["number"]) if waits and round_["number"] > 0 else None
+        return int(round_["number"]) if waits and round_["number"] >= SKETCHES else None
 
     return wait_for(
         f"a round that waits for {client}",
