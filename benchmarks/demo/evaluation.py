@@ -66,9 +66,9 @@ def baseline(data: ScannerDigits, plan: Plan, rows: int) -> tuple[Floats, Labels
     return found.sample(rows, BASELINE_SEED)
 
 
-def _on_sphere(x: Floats) -> NDArray[np.float64]:
+def _on_sphere(x: Floats) -> Floats:
     """sqrt(d) x / |x| row by row: the scaling under which the generator was trained."""
-    return np.asarray(np.sqrt(x.shape[1]) * normalize(np.asarray(x, np.float64)))
+    return np.asarray(np.sqrt(x.shape[1]) * normalize(np.asarray(x, np.float64)), np.float32)
 
 
 def score(name: str, train: tuple[Floats, Labels], data: ScannerDigits, *, private: bool) -> Row:

@@ -272,7 +272,7 @@ def run_services(options: Options, console: Console) -> None:
             stack.start_coordinator()
         with narrator.step("Starting the Celery worker of the queue coordinator"):
             stack.start_worker(QUEUE_COORDINATOR, stack.token("worker"))
-        console.print(f"API: {stack.url} (description: {stack.url}/openapi.json)", highlight=False)
+        console.print(f"API: {stack.url} (documentation: {stack.url}/docs)", highlight=False)
         console.print(f"Administrator's token (deleted at the end): {token}", highlight=False)
         console.print("Ctrl-C stops everything.")
         while True:

@@ -73,3 +73,15 @@ def test_every_linked_file_exists() -> None:
     assert links
     root = Path(__file__).resolve().parents[2]
     assert [link for link in links if not (root / link).exists()] == []
+
+
+def test_every_test_and_file_that_the_privacy_page_names_exists() -> None:
+    """A trap is only as good as the test that guards it: none may be named that is gone."""
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "privacy.md").read_text()
+    files = "\n".join(path.read_text() for path in root.glob("tests/**/*.py"))
+    tests = set(re.findall(r"`(test_\w+)`", page))
+    assert len(tests) > 15
+    assert [name for name in tests if f"def {name}(" not in files] == []
+    paths = set(re.findall(r"`((?:api|core|tests|worker)/[\w/.]+)`", page))
+    assert [path for path in paths if not (root / path).exists()] == []
