@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -15,12 +16,19 @@ def main() -> None:
     """Sites, their digits, and the accuracy of a linear classifier on all real records."""
     console = Console()
     data = scanner_digits.load(track=Narrator(console).track("embedding images (first time only)"))
-    table = Table("site", "scanner", "training", "held out", *scanner_digits.CLASSES)
+    table = Table(
+        "site",
+        "training",
+        "held out",
+        *scanner_digits.CLASSES,
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for site in data.sites:
         counts = np.bincount(site.train_y, minlength=len(scanner_digits.CLASSES))
         table.add_row(
-            site.name,
-            site.scanner,
+            f"{site.name} ({site.scanner})",
             str(len(site.train_y)),
             str(len(site.test_y)),
             *(str(count) for count in counts),
