@@ -32,7 +32,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 install: $(STAMP) ## Make .venv from the lock file
 
-demo: $(STAMP) ## The whole job on real images, with real processes (about 4 minutes)
+demo: $(STAMP) ## The whole job on real images, with real processes (about a minute once installed)
 	$(BIN)/python -m core.cli demo $(DEMO_ARGS)
 
 run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordinator, workers

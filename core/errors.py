@@ -38,7 +38,7 @@ class DomainError(Exception):
         return self.message if self.mend is None else f"{self.message} {self.mend}"
 
 
-# --- records of a site (never sent to the coordinator: see METHOD trap 11 in docs/privacy.md) ---
+# --- records of a site (never sent to the coordinator: see trap 11 in docs/privacy.md) ---
 
 
 class DataError(DomainError):

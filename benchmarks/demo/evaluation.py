@@ -6,19 +6,16 @@ deployment could read together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.preprocessing import normalize
 
 from benchmarks.scanner_digits import ScannerDigits
 from core.data import EmbeddingDataset
+from core.evaluation import utility
 from core.evaluation.baselines.class_means import class_means
 from core.federation.plan import EmbeddingSpace, Plan
 from core.privacy.noise import csprng
@@ -26,7 +23,6 @@ from core.privacy.noise import csprng
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
-INVERSE_PENALTY = 0.01
 BASELINE_SEED = 1  # of the baseline's samples; its noise comes from the operating system
 
 
@@ -66,33 +62,24 @@ def baseline(data: ScannerDigits, plan: Plan, rows: int) -> tuple[Floats, Labels
     return found.sample(rows, BASELINE_SEED)
 
 
-def _on_sphere(x: Floats) -> Floats:
-    """sqrt(d) x / |x| row by row: the scaling under which the generator was trained."""
-    return np.asarray(np.sqrt(x.shape[1]) * normalize(np.asarray(x, np.float64)), np.float32)
-
-
 def score(name: str, train: tuple[Floats, Labels], data: ScannerDigits, *, private: bool) -> Row:
     """Fit on ``train``; score on all sites' held-out images together and site by site."""
     x, y = train
     if len(np.unique(y)) < 2:
         raise ValueError(f"{name}: a classifier needs at least two classes in its training rows")
-    # The classifier of core.evaluation.utility (a test holds them together), fitted once for all
-    # test sets instead of once for each.
-    model = LogisticRegression(C=INVERSE_PENALTY, max_iter=300, tol=1e-3).fit(_on_sphere(x), y)
-    guesses = [model.predict(_on_sphere(site.test_x)) for site in data.sites]
-    truth = [site.test_y for site in data.sites]
+    predict = utility.fit(x, y)  # once for all test sets
+    guesses = [predict(site.test_x) for site in data.sites]
+    pooled = utility.score(
+        np.concatenate(guesses), np.concatenate([site.test_y for site in data.sites])
+    )
     return Row(
         trained_on=name,
         private=private,
         rows=len(y),
-        accuracy=_accuracy(guesses, truth),
-        balanced=float(balanced_accuracy_score(np.concatenate(truth), np.concatenate(guesses))),
+        accuracy=pooled.accuracy,
+        balanced=pooled.balanced_accuracy,
         per_site={
-            site.name: _accuracy([guess], [site.test_y])
+            site.name: utility.score(guess, site.test_y).accuracy
             for site, guess in zip(data.sites, guesses, strict=True)
         },
     )
-
-
-def _accuracy(guesses: Sequence[Labels], truth: Sequence[Labels]) -> float:
-    return float((np.concatenate(list(guesses)) == np.concatenate(list(truth))).mean())

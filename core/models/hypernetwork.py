@@ -2,8 +2,9 @@
 
 Codes are expanded to the batch: record i goes through the hypernetwork with ITS code (v_m, or 0
 under code dropout), so hooks that compute per-sample gradients see one example a record and not
-one example a batch (METHOD trap 2). Every reduction is a sum over a record's own coordinates;
-the loss is a vector [B] and depends neither on the batch size nor on other records (trap 6).
+one example a batch. Every reduction is a sum over a record's own coordinates; the loss is a
+vector [B] and depends neither on the batch size nor on other records. (Traps 2 and 6 of
+docs/privacy.md.)
 """
 
 from __future__ import annotations
