@@ -1,1 +1,1 @@
-"""How useful synthetic data is. Simulation only: these functions look at real records."""
+"""How useful, faithful and safe synthetic data is. Simulation only: it reads real records."""
