@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import zipfile
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from core.errors import (
 from core.federation.plan import EmbeddingSpace
 
 _SHOWN = 10  # how many row numbers an error lists
+_EXACT = 2.0**53  # beyond it neighbouring integers are one float
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,13 +153,19 @@ def _some(rows: list[int]) -> str:
     return listed + (", ..." if len(rows) > _SHOWN else "")
 
 
-def load(path: Path, space: EmbeddingSpace, *, unit: str) -> EmbeddingDataset:
+def load(
+    path: Path, space: EmbeddingSpace, *, unit: str, for_round: bool = False
+) -> EmbeddingDataset:
     """Records of a ``.npz``, ``.npy`` or ``.parquet`` file that satisfy the space's contract.
 
     npz: arrays ``x`` [n, d], ``y`` [n] (class ids or names) and, if ``unit`` is not "record",
     ``unit`` [n]. npy: a structured array with these fields. parquet: columns ``x`` (or
     ``embedding``; lists of d numbers), ``y`` (or ``label``) and ``unit``. Pickled objects are
     never loaded. Raises a ``DataError`` that names what to mend; NaN rows are kept as invalid.
+
+    With ``for_round`` nothing that one record decides is an error, because whether a site fails is
+    seen from outside: records whose class is not in the vocabulary (which the coordinator sends!)
+    or that name no unit are kept as invalid, like NaN rows, and a file without records is legal.
     """
     if not path.is_file():
         raise DataNotFound(
@@ -165,7 +173,14 @@ def load(path: Path, space: EmbeddingSpace, *, unit: str) -> EmbeddingDataset:
         )
     try:
         columns = _read(path)
-    except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        pa.ArrowException,
+    ) as error:
         raise DataUnreadable(
             f"cannot read {path}: {error}.", field="data", mend="Write npz, npy or parquet."
         ) from error
@@ -188,12 +203,22 @@ def load(path: Path, space: EmbeddingSpace, *, unit: str) -> EmbeddingDataset:
             found=int(x.shape[1]),
             expected=space.dim,
         )
-    if len(x) == 0:
+    if len(x) == 0 and not for_round:
         raise DataEmpty(
             f"{path} holds no records.", field="x", mend="Point `data` at a filled file."
         )
     if y.shape != (len(x),):
         raise DataUnreadable(f"y must be [{len(x)}], found {list(y.shape)}.", field="y")
+    ids = _class_ids(y, space)
+    usable = ids >= 0
+    if not (for_round or usable.all()):
+        wrong = np.flatnonzero(~usable)
+        raise DataUnknownClass(
+            f"{len(wrong)} records have a class outside the vocabulary of {space.name!r}, "
+            f"first {y[wrong[0]]!r}, in rows {_some([int(w) for w in wrong])}.",
+            field="y",
+            mend=f"Use class ids 0 to {len(space.classes) - 1} or the contract's class names.",
+        )
     units = None
     if unit != "record":
         if "unit" not in columns:
@@ -204,13 +229,38 @@ def load(path: Path, space: EmbeddingSpace, *, unit: str) -> EmbeddingDataset:
             )
         if columns["unit"].shape != (len(x),):
             raise DataUnreadable(f"unit must be [{len(x)}].", field="unit")
-        units = tuple(str(value).encode() for value in columns["unit"].tolist())
-    return EmbeddingDataset.from_arrays(x, _class_ids(y, space), units)
+        names = columns["unit"].tolist()
+        unnamed = np.array([_names_no_unit(name) for name in names], dtype=bool)
+        if unnamed.any() and not for_round:
+            rows = [int(row) for row in np.flatnonzero(unnamed)]
+            raise DataUnreadable(
+                f"{len(rows)} records name no {unit}: rows {_some(rows)}.",
+                field="unit",
+                mend=f"Give each record its {unit}'s identifier, as text or as an integer.",
+            )
+        units = tuple(
+            b"" if none else str(name).encode() for name, none in zip(names, unnamed, strict=True)
+        )
+        usable &= ~unnamed
+    dataset = EmbeddingDataset.from_arrays(x, ids, units)
+    return replace(dataset, valid=dataset.valid & usable)
+
+
+def _names_no_unit(name: object) -> bool:
+    """Missing, or a float that stands for several integers.
+
+    Taken as a name, it would put records of different people into one unit; removing one of them
+    would then change what the others contribute, by up to twice the sensitivity that is booked.
+    """
+    if isinstance(name, float):
+        return not abs(name) < _EXACT
+    return name is None or name in ("", b"")
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves the file of a damaged archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     if path.suffix == ".npy":
         table = np.load(path, allow_pickle=False)
@@ -225,23 +275,17 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
 def _column(column: pa.ChunkedArray) -> NDArray[np.generic]:
     if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
         return np.array(column.to_pylist(), dtype=np.float32)
+    if column.null_count:  # numpy would make floats of integers, and NaN or "None" of nulls
+        return np.array(column.to_pylist(), dtype=object)
     return np.asarray(column.to_numpy())
 
 
 def _class_ids(y: NDArray[np.generic], space: EmbeddingSpace) -> NDArray[np.int64]:
-    """Ids 0..C-1 from ids or names; anything outside the contract's vocabulary is refused."""
-    if y.dtype.kind in "iu":
-        ids = y.astype(np.int64)
-        wrong = np.flatnonzero((ids < 0) | (ids >= len(space.classes)))
-    else:
-        known = {name: index for index, name in enumerate(space.classes)}
-        ids = np.array([known.get(str(value), -1) for value in y.tolist()], dtype=np.int64)
-        wrong = np.flatnonzero(ids < 0)
-    if len(wrong):
-        raise DataUnknownClass(
-            f"{len(wrong)} records have a class outside the vocabulary of {space.name!r}, "
-            f"first {y[wrong[0]]!r}, in rows {_some([int(w) for w in wrong])}.",
-            field="y",
-            mend=f"Use class ids 0 to {len(space.classes) - 1} or the contract's class names.",
-        )
-    return ids
+    """Ids 0..C-1 from ids or names, one by one; -1 outside the contract's vocabulary."""
+    known: dict[object, int] = {name: index for index, name in enumerate(space.classes)}
+    known.update({index: index for index in range(len(space.classes))})
+    # By the type of each value, not of the column, which one odd record may change.
+    return np.array(
+        [known.get(value, -1) if type(value) in (int, str) else -1 for value in y.tolist()],
+        dtype=np.int64,
+    )

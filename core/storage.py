@@ -66,7 +66,11 @@ class ObjectStore:
         try:
             obstore.put(self._backend, key, body, mode="create")
         except AlreadyExistsError:
-            return Stored(digest, len(body))
+            if self._folder is None:
+                return Stored(digest, len(body))
+            # A power cut may have kept the name and lost the bytes; only these bytes belong here.
+            if (self._folder / key).read_bytes() != body:
+                obstore.put(self._backend, key, body, mode="overwrite")
         if self._folder is not None:
             _sync(self._folder / key)
         return Stored(digest, len(body))

@@ -161,7 +161,7 @@ def _noised(
         from core.training.device import resolve_device
 
         device = resolve_device(place.device)
-    dataset = data.load(config.data, order.spec.space, unit=config.unit)
+    dataset = data.load(config.data, order.spec.space, unit=config.unit, for_round=True)
     fingerprint = dataset.fingerprint(place.site.key(f"records/{config.population}"))
     place.site.ledger.bind(order.run_id, config.name, fingerprint)
     if lease.lost:

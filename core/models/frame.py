@@ -53,6 +53,33 @@ class Frame:
     client_ids: tuple[str, ...]
     clients: tuple[str, ...]
 
+    def require(self, spec: RunSpec) -> None:
+        """Raise ``TensorFileError`` unless every array is finite and of the run's shape.
+
+        A site calls this before its records are used. Otherwise a dishonest coordinator could
+        spoil the entries of one class and see from the site's failure whether it holds that class.
+        """
+        classes, dim = len(spec.space.classes), spec.space.dim
+        clients, width = len(self.client_ids), spec.plan.model.code_dim
+        shapes = {
+            "base": (classes, dim),
+            "directions": (width, classes, dim),
+            "basis": (residual_rank(spec), dim),
+            "scale": (1,),
+            "factors": (*self.factors.shape[:1], dim),
+            "codes": (clients, width),
+            "class_probs": (classes,),
+            "sizes": (clients,),
+        }
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or not np.isfinite(array).all():
+                raise tensors.TensorFileError(f"{name} of this frame is not finite or not {shape}")
+        try:
+            self.whiten(np.zeros((1, dim)))
+        except np.linalg.LinAlgError as error:
+            raise tensors.TensorFileError("this frame's spread is not a covariance") from error
+
     def code(self, client_id: str) -> Vector:
         """[c] the released code of a client of this run. Raises ``KeyError`` if it has none."""
         if client_id not in self.client_ids:

@@ -43,6 +43,8 @@ def clipped_sum(
     ``weights`` phi [P] (any block beyond P, as in a stored update, is refused by the layout).
     """
     layout = train_layout(spec)
+    # Before the batch is looked at: unusable weights must fail for an empty batch, too.
+    module = _module(spec, weights, device)
     units = dataset.unit_ids
     included = coins.bernoulli("inclusion", units, spec.plan.privacy.sample_rate)
     chosen = np.flatnonzero(included)
@@ -52,7 +54,6 @@ def clipped_sum(
     neutral = coins.bernoulli("code-dropout", units, spec.plan.model.code_dropout)
     by_unit = np.argsort(dataset.unit_of, kind="stable")
     starts = np.searchsorted(dataset.unit_of[by_unit], np.arange(len(units) + 1))
-    module = _module(spec, weights, device)
     for group in _groups(chosen, np.diff(starts)):
         rows = np.concatenate([by_unit[starts[u] : starts[u + 1]] for u in group])
         rows = rows[dataset.valid[rows]]

@@ -75,7 +75,7 @@ def release(
     if kind == "sketch":
         total = clipped_sketch(spec, dataset)
     elif kind == "spread":
-        total = clipped_spread(spec, dataset, Frame.from_bytes(inputs["frame"]), client_id)
+        total = clipped_spread(spec, dataset, _frame(spec, inputs, client_id), client_id)
     else:
         # torch and opacus take seconds to import and a sketch needs neither.
         from core.training.gradients import clipped_sum
@@ -84,7 +84,7 @@ def release(
         total = clipped_sum(
             spec,
             dataset,
-            Frame.from_bytes(inputs["frame"]),
+            _frame(spec, inputs, client_id),
             np.asarray(weights["phi"], np.float64),
             client_id,
             CoinStream(secret, spec.run_id, round_number, attempt),
@@ -99,3 +99,11 @@ def release(
     )
     metadata = {"layout": layout.digest, "spec": spec.digest, "round": str(round_number)}
     return tensors.pack({TENSOR: update}, metadata)
+
+
+def _frame(spec: RunSpec, inputs: Mapping[str, bytes], client_id: str) -> Frame:
+    """The frame, judged whole: whether it is usable must not depend on the records."""
+    frame = Frame.from_bytes(inputs["frame"])
+    frame.require(spec)
+    frame.code(client_id)
+    return frame

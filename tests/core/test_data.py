@@ -66,6 +66,9 @@ NAN[[2, 7]] = np.nan
         ({"x": np.full((20, 12), "a")}, "record", errors.DataUnreadable, "x must be numbers"),
         ({}, "patient", errors.DataUnreadable, "no 'unit' column"),
         ({"unit": np.arange(3)}, "patient", errors.DataUnreadable, r"unit must be \[20\]"),
+        ({"unit": ["p"] * 18 + ["", ""]}, "patient", errors.DataUnreadable, "rows 18, 19"),
+        ({"unit": [1.0] * 19 + [np.nan]}, "patient", errors.DataUnreadable, "name no patient"),
+        ({"unit": [1.0] * 19 + [2.0**53]}, "patient", errors.DataUnreadable, "rows 19"),
     ],
 )
 def test_bad_files_say_what_to_mend(
@@ -87,6 +90,7 @@ def test_missing_foreign_and_pickled_files(tmp_path: Path) -> None:
         "b.parquet": b"junk",
         "c.txt": b"",
         "d.npz": b"",
+        "cut.npz": npz(tmp_path).read_bytes()[:900],
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(errors.DataUnreadable, match="cannot read"):
@@ -106,6 +110,31 @@ def test_nan_rows_are_kept_as_invalid_and_named_on_request(tmp_path: Path) -> No
     with pytest.raises(errors.DataNotFinite, match="rows 2, 7"):
         data.require_finite()
     DATA.require_finite()
+
+
+def test_parquet_units_with_nulls_keep_their_names_and_merge_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "site.parquet"
+    units = pa.array([2**53, 2**53 + 1, None], pa.int64())
+    pq.write_table(pa.table({"x": list(DATA.x[:3]), "y": [0, 1, None], "unit": units}), path)
+    with pytest.raises(errors.DataUnknownClass, match="1 records"):
+        load(path, SPACE, unit="patient")
+    data = load(path, SPACE, unit="patient", for_round=True)
+    assert data.unit[:2] == (b"9007199254740992", b"9007199254740993")
+    assert data.invalid_rows == [2]
+    np.testing.assert_array_equal(data.y[:2], [0, 1])
+    pq.write_table(pa.table({"x": list(DATA.x[:2]), "y": [0, 1], "unit": units[:2]}), path)
+    with pytest.raises(errors.DataUnreadable, match="no 'unit'"):
+        load(npz(tmp_path), SPACE, unit="patient", for_round=True)  # a file's fault, no record's
+    without = load(path, SPACE, unit="patient", for_round=True)
+    assert without.unit == data.unit[:2]  # removing a record renames no other
+    np.testing.assert_array_equal(without.y, data.y[:2])
+
+
+def test_in_a_round_one_record_decides_no_error(tmp_path: Path) -> None:
+    strangers = np.where(np.arange(20) == 4, 3, DATA.y)
+    data = load(npz(tmp_path, y=strangers), SPACE, unit="record", for_round=True)
+    assert data.invalid_rows == [4]
+    assert len(load(npz(tmp_path, x=DATA.x[:0], y=[]), SPACE, unit="record", for_round=True)) == 0
 
 
 @given(st.permutations(range(12)), st.integers(0, 11))
@@ -147,5 +176,9 @@ def test_objects_are_stored_once_verified_and_missed_clearly(tmp_path: Path) -> 
     path.write_bytes(b"altered")
     with pytest.raises(errors.ObjectCorrupt):
         store.get(first.digest)
+    # A power cut before the flush: the name is there, the bytes are not. A resend mends it.
+    path.write_bytes(b"")
+    assert store.put(b"weights") == first
+    assert store.get(first.digest) == b"weights"
     with pytest.raises(ValueError, match="scheme"):
         ObjectStore("/no/scheme")
