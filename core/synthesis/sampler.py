@@ -25,7 +25,7 @@ from core.synthesis.request import SynthesisRequest
 from core.wire import tensors
 
 BLOCK_ROWS = 4_096
-_LABELS, _ROWS = 1, 2  # purposes of the streams
+_LABELS, _ROWS, _ALONG = 1, 2, 3  # purposes of the streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,10 @@ class Generator:
         normal = draw.standard_normal((BLOCK_ROWS, latent))[: len(labels)]
         spread = draw.standard_normal((len(labels), dim), dtype=np.float32)
         z = theta.prior_mean[labels] + np.exp(theta.prior_log_std[labels]) * normal
-        along = draw.standard_normal((len(labels), len(self.frame.factors)))
+        # A stream of its own: what follows another draw's last row would depend on the length.
+        along = _stream(seed, _ALONG, start // BLOCK_ROWS).standard_normal(
+            (len(labels), len(self.frame.factors))
+        )
         rows = base[labels] + self.frame.scale[0] * spread + along @ self.frame.factors
         rows += self.frame.colour(decode(self.weights, theta, z, labels))
         norms = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -48,6 +48,18 @@ def worst(query: Query, data: EmbeddingDataset) -> float:
     )
 
 
+def test_with_factors_a_longer_request_begins_with_the_shorter() -> None:
+    spec = worlds.spec(
+        noise=TINY.model_copy(update={"sketch_multiplier": 1e-3, "spread_multiplier": 1e-3}),
+        privacy={"sketch_steps": 2, "rounds": 0},
+    )
+    sites = [SimulatedSite(name, worlds.clusters(200, seed=i)) for i, name in enumerate("ab")]
+    generator = simulate(spec, sites, noise=seeded(1)).generator
+    assert len(generator.frame.factors)
+    short, long = (generator.sample(SynthesisRequest(run="r", n=n), 5).x for n in (10, 30))
+    np.testing.assert_array_equal(long[:10], short)
+
+
 # --- the query ---
 
 
