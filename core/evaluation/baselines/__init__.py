@@ -1,1 +1,1 @@
-"""Simple private generators that the method must beat, correctly accounted. Simulation only."""
+"""Simple methods that the method must beat, correctly accounted. Simulation only."""

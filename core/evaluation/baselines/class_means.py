@@ -3,7 +3,7 @@
 Every site releases one noised vector of class counts and class sums of directions at the whole
 budget; a class is its pooled mean with isotropic spread. No hypernetwork, no rounds, no shrinkage.
 
-Privacy: per site one Gaussian event, add or remove one unit, sensitivity S (METHOD section 4).
+Privacy: per site one Gaussian event, add or remove one unit, sensitivity S (core.training.sketch).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data import EmbeddingDataset
+from core.evaluation.baselines.common import EventsBySite, NoiseMode, known, noise_std, released_sum
 from core.federation.plan import EmbeddingSpace, Plan, PrivacyPlan, RunSpec, calibrate
-from core.models.layout import NULL_COORDINATES, sketch_layout
+from core.models.layout import sketch_layout
 from core.privacy.events import PrivacyEvent
-from core.privacy.mechanism import noised, sensitivity
+from core.privacy.mechanism import sensitivity
 from core.privacy.noise import NoiseSource
 from core.training.sketch import clipped_sketch
 
@@ -28,13 +29,20 @@ from core.training.sketch import clipped_sketch
 class ClassMeans:
     """Pooled noised ``means`` [C, d] of directions, class ``probs`` [C], ``spread`` per coordinate.
 
-    ``event`` is what each site executed, once.
+    ``event`` is what each of ``sites`` sites executed, once.
     """
 
     means: NDArray[np.float64]
     probs: NDArray[np.float64]
     spread: float
     event: PrivacyEvent
+    sites: int
+    private: bool = True
+
+    @property
+    def events(self) -> EventsBySite:
+        """By site."""
+        return ((self.event,),) * self.sites
 
     def sample(self, n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """``n`` rows x [n, d] on the sphere of radius sqrt(d) and labels [n]."""
@@ -54,25 +62,27 @@ def class_means(
     n_max: int,
     noise: NoiseSource,
     unit: str = "record",
+    noise_mode: NoiseMode = "local",
 ) -> ClassMeans:
-    """Release and pool the class means of ``sites``, each at (epsilon, delta)."""
+    """Release and pool the class means of ``sites``, each at (epsilon, delta).
+
+    ``noise_mode`` "aggregated" needs secure aggregation: see ``baselines.common``.
+    """
     privacy = PrivacyPlan.model_validate(
         {"epsilon": epsilon, "delta": delta, "n_max": n_max, "unit": unit, "rounds": 0}
     )
     plan = Plan(name="class-means", space=space.name, privacy=privacy, purpose="simulation")
     spec = RunSpec(run_id="baseline", plan=plan, space=space, noise=calibrate(privacy))
     bound = sensitivity(spec, 0)
-    total = np.zeros(sketch_layout(spec).size)
-    for site in sites:
-        total += noised(
-            clipped_sketch(spec, site),
-            null_coordinates=NULL_COORDINATES,
-            noise_multiplier=spec.noise.sketch_multiplier,
-            bound=bound,
-            noise=noise,
-        )[: total.size]
+    total = released_sum(
+        [clipped_sketch(spec, known(site, len(space.classes))) for site in sites],
+        z=spec.noise.sketch_multiplier,
+        bound=bound,
+        mode=noise_mode,
+        noise=noise,
+    )
     parts = sketch_layout(spec).split(total)
-    std = spec.noise.sketch_multiplier * bound * math.sqrt(len(sites))
+    std = noise_std(spec.noise.sketch_multiplier, bound, len(sites), noise_mode)
     floor = max(1.0, 2.0 * std / plan.sketch.count_weight)
     counts = np.maximum(parts["counts"] / plan.sketch.count_weight, floor)
     means = parts["sums"] / plan.sketch.mean_weight / counts[:, None]
@@ -81,4 +91,4 @@ def class_means(
     lengths = np.maximum(np.sum(means**2, axis=1) - noise_share, 0.0)
     probs = counts / counts.sum()
     spread = math.sqrt(max(1.0 - float(probs @ lengths), 1e-3) / space.dim)
-    return ClassMeans(np.asarray(means), np.asarray(probs), spread, spec.event(0))
+    return ClassMeans(np.asarray(means), np.asarray(probs), spread, spec.event(0), len(sites))
