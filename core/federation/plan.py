@@ -244,23 +244,27 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
     """
     alone = privacy.rounds == 0
     share = 1.0 if alone else privacy.sketch_share
-    sketch = accounting.calibrate(
-        lambda sigma: [release(noise_multiplier=sigma, sample_rate=1.0, unit=privacy.unit)],
-        target=share * privacy.epsilon,
-        delta=privacy.delta,
-    )
-    spread: float | None = None
-    if privacy.sketch_steps == 2:
-        whole = sketch
-        sketch = whole / math.sqrt(privacy.mean_share)
-        spread = whole / math.sqrt(1.0 - privacy.mean_share)
+
+    def split(whole: float) -> tuple[float, float | None]:
+        if privacy.sketch_steps == 1:
+            return whole, None
+        mean_share = privacy.mean_share
+        return whole / math.sqrt(mean_share), whole / math.sqrt(1.0 - mean_share)
+
+    def sketches(whole: float) -> list[PrivacyEvent]:
+        return [
+            release(noise_multiplier=sigma, sample_rate=1.0, unit=privacy.unit)
+            for sigma in split(whole)
+            if sigma is not None
+        ]
+
+    # On the events that will be booked: two discretised releases come out a shade above one.
+    target = share * privacy.epsilon
+    whole = accounting.calibrate(sketches, target=target, delta=privacy.delta)
+    sketch, spread = split(whole)
     if alone:
         return Noise(sketch_multiplier=sketch, spread_multiplier=spread)
-    first = [
-        release(noise_multiplier=sigma, sample_rate=1.0, unit=privacy.unit)
-        for sigma in (sketch, spread)
-        if sigma is not None
-    ]
+    first = sketches(whole)
 
     def composed(sigma: float) -> list[PrivacyEvent]:
         step = release(noise_multiplier=sigma, sample_rate=privacy.sample_rate, unit=privacy.unit)

@@ -253,3 +253,12 @@ def test_two_steps_beat_one_where_classes_overlap_along_wide_directions() -> Non
         rows = made.sample(SynthesisRequest(run="r", n=4_000), 0)
         scores.append(tstr(rows.x, rows.y, test.x, test.y).accuracy)
     assert scores[1] > scores[0] + 0.02
+
+
+@pytest.mark.parametrize("mean_share", [0.65, 0.99])
+def test_two_steps_never_pass_the_target(mean_share: float) -> None:
+    privacy = PrivacyPlan(
+        epsilon=0.1, delta=1e-6, n_max=1000, rounds=0, sketch_steps=2, mean_share=mean_share
+    )
+    spec = worlds.spec(privacy=privacy.model_dump(), noise=calibrate(privacy))
+    assert 0.099 < accounting.epsilon(spec.events(), 1e-6) <= 0.1
