@@ -191,7 +191,7 @@ def load_site(path: Path) -> SiteConfig:
             )
         ]
         raise ConfigError(f"{path}:", problems=lines) from None
-    problems = _across(parsed)
+    problems = _across(parsed, path.parent)
     if problems:
         raise ConfigError(f"{path}:", problems=problems)
     folder = path.parent
@@ -217,15 +217,24 @@ def _line(fault: Any) -> str:
     return f"{where}: {fault['msg']} (found {fault['input']!r})"
 
 
-def _across(site: SiteConfig) -> list[str]:
-    """Rules between clients: one population has one unit, one limit and one delta."""
+def _across(site: SiteConfig, folder: Path) -> list[str]:
+    """Rules between clients: one population has one unit, one limit and one delta; one file of
+    records is one population.
+    """
     problems = [
         f"client.name: {name!r} appears {count} times. Give each client its own name."
         for name, count in Counter(client.name for client in site.client).items()
         if count > 1
     ]
     first: dict[str, ClientConfig] = {}
+    files: dict[Path, ClientConfig] = {}
     for client in site.client:
+        twin = files.setdefault(_under(folder, client.data).resolve(), client)
+        if twin.population != client.population:
+            problems.append(
+                f"client.population: {twin.name!r} and {client.name!r} use the records of one file "
+                "under two populations. They would spend two budgets: use one population."
+            )
         other = first.setdefault(client.population, client)
         problems += [
             f"client.{key}: {other.name!r} and {client.name!r} share the population "

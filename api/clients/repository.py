@@ -29,6 +29,16 @@ async def account(session: AsyncSession, *, site: str, population: str, unit: st
     return found.scalar_one()
 
 
+async def other_unit(session: AsyncSession, *, site: str, population: str, unit: str) -> str | None:
+    """The unit with which this population was enrolled, if it was another one."""
+    found: str | None = await session.scalar(
+        select(Account.unit)
+        .where(Account.site == site, Account.population == population, Account.unit != unit)
+        .limit(1)
+    )
+    return found
+
+
 async def add(session: AsyncSession, client: Client) -> bool:
     """False if the name is taken (also by a request that commits at the same moment)."""
     made = await session.execute(

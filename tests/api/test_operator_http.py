@@ -59,6 +59,16 @@ async def test_bad_enrolments_name_the_field(
     problem(refused, 422, "invalid-request", field)
 
 
+async def test_a_population_keeps_its_unit(coordinator: Coordinator) -> None:
+    await coordinator.ok("POST", "/v1/spaces", json=SPACE)
+    await coordinator.ok("POST", "/v1/clients", json=CLIENT)
+    second = {**CLIENT, "name": "site-b", "unit": "patient"}
+    problem(
+        await coordinator.call("POST", "/v1/clients", json=second), 422, "invalid-request", "unit"
+    )
+    await coordinator.ok("POST", "/v1/clients", json={**second, "population": "another"})
+
+
 async def test_enrolment_shows_the_token_once(coordinator: Coordinator) -> None:
     await coordinator.ok("POST", "/v1/spaces", json=SPACE)
     key = {"Idempotency-Key": "enrol-1"}

@@ -95,6 +95,13 @@ def test_one_population_has_one_account(tmp_path: Path, old: str, new: str, says
     assert says in str(raised.value)
 
 
+def test_one_file_of_records_is_one_population(tmp_path: Path) -> None:
+    twin = SECOND.replace("a/all", "b/all").replace("a.npz", "./a.npz")
+    with pytest.raises(ConfigError, match="one file under two populations"):
+        load_site(write(tmp_path, GOOD + "[[client]]" + twin))
+    load_site(write(tmp_path, GOOD + "[[client]]" + twin.replace("a.npz", "b.npz")))
+
+
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FHV_COORDINATOR_URL", "https://c.example/base/")
     monkeypatch.setenv("FHV_TOKEN", "fhv_client_x\n")
