@@ -15,28 +15,19 @@ from api.pages import cut
 
 
 async def account(session: AsyncSession, *, site: str, population: str, unit: str) -> Account:
-    """The one account of this (site, population, unit), made if there was none."""
+    """The one account of this (site, population), made with ``unit`` if there was none.
+
+    The caller compares units: of two that enrol at the same moment, one finds the other's.
+    """
     await session.execute(
         insert(Account)
         .values(id=uuid7(), site=site, population=population, unit=unit)
         .on_conflict_do_nothing()
     )
     found = await session.execute(
-        select(Account).where(
-            Account.site == site, Account.population == population, Account.unit == unit
-        )
+        select(Account).where(Account.site == site, Account.population == population)
     )
     return found.scalar_one()
-
-
-async def other_unit(session: AsyncSession, *, site: str, population: str, unit: str) -> str | None:
-    """The unit with which this population was enrolled, if it was another one."""
-    found: str | None = await session.scalar(
-        select(Account.unit)
-        .where(Account.site == site, Account.population == population, Account.unit != unit)
-        .limit(1)
-    )
-    return found
 
 
 async def add(session: AsyncSession, client: Client) -> bool:

@@ -102,19 +102,16 @@ async def enrol(
             field="space",
             mend="Register it with POST /v1/spaces first.",
         )
-    other = await repository.other_unit(
-        session, site=body.site, population=body.population, unit=body.unit
-    )
-    if other is not None:
-        raise InvalidRequest(
-            f"population {body.population!r} of {body.site!r} is enrolled per {other!r}: another "
-            "unit would open a second budget for the same people",
-            field="unit",
-            mend="Use the unit with which this population began.",
-        )
     account = await repository.account(
         session, site=body.site, population=body.population, unit=body.unit
     )
+    if account.unit != body.unit:
+        raise InvalidRequest(
+            f"population {body.population!r} of {body.site!r} is enrolled per {account.unit!r}: "
+            "another unit would open a second budget for the same people",
+            field="unit",
+            mend="Use the unit with which this population began.",
+        )
     new = Client(
         id=uuid7(),
         name=body.name,

@@ -40,10 +40,10 @@ class Space(Base):
 
 
 class Account(Base):
-    """A privacy account: all clients over one population of one site share it."""
+    """A privacy account: all clients over one population of one site share it, in one unit."""
 
     __tablename__ = "accounts"
-    __table_args__ = (UniqueConstraint("site", "population", "unit"),)
+    __table_args__ = (UniqueConstraint("site", "population"),)
 
     id: Mapped[Key]
     site: Mapped[str] = mapped_column(String(200))

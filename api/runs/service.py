@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import spaces
@@ -158,7 +158,13 @@ async def _specify(ctx: Context, plan: Plan, space: EmbeddingSpace) -> tuple[Run
             noise = await asyncio.to_thread(calibrate, plan.privacy)
         except ValueError as error:
             raise InvalidPlan(str(error), field="plan.privacy") from error
-        spec = RunSpec(run_id=str(uuid7()), plan=plan, space=space, noise=noise)
+        try:
+            spec = RunSpec(run_id=str(uuid7()), plan=plan, space=space, noise=noise)
+        except ValidationError as error:
+            # The one rule of a specification that a plan alone cannot break: sizes with this space.
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            field, _, message = reason.partition(": ")
+            raise InvalidPlan(message, field=field) from error
         return spec, await asyncio.to_thread(epsilon, spec.events(), plan.privacy.delta)
 
 

@@ -18,6 +18,9 @@ from core.privacy import accounting
 from core.privacy.events import PrivacyEvent, release
 
 PROTOCOL_VERSION = 1
+# Coordinates of one update at most, in any round: 32 MB on the wire, and no plan by which a site
+# would run out of memory (when, would depend on its batch).
+MAX_COORDINATES = 8_000_000
 RoundKind = Literal["sketch", "spread", "train"]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -67,7 +70,9 @@ class PrivacyPlan(Frozen):
     delta: float = Field(gt=0, lt=1)
     n_max: int = Field(ge=1, description="Public upper bound on the units of one client.")
     unit: Literal["record", "patient"] = "record"
-    clip_norm: float = Field(default=1.0, gt=0, description="C: L2 bound of one unit's gradient.")
+    clip_norm: float = Field(
+        default=1.0, gt=0, le=1e6, description="C: L2 bound of one unit's gradient."
+    )
     sample_rate: float = Field(default=0.25, gt=0, le=1, description="q: Poisson inclusion.")
     rounds: int = Field(default=20, ge=0, le=10_000, description="Training rounds T.")
     sketch_steps: Literal[1, 2] = Field(
@@ -105,7 +110,7 @@ class ModelPlan(Frozen):
     basis_rank: int = Field(
         default=32, ge=1, le=8_192, description="Residuals live in this many directions."
     )
-    beta: float = Field(default=1.0, gt=0)
+    beta: float = Field(default=1.0, gt=0, le=1e6)
     code_dropout: float = Field(
         default=0.25,
         ge=0,
@@ -119,8 +124,8 @@ class SketchPlan(Frozen):
     radius of step 2, with sensitivity residual_radius^2.
     """
 
-    count_weight: float = Field(default=0.3, gt=0)
-    mean_weight: float = Field(default=1.0, gt=0)
+    count_weight: float = Field(default=0.3, ge=1e-3, le=1e3)
+    mean_weight: float = Field(default=1.0, ge=1e-3, le=1e3)
     residual_radius: float = Field(
         default=0.7, gt=0, le=2, description="Residuals of directions are clipped to this length."
     )
@@ -130,7 +135,7 @@ class OptimiserPlan(Frozen):
     """The server's optimiser over the noised sums."""
 
     kind: Literal["adam", "momentum"] = "adam"
-    learning_rate: float = Field(default=0.01, gt=0)
+    learning_rate: float = Field(default=0.01, gt=0, le=1e3)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
 
@@ -191,6 +196,19 @@ class RunSpec(Frozen):
     plan: Plan
     space: EmbeddingSpace
     noise: Noise
+
+    @model_validator(mode="after")
+    def _updates_are_of_bounded_size(self) -> RunSpec:
+        from core.models.layout import largest_update  # needs this module's types
+
+        kind, size = largest_update(self)
+        if size > MAX_COORDINATES:
+            field = "plan.privacy.sketch_steps" if kind == "spread" else "plan.model"
+            raise ValueError(
+                f"{field}: a {kind} round would release {size:,} coordinates, more than "
+                f"{MAX_COORDINATES:,}"
+            )
+        return self
 
     @property
     def digest(self) -> str:

@@ -114,6 +114,16 @@ def train_layout(spec: RunSpec) -> Layout:
     )
 
 
+def largest_update(spec: RunSpec) -> tuple[str, int]:
+    """(kind of round, coordinates on the wire) of the largest update of a run."""
+    layouts = [sketch_layout(spec)]
+    if spec.plan.privacy.sketch_steps > 1:
+        layouts.append(spread_layout(spec))
+    layouts.append(train_layout(spec))
+    largest = max(layouts, key=lambda layout: layout.update_length)
+    return largest.kind.partition("/")[0], largest.update_length
+
+
 def layout_of(spec: RunSpec, round_number: int) -> Layout:
     """The layout of one round's updates."""
     match spec.kind(round_number):

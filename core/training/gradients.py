@@ -25,7 +25,10 @@ from core.models.layout import train_layout
 from core.privacy.coins import CoinStream
 from core.privacy.mechanism import clip_rows
 
-_CHUNK_RECORDS = 1_024  # bounds memory at 1,024 * P floats; the result does not depend on it
+# Gradients held at once, in records and in numbers: memory depends neither on the batch nor on how
+# many records one unit has. The result does not depend on either.
+_CHUNK_RECORDS = 1_024
+_CHUNK_NUMBERS = 16_000_000
 
 
 def clipped_sum(
@@ -54,28 +57,26 @@ def clipped_sum(
     neutral = coins.bernoulli("code-dropout", units, spec.plan.model.code_dropout)
     by_unit = np.argsort(dataset.unit_of, kind="stable")
     starts = np.searchsorted(dataset.unit_of[by_unit], np.arange(len(units) + 1))
-    for group in _groups(chosen, np.diff(starts)):
-        rows = np.concatenate([by_unit[starts[u] : starts[u + 1]] for u in group])
-        rows = rows[dataset.valid[rows]]
-        place = np.searchsorted(group, dataset.unit_of[rows])
+    chunk = max(1, min(_CHUNK_RECORDS, _CHUNK_NUMBERS // layout.size))
+    for group in _groups(chosen, np.diff(starts), chunk):
+        mine = np.concatenate([by_unit[starts[u] : starts[u + 1]] for u in group])
+        mine = mine[dataset.valid[mine]]
         gradients = np.zeros((len(group), layout.size))
-        if len(rows):
+        for start in range(0, len(mine), chunk):
+            rows = mine[start : start + chunk]
             per_record = _gradients(spec, module, dataset, frame, client_id, rows, neutral, coins)
-            np.add.at(gradients, place, per_record)
+            np.add.at(gradients, np.searchsorted(group, dataset.unit_of[rows]), per_record)
         total += clip_rows(gradients, spec.plan.privacy.clip_norm).sum(axis=0)
     return total
 
 
-def _groups(chosen: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Whole units, in chunks of about ``_CHUNK_RECORDS`` records."""
+def _groups(
+    chosen: NDArray[np.int64], sizes: NDArray[np.int64], chunk: int
+) -> list[NDArray[np.int64]]:
+    """Whole units in groups of about ``chunk`` records; larger units stand alone."""
     ends = np.cumsum(sizes[chosen])
-    return [g for g in np.split(chosen, _cuts(ends)) if len(g)]
-
-
-def _cuts(ends: NDArray[np.int64]) -> list[int]:
-    total = int(ends[-1])
-    marks = range(_CHUNK_RECORDS, total, _CHUNK_RECORDS)
-    return [int(np.searchsorted(ends, mark)) for mark in marks]
+    cuts = np.searchsorted(ends, np.arange(chunk, int(ends[-1]), chunk))
+    return [group for group in np.split(chosen, cuts) if len(group)]
 
 
 def _module(

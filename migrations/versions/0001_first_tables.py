@@ -26,7 +26,7 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.PrimaryKeyConstraint("id", name="pk_accounts"),
-        sa.UniqueConstraint("site", "population", "unit", name="uq_accounts_site_population_unit"),
+        sa.UniqueConstraint("site", "population", name="uq_accounts_site_population"),
     )
     op.create_table(
         "objects",

@@ -155,6 +155,7 @@ async def test_a_run_is_specified_in_full(coordinator: Coordinator) -> None:
         ({"purpose": "simulation"}, "invalid-plan", "plan.purpose"),
         ({"name": "Not A Name"}, "invalid-request", "plan.name"),
         ({"aggregation": "magic"}, "invalid-request", "plan.aggregation"),
+        ({"model": {"hidden": 8192, "trunk_width": 4096}}, "invalid-plan", "plan.model"),
     ],
 )
 async def test_bad_plans_name_the_field(

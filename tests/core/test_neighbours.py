@@ -183,10 +183,13 @@ def test_clipped_sum_is_that_of_a_loop_over_records(clip_norm: float) -> None:
 
 def test_chunks_do_not_change_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = worlds.spec(privacy={"sample_rate": 1.0})
-    data = worlds.with_units(worlds.clusters(60), np.arange(60) // 4)
+    # Units of four records and one of twenty, which is more than a chunk.
+    data = worlds.with_units(worlds.clusters(60), np.maximum(np.arange(60), 20) // 4)
     query = transcript_queries(spec, data, 1)[0]
     whole = query(data)
     monkeypatch.setattr("core.training.gradients._CHUNK_RECORDS", 7)
+    np.testing.assert_allclose(query(data), whole, atol=1e-5)
+    monkeypatch.setattr("core.training.gradients._CHUNK_NUMBERS", 1)
     np.testing.assert_allclose(query(data), whole, atol=1e-5)
 
 
@@ -259,7 +262,7 @@ def test_defect_coins_by_batch_position() -> None:
 
 def test_defect_loss_divided_by_the_batch() -> None:
     """Trap 6: a mean-reduced loss makes every record's gradient depend on how many there are."""
-    spec = worlds.spec(privacy={"clip_norm": 1e9})
+    spec = worlds.spec(privacy={"clip_norm": 1e6})
     frame, data = frame_for(spec), worlds.clusters(12)
     neutral = np.zeros(12, dtype=bool)
     full = _loop(spec, data, frame, neutral, lambda loss, batch: loss.sum() / batch)
@@ -270,7 +273,7 @@ def test_defect_loss_divided_by_the_batch() -> None:
 
 
 def test_a_records_gradient_does_not_depend_on_its_neighbours() -> None:
-    spec = worlds.spec(privacy={"sample_rate": 1.0, "clip_norm": 1e9})
+    spec = worlds.spec(privacy={"sample_rate": 1.0, "clip_norm": 1e6})
     data = worlds.clusters(12)
     query = transcript_queries(spec, data, 1)[0]
     one = EmbeddingDataset.from_arrays(data.x[:1], data.y[:1], data.unit[:1])

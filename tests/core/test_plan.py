@@ -75,3 +75,28 @@ def test_spaces_refuse_twice_the_same_class_and_a_vague_digest() -> None:
         EmbeddingSpace.model_validate(good | {"weights_digest": "latest"})
     other = EmbeddingSpace.model_validate(good | {"preprocessing": "resize"})
     assert digest_of(other) != digest_of(worlds.space())
+
+
+def test_updates_are_of_bounded_size_in_every_round() -> None:
+    """A plan must not be able to make a site run out of memory: when, would tell of its batch."""
+    with pytest.raises(ValidationError, match=r"plan\.privacy\.sketch_steps: a spread round"):
+        worlds.spec(dim=4_100, privacy={"sketch_steps": 2})
+    worlds.spec(dim=3_900, privacy={"sketch_steps": 2})
+    with pytest.raises(ValidationError, match=r"plan\.model: a train round"):
+        worlds.spec(dim=2_000, model={"hidden": 8_192, "basis_rank": 2_000})
+
+
+@pytest.mark.parametrize(
+    ("plan", "field"),
+    [
+        (with_privacy(clip_norm=1e300), "clip_norm"),
+        (GOOD | {"sketch": {"count_weight": 1e300}}, "count_weight"),
+        (GOOD | {"optimiser": {"learning_rate": 1e300}}, "learning_rate"),
+        (GOOD | {"model": {"beta": 1e300}}, "beta"),
+    ],
+)
+def test_absurd_values_that_float32_cannot_hold_are_refused(
+    plan: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ValidationError, match=field):
+        Plan.model_validate(plan)

@@ -208,6 +208,22 @@ def _unit_norms(values: Vector, units: Rows, labels: Rows) -> Vector:
     return np.asarray(np.sqrt(np.bincount(owners, weights=squares)))
 
 
+def outer_norms(delta: Vector, a: Vector, owners: Rows) -> Vector:
+    """[U] norms of each unit's sum of delta (x) a, from rows [b, p] and [b, q].
+
+    ``owners`` are sorted and number the units from 0. One record: |delta| |a|. Several: the norm
+    of the [p, q] sum itself; inner products of records would lose a small sum of large terms to
+    cancellation, and with it the bound. No [b, p, q] array is made.
+    """
+    sizes = np.bincount(owners)
+    starts = np.cumsum(sizes) - sizes
+    norms = np.linalg.norm(delta[starts], axis=1) * np.linalg.norm(a[starts], axis=1)
+    for unit in np.flatnonzero(sizes > 1):
+        own = slice(starts[unit], starts[unit] + sizes[unit])
+        norms[unit] = np.linalg.norm(delta[own].T @ a[own])
+    return np.asarray(norms)
+
+
 def class_counts(site: EmbeddingDataset, classes: int) -> Vector:
     """[C] sum over units of clip(class counts of the unit, 1). NOT noised. Sensitivity 1."""
     return clipped_class_sums(

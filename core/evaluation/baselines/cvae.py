@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,20 +32,18 @@ from core.evaluation.baselines.common import (
     known,
     noise_std,
     on_sphere,
+    outer_norms,
     released_sum,
     unit_chunks,
 )
 from core.federation.plan import EmbeddingSpace
 from core.privacy.coins import CoinStream
 from core.privacy.events import PrivacyEvent, release
-from core.privacy.mechanism import clip_rows
+from core.privacy.mechanism import clip_factors
 from core.privacy.noise import NoiseSource
 
 if TYPE_CHECKING:
     import torch
-    from opacus.grad_sample import GradSampleModule
-
-_CHUNK_RECORDS = 256  # bounds memory at 256 gradients
 
 
 @dataclass(frozen=True)
@@ -89,82 +86,96 @@ class Cvae:
         return on_sphere(mean + draw.normal(size=mean.shape)), y
 
 
-def network(dim: int, classes: int, settings: CvaeSettings) -> torch.nn.Module:
-    """The module: (x [B, d], one-hot [B, C], draws [B, z]) -> loss of each record [B]."""
+def network(dim: int, classes: int, settings: CvaeSettings) -> torch.nn.ModuleList:
+    """Four linear layers in float64: two of the encoder, two of the decoder. Public weights."""
     import torch
     from torch import nn
 
-    class PlainCvae(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = nn.Sequential(
-                nn.Linear(dim + classes, settings.hidden),
-                nn.ReLU(),
-                nn.Linear(settings.hidden, 2 * settings.latent),
-            )
-            self.decoder = nn.Sequential(
-                nn.Linear(settings.latent + classes, settings.hidden),
-                nn.ReLU(),
-                nn.Linear(settings.hidden, dim),
-            )
-
-        def forward(
-            self, x: torch.Tensor, one_hot: torch.Tensor, draws: torch.Tensor
-        ) -> torch.Tensor:
-            encoded = self.encoder(torch.cat([x, one_hot], dim=1))
-            mean, log_std = encoded.chunk(2, dim=1)
-            log_std = 3.0 * torch.tanh(log_std / 3.0)  # exp() of a noised weight stays finite
-            made = self.decoder(torch.cat([mean + log_std.exp() * draws, one_hot], dim=1))
-            divergence = 0.5 * (mean**2 + (2 * log_std).exp() - 1.0) - log_std
-            error = 0.5 * ((x - made) ** 2).sum(dim=1)
-            loss: torch.Tensor = error + settings.beta * divergence.sum(dim=1)
-            return loss
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return PlainCvae()
+        return nn.ModuleList(
+            [
+                nn.Linear(dim + classes, settings.hidden),
+                nn.Linear(settings.hidden, 2 * settings.latent),
+                nn.Linear(settings.latent + classes, settings.hidden),
+                nn.Linear(settings.hidden, dim),
+            ]
+        ).double()
+
+
+def losses(
+    layers: torch.nn.ModuleList,
+    x: torch.Tensor,
+    one_hot: torch.Tensor,
+    draws: torch.Tensor,
+    beta: float,
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """(loss of each record [B], inputs and output of each layer).
+
+    From x [B, d], one-hot [B, C] and draws [B, z]. Reconstruction + beta * KL; nothing in it
+    depends on another record or on B.
+    """
+    import torch
+
+    tape: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def through(index: int, inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = layers[index](inputs)
+        tape.append((inputs, output))
+        return output
+
+    encoded = through(1, torch.relu(through(0, torch.cat([x, one_hot], dim=1))))
+    mean, log_std = encoded.chunk(2, dim=1)
+    log_std = 3.0 * torch.tanh(log_std / 3.0)  # exp() of a noised weight stays finite
+    z = mean + log_std.exp() * draws
+    made = through(3, torch.relu(through(2, torch.cat([z, one_hot], dim=1))))
+    divergence = 0.5 * (mean**2 + (2 * log_std).exp() - 1.0) - log_std
+    return 0.5 * ((x - made) ** 2).sum(dim=1) + beta * divergence.sum(dim=1), tape
 
 
 def clipped_gradient(
     site: EmbeddingDataset,
-    module: GradSampleModule[torch.nn.Module],
+    layers: torch.nn.ModuleList,
     classes: int,
     settings: CvaeSettings,
     coins: CoinStream,
 ) -> NDArray[np.float64]:
     """[P] sum over Poisson-sampled units of their clipped gradients. NOT noised.
 
-    ``module`` wraps ``network``. Sensitivity: ``clip_norm``.
+    Sensitivity: ``clip_norm``. A record's gradient of a linear layer is an outer product
+    delta (x) [a ; 1], so exact norms need no [B, P] array (``common.outer_norms``).
     """
     import torch
 
-    parameters = list(module.parameters())
-    total = np.zeros(sum(p.numel() for p in parameters))
+    total: list[NDArray[np.float64]] = [
+        np.zeros((layer.out_features, layer.in_features + 1)) for layer in _linear(layers)
+    ]
     included = coins.bernoulli("inclusion", site.unit_ids, settings.sample_rate)
     root = math.sqrt(site.x.shape[1])
-    for rows in unit_chunks(site, np.flatnonzero(included), limit=_CHUNK_RECORDS):
+    for rows in unit_chunks(site, np.flatnonzero(included)):
         keys = [site.record_keys[row] for row in rows]
-        inputs = [
-            torch.as_tensor(part, dtype=torch.float32)
-            for part in (
-                root * site.directions[rows],
-                np.eye(classes)[site.y[rows]],
-                coins.normal("latent", keys, settings.latent),
-            )
-        ]
-        module.zero_grad(set_to_none=True)
-        with warnings.catch_warnings():
-            # torch warns that hooks see no gradient for the inputs (records); none is wanted.
-            warnings.filterwarnings("ignore", message=".*non-full backward hook.*")
-            warnings.filterwarnings("ignore", message=".*Full backward hook is firing.*")
-            module(*inputs).sum().backward()
-        samples = [np.asarray(p.grad_sample.numpy()).reshape(len(rows), -1) for p in parameters]
-        gradients = np.concatenate(samples, axis=1, dtype=np.float64)
-        groups = site.unit_of[rows]
-        starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
-        by_unit = gradients if len(starts) == len(rows) else np.add.reduceat(gradients, starts)
-        total += clip_rows(by_unit, settings.clip_norm).sum(axis=0)
-    return total
+        x = torch.from_numpy(root * site.directions[rows])
+        one_hot = torch.from_numpy(np.eye(classes)[site.y[rows]])
+        draws = torch.from_numpy(coins.normal("latent", keys, settings.latent))
+        each, tape = losses(layers, x, one_hot, draws, settings.beta)
+        deltas = torch.autograd.grad(each.sum(), [output for _, output in tape])
+        owners = np.unique(site.unit_of[rows], return_inverse=True)[1]
+        parts = []
+        for (inputs, _), delta in zip(tape, deltas, strict=True):
+            a = inputs.detach().numpy()
+            parts.append((delta.numpy(), np.concatenate([a, np.ones((len(a), 1))], axis=1)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.stack([outer_norms(delta, a, owners) for delta, a in parts])
+            factors = clip_factors(np.asarray(np.linalg.norm(norms, axis=0)), settings.clip_norm)
+        weights = factors[owners, None]
+        for block, (delta, a) in zip(total, parts, strict=True):
+            # A gradient that is not finite has weight 0, but 0 times infinity is not 0.
+            block += np.where(weights > 0, weights * delta, 0.0).T @ np.where(weights > 0, a, 0.0)
+    return np.concatenate([p for block in total for p in (block[:, :-1].ravel(), block[:, -1])])
+
+
+def _linear(layers: torch.nn.ModuleList) -> list[torch.nn.Linear]:
+    return [cast("torch.nn.Linear", layer) for layer in layers]
 
 
 def cvae(
@@ -176,7 +187,6 @@ def cvae(
 ) -> Cvae:
     """Train over ``sites`` at ``terms``. Sampling afterwards is free."""
     import torch
-    from opacus.grad_sample import GradSampleModule
 
     chosen = settings or CvaeSettings()
     classes = len(space.classes)
@@ -201,23 +211,21 @@ def cvae(
     units = max(float(released.sum()), TRUSTED_SDS * sd * math.sqrt(classes), 1.0)
     denominator = rate * units
 
-    # "sum": the hooks must not multiply by a batch size that we never divide by.
-    inner = network(space.dim, classes, chosen)
-    module = GradSampleModule(inner, batch_first=True, loss_reduction="sum")
-    optimiser = torch.optim.Adam(inner.parameters(), lr=chosen.learning_rate)
+    layers = network(space.dim, classes, chosen)
+    optimiser = torch.optim.Adam(layers.parameters(), lr=chosen.learning_rate)
     secret = terms.secret if terms.secret is not None else os.urandom(32)
     for step in range(chosen.rounds):
         sums = [
             clipped_gradient(
-                site, module, classes, chosen, CoinStream(secret + b"%d" % m, "cvae", step, 1)
+                site, layers, classes, chosen, CoinStream(secret + b"%d" % m, "cvae", step, 1)
             )
             for m, site in enumerate(own)
         ]
         total = released_sum(
             sums, z=z, bound=chosen.clip_norm, mode=terms.noise_mode, noise=noise
         )  # fmt: skip
-        _descend(optimiser, inner, total / denominator)
-    decoder = [p.detach().double().numpy() for p in list(inner.parameters())[4:]]
+        _descend(optimiser, layers, total / denominator)
+    decoder = [p.detach().double().numpy() for p in list(layers.parameters())[4:]]
     return Cvae(tuple(decoder), counts / counts.sum(), chosen.latent, (events,) * len(sites))
 
 
