@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleModule
 
 from core.data import EmbeddingDataset
 from core.evaluation.baselines import class_diagonal as diagonal
@@ -185,9 +184,7 @@ def queries() -> dict[str, tuple[Query, float]]:
     sampled = linear.LinearSettings(clip_norm=0.6, sample_rate=0.5)
     coins = CoinStream(worlds.SECRET, "run", 1, 1)
     plain = cvae.CvaeSettings(sample_rate=0.8, clip_norm=0.5, hidden=8, latent=2)
-    module = GradSampleModule(
-        cvae.network(DIM, CLASSES, plain), batch_first=True, loss_reduction="sum"
-    )
+    layers = cvae.network(DIM, CLASSES, plain)
     found: dict[str, tuple[Query, float]] = {
         "class counts": (lambda d: common.class_counts(d, CLASSES), 1.0),
         "unit count": (linear.unit_count, 1.0),
@@ -197,7 +194,7 @@ def queries() -> dict[str, tuple[Query, float]]:
         "merf": (lambda d: merf.clipped_embedding(d, CLASSES, omega), merf.BOUND),
         "linear": (lambda d: linear.clipped_gradient(d, weights, full), 0.6),
         "linear, sampled": (lambda d: linear.clipped_gradient(d, weights, sampled, coins), 0.6),
-        "cvae": (lambda d: cvae.clipped_gradient(d, module, CLASSES, plain, coins), 0.5),
+        "cvae": (lambda d: cvae.clipped_gradient(d, layers, CLASSES, plain, coins), 0.5),
     }
     return found
 
@@ -295,13 +292,33 @@ def test_cvae_gradient_is_that_of_a_loop_over_units() -> None:
         draws = coins.normal("latent", [data.record_keys[r] for r in rows], 2)
         x = np.sqrt(DIM) * data.directions[rows]
         inner.zero_grad()
-        inputs = [np.asarray(a, np.float32) for a in (x, np.eye(CLASSES)[data.y[rows]], draws)]
-        inner(*[torch.from_numpy(a) for a in inputs]).sum().backward()
+        inputs = [torch.from_numpy(a) for a in (x, np.eye(CLASSES)[data.y[rows]], draws)]
+        cvae.losses(inner, *inputs, beta=chosen.beta)[0].sum().backward()
         own = torch.cat([p.grad.flatten() for p in inner.parameters() if p.grad is not None])
-        expected += clip_rows(own.double().numpy()[None], 2.0)[0]
-    module = GradSampleModule(inner, batch_first=True, loss_reduction="sum")
-    found = cvae.clipped_gradient(data, module, CLASSES, chosen, coins)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        expected += clip_rows(own.numpy()[None], 2.0)[0]
+    found = cvae.clipped_gradient(data, inner, CLASSES, chosen, coins)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e60, 1e200])
+def test_cvae_gradients_beyond_float64_poison_nothing(scale: float) -> None:
+    data = worlds.clusters(12)
+    chosen = cvae.CvaeSettings(sample_rate=1.0, clip_norm=0.5, hidden=8, latent=2)
+    layers = cvae.network(DIM, CLASSES, chosen)
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter *= scale
+    coins = CoinStream(worlds.SECRET, "run", 1, 1)
+    found = cvae.clipped_gradient(data, layers, CLASSES, chosen, coins)
+    assert np.isfinite(found).all()
+
+
+def test_norms_of_large_terms_that_cancel_are_not_lost() -> None:
+    delta = 1e9 * np.array([[1.0, 0.5], [-1.0, -0.5], [0.3, 0.1]])
+    a = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0 + 1e-8], [1.0, 1.0, 1.0]])
+    found = common.outer_norms(delta, a, np.array([0, 0, 1]))
+    assert found[0] == pytest.approx(1e9 * 1e-8 * np.hypot(1.0, 0.5), rel=1e-3)
+    assert found[1] == pytest.approx(np.linalg.norm(delta[2]) * np.sqrt(3.0))
 
 
 def test_merf_features_have_length_one_and_estimate_the_kernel() -> None:
@@ -418,9 +435,9 @@ def test_defect_cvae_latent_draws_by_batch_position() -> None:
         for i in range(len(d)):
             inner.zero_grad()
             inputs = (np.sqrt(DIM) * d.directions[i], np.eye(CLASSES)[d.y[i]], draws[i])
-            inner(*[torch.as_tensor(a, dtype=torch.float32)[None] for a in inputs]).backward()
+            cvae.losses(inner, *[torch.as_tensor(a)[None] for a in inputs], beta=1.0)[0].backward()
             parts = [p.grad.flatten() for p in inner.parameters() if p.grad is not None]
-            rows.append(torch.cat(parts).double().numpy())
+            rows.append(torch.cat(parts).numpy())
         return clip_rows(np.array(rows), 0.5).sum(axis=0)
 
     assert worst(defective, data) > 0.5 * TOLERANCE

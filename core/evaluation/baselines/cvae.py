@@ -168,9 +168,10 @@ def clipped_gradient(
             norms = np.stack([outer_norms(delta, a, owners) for delta, a in parts])
             factors = clip_factors(np.asarray(np.linalg.norm(norms, axis=0)), settings.clip_norm)
         weights = factors[owners, None]
-        for block, (delta, a) in zip(total, parts, strict=True):
+        for block, (slope, a) in zip(total, parts, strict=True):
             # A gradient that is not finite has weight 0, but 0 times infinity is not 0.
-            block += np.where(weights > 0, weights * delta, 0.0).T @ np.where(weights > 0, a, 0.0)
+            finite = np.where(weights > 0, slope, 0.0)
+            block += (weights * finite).T @ np.where(weights > 0, a, 0.0)
     return np.concatenate([p for block in total for p in (block[:, :-1].ravel(), block[:, -1])])
 
 
