@@ -162,6 +162,12 @@ def _noised(
 
         device = resolve_device(place.device)
     dataset = data.load(config.data, order.spec.space, unit=config.unit, for_round=True)
+    if ignored := len(dataset.invalid_rows):
+        # Counted here and nowhere else: the update says nothing about them.
+        _log.warning(
+            "records_ignored", **AttemptKey.of(order)._asdict(), records=ignored,
+            mend="Run 'fedhypevae agent check' at the site: it names them.",
+        )  # fmt: skip
     fingerprint = dataset.fingerprint(place.site.key(f"records/{config.population}"))
     place.site.ledger.bind(order.run_id, config.name, fingerprint)
     if lease.lost:
