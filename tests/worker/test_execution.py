@@ -241,8 +241,8 @@ def test_a_changed_data_set_does_not_join_the_same_run(
     assert perform(third, config, script.place(site)) is Outcome.ACCEPTED
 
 
-def test_a_nan_record_contributes_nothing_and_shows_nowhere(
-    site: Site, config: ClientConfig
+def test_a_nan_record_contributes_nothing_and_is_counted_in_the_sites_log_only(
+    site: Site, config: ClientConfig, log: list[Any]
 ) -> None:
     with np.load(config.data) as file:
         x, y = file["x"], file["y"]
@@ -252,6 +252,9 @@ def test_a_nan_record_contributes_nothing_and_shows_nowhere(
     script = Script(orders=[order])
     assert perform(order, config, script.place(site)) is Outcome.ACCEPTED
     check_update(script.bodies[script.puts[0][1]], expectation(order.spec, 0))
+    (line,) = [line for line in log if line["event"] == "records_ignored"]
+    assert line["records"] == 1
+    assert "nan" not in str(line).lower()
 
 
 def test_an_unforeseen_error_is_logged_without_its_text(
