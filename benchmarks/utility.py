@@ -356,8 +356,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         stderr.print("our sketch runs with local noise only: left out of this table")
     seeds = range(arguments.seeds)
     configuration = {
-        **asdict(settings), "rows": ROWS, "n_max": N_MAX, "version": CODE_VERSION, "data": data.name,
-        "x": sha256_of(data.x.tobytes()), "y": sha256_of(data.y.tobytes()), "unit": data.unit,
+        **asdict(settings), "rows": ROWS, "n_max": N_MAX, "version": CODE_VERSION,
+        "data": data.name, "x": sha256_of(data.x.tobytes()), "y": sha256_of(data.y.tobytes()),
+        "unit": data.unit,
     }  # fmt: skip
     store = Store(arguments.results, data.name, configuration)
     fill(store, data, settings, methods, arguments.epsilons, seeds, stderr)
