@@ -9,6 +9,7 @@ VENV ?= .venv
 JOBS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -16,10 +17,10 @@ SOURCES := api benchmarks core migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo run test check lint types layers format lock clean
+.PHONY: help install demo bench-utility run test check lint types layers format lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
 $(STAMP): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or call make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -34,6 +35,9 @@ install: $(STAMP) ## Make .venv from the lock file
 
 demo: $(STAMP) ## The whole job on real images, with real processes (about a minute once installed)
 	$(BIN)/python -m core.cli demo $(DEMO_ARGS)
+
+bench-utility: $(STAMP) ## Accuracy of synthetic rows against baselines (BENCH_ARGS="--data FILE.npz")
+	$(BIN)/python -m benchmarks.utility $(BENCH_ARGS)
 
 run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordinator, workers
 	$(BIN)/python -m core.cli demo --serve

@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks import scanner_digits
+from benchmarks.utility_targets import targets
 from core.data import EmbeddingDataset
 from core.evaluation.baselines.common import NoiseMode, Terms, spent
 from core.evaluation.baselines.methods import METHODS, utility
@@ -42,7 +43,7 @@ from core.synthesis.request import SynthesisRequest
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROWS = 8_000  # synthetic records on which the classifier is trained
-CODE_VERSION = 1  # raise when a method changes: cells of another version are not taken up
+CODE_VERSION = 2  # raise when a method changes: cells of another version are not taken up
 N_MAX = 10_000  # declared bound on a client's units; public, no count of the data
 OURS = ("sketch-neutral", "sketch-codes")
 NOT_PRIVATE = ("real", "local-only")
@@ -373,11 +374,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             table(store.cells, methods, arguments.epsilons, seeds, "accuracy", arguments.reference)
         )
     stderr.print(f"cells: {store.path}")
+    accuracy = summary(store.cells, methods, arguments.epsilons, seeds)
     line = {
-        "benchmark": "utility", "data": data.name, "noise": noise, "delta": settings.delta,
-        "seeds": len(seeds),
-        "accuracy": summary(store.cells, methods, arguments.epsilons, seeds),
-    }  # fmt: skip
+        "bench": f"utility-{data.name}-{noise}",
+        "figures": {f"{m}@{e}": value for m, by in accuracy.items() for e, value in by.items()},
+        "targets": targets(data.name, noise, accuracy),
+    }
     console.print(json.dumps(line), soft_wrap=True, highlight=False, markup=False)
 
 

@@ -38,7 +38,7 @@ def with_spread(
     noise_std = spec.event(1).noise_multiplier * sensitivity(spec, 1)
     # An off-diagonal entry carries 1/sqrt(2) of its packed coordinate's noise.
     entry_std = noise_std * math.sqrt(len(moments)) / units / math.sqrt(2.0)
-    total = _unexplained(frame, dim)
+    total = float(frame.scale[0]) ** 2  # what the pooled means leave of the length 1
     matrix = symmetric.unpack(mean, dim)
     # Clipping shortened long residuals; the true trace is known from the means.
     observed = max(float(np.trace(matrix)), 0.2 * total)
@@ -74,13 +74,3 @@ def shrunk_spectrum(values: Vector, total: float, edge: float) -> tuple[Vector, 
         kept *= min(1.0, (1.0 - _LEAST_BULK) * total / max(float(kept.sum()), 1e-300))
         bulk = (total - float(kept.sum())) / dim
     return kept, bulk
-
-
-def _unexplained(frame: Frame, dim: int) -> float:
-    """Mean squared length of residuals of directions around the means under each own code."""
-    lengths = [
-        float(frame.class_probs @ np.sum(frame.base_output(code) ** 2, axis=1)) / dim
-        for code in frame.codes
-    ]
-    explained = float(np.average(lengths, weights=frame.sizes))
-    return max(1.0 - explained, 0.01)

@@ -75,7 +75,7 @@ def release(
     if kind == "sketch":
         total = clipped_sketch(spec, dataset)
     elif kind == "spread":
-        total = clipped_spread(spec, dataset, _frame(spec, inputs, client_id), client_id)
+        total = clipped_spread(spec, dataset, _frame(spec, inputs, client_id))
     else:
         # torch and opacus take seconds to import and a sketch needs neither.
         from core.training.gradients import clipped_sum

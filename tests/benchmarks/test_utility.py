@@ -87,9 +87,10 @@ def test_main_prints_tables_and_one_line_of_json_and_resumes(
     main(arguments)
     first = capsys.readouterr().out
     line = json.loads(first.strip().splitlines()[-1])
-    assert line["benchmark"] == "utility"
-    assert set(line["accuracy"]) == set(methods)
-    assert line["accuracy"]["class-means"]["8"] > 0.7
+    assert line["bench"].startswith("utility-")
+    assert {name.partition("@")[0] for name in line["figures"]} == set(methods)
+    assert line["figures"]["class-means@8"] > 0.7
+    assert set(line["targets"]) == {f"ours-minus-best-baseline@{e}" for e in (1, 8)}
     assert "NOT PRIVATE" in first
     assert "minus class-means" in first
     (stored,) = (tmp_path / "r").glob("*.json")

@@ -189,7 +189,7 @@ def queries() -> dict[str, tuple[Query, float]]:
         "class counts": (lambda d: common.class_counts(d, CLASSES), 1.0),
         "unit count": (linear.unit_count, 1.0),
         "class means": (lambda d: clipped_sketch(spec, d), sensitivity(spec, 0)),
-        "residuals": (lambda d: clipped_spread(spec, d, frame, "all"), sensitivity(spec, 1)),
+        "residuals": (lambda d: clipped_spread(spec, d, frame), sensitivity(spec, 1)),
         "class diagonal": (lambda d: diagonal.clipped_moments(d, CLASSES), diagonal.BOUND),
         "merf": (lambda d: merf.clipped_embedding(d, CLASSES, omega), merf.BOUND),
         "linear": (lambda d: linear.clipped_gradient(d, weights, full), 0.6),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,22 +76,22 @@ def test_spread_query_stays_within_its_sensitivity(seed: int, n: int, groups: in
     frame = frame_of(spec, worlds.clusters(100))
     bound = sensitivity(spec, 1)
     assert bound == pytest.approx(0.49)
-    assert worst(lambda d: clipped_spread(spec, d, frame, "a"), data) <= bound * TOLERANCE
+    assert worst(lambda d: clipped_spread(spec, d, frame), data) <= bound * TOLERANCE
     units = np.random.default_rng(seed).integers(0, groups, n)
     several = worlds.with_units(data, units)
-    assert worst(lambda d: clipped_spread(spec, d, frame, "a"), several) <= bound * TOLERANCE
+    assert worst(lambda d: clipped_spread(spec, d, frame), several) <= bound * TOLERANCE
 
 
 def test_spread_is_the_slow_sum_over_records() -> None:
     spec = two_steps(radius=0.4)
     data, frame = worlds.clusters(30), frame_of(spec, worlds.clusters(50, seed=4))
     total = np.zeros((12, 12))
-    means = frame.base_output(frame.code("a")) / np.sqrt(12)
+    means = frame.base / np.sqrt(12)
     for x, y in zip(data.x.astype(np.float64), data.y, strict=True):
         r = x / np.linalg.norm(x) - means[y]
         r *= min(1.0, 0.4 / np.linalg.norm(r))
         total += np.outer(r, r)
-    packed = clipped_spread(spec, data, frame, "a")
+    packed = clipped_spread(spec, data, frame)
     np.testing.assert_allclose(symmetric.unpack(packed, 12), total, atol=1e-12)
 
 
@@ -98,9 +99,23 @@ def test_nobody_and_one_class_are_ordinary() -> None:
     spec = two_steps()
     data, frame = worlds.clusters(5), frame_of(spec, worlds.clusters(50))
     nobody = EmbeddingDataset.from_arrays(data.x[:0], data.y[:0])
-    assert not clipped_spread(spec, nobody, frame, "a").any()
+    assert not clipped_spread(spec, nobody, frame).any()
     only = EmbeddingDataset.from_arrays(data.x, np.zeros(5, dtype=np.int64))
-    assert np.isfinite(clipped_spread(spec, only, frame, "a")).all()
+    assert np.isfinite(clipped_spread(spec, only, frame)).all()
+
+
+def test_a_unit_that_sits_on_the_means_is_ordinary() -> None:
+    """A coordinator that guesses a record must not see a failure when the guess is right."""
+    spec = two_steps()
+    centre = np.eye(12, dtype=np.float32)[:1]
+    data = worlds.with_units(
+        EmbeddingDataset.from_arrays(np.repeat(centre, 3, axis=0), np.zeros(3, dtype=np.int64)),
+        np.zeros(3, dtype=np.int64),
+    )
+    frame = frame_of(spec, worlds.clusters(50))
+    base = frame.base.copy()
+    base[0] = np.sqrt(12) * centre[0]
+    assert not clipped_spread(spec, data, replace(frame, base=base)).any()
 
 
 def test_defect_residuals_around_private_means() -> None:
@@ -130,7 +145,7 @@ def test_defect_units_clipped_record_by_record() -> None:
 
     def defective(d: EmbeddingDataset) -> NDArray[np.float64]:
         records = EmbeddingDataset.from_arrays(d.x, d.y)
-        return clipped_spread(spec, records, frame, "a")
+        return clipped_spread(spec, records, frame)
 
     assert worst(defective, data) > sensitivity(spec, 1) * TOLERANCE
 
@@ -208,7 +223,7 @@ def test_frame_learns_the_covariance_of_residuals() -> None:
     x[:, 5] += 0.4 * draw.normal(size=20_000)
     data = EmbeddingDataset.from_arrays(x, y)
     frame = frame_of(spec, data)
-    moments = [clipped_spread(spec, data, frame, "a")] * 2
+    moments = [clipped_spread(spec, data, frame)] * 2
     after = with_spread(spec, frame, moments, ["a", "b"])
     assert abs(after.factors[0, 5]) > 0.98 * np.linalg.norm(after.factors[0])
     residuals = np.sqrt(12) * data.directions - after.base[data.y]

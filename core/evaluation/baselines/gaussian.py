@@ -89,7 +89,7 @@ def shared_gaussian(
     )  # fmt: skip
     frame = _without_code(build(spec, [means], [_ALL], [_ALL]))
     moments = released_sum(
-        [clipped_spread(spec, site, frame, _ALL) for site in own],
+        [clipped_spread(spec, site, frame) for site in own],
         z=second, bound=sensitivity(spec, 1), mode=terms.noise_mode, noise=noise,
     )  # fmt: skip
     return SharedGaussian(with_spread(spec, frame, [moments], [_ALL]), (events,) * len(sites))
