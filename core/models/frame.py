@@ -39,7 +39,8 @@ class Frame:
     ``base`` [C, d] decoder output under the neutral code; ``directions`` [c, C, d] its change per
     unit of code; ``basis`` [r, d] orthonormal rows; ``scale`` [1] isotropic standard deviation per
     coordinate and ``factors`` [k, d] what spreads more than that (covariance scale^2 I + F^T F);
-    ``codes`` [M, c]; ``class_probs`` [C]; ``sizes`` [M] noised unit counts, floored.
+    ``codes`` [M, c]; ``code_offset`` [c] and ``code_scale`` [1] of the map from sketches to codes;
+    ``class_probs`` [C]; ``sizes`` [M] noised unit counts, floored.
     """
 
     base: Vector
@@ -48,6 +49,8 @@ class Frame:
     scale: Vector
     factors: Vector
     codes: Vector
+    code_offset: Vector
+    code_scale: Vector
     class_probs: Vector
     sizes: Vector
     client_ids: tuple[str, ...]
@@ -68,6 +71,8 @@ class Frame:
             "scale": (1,),
             "factors": (*self.factors.shape[:1], dim),
             "codes": (clients, width),
+            "code_offset": (width,),
+            "code_scale": (1,),
             "class_probs": (classes,),
             "sizes": (clients,),
         }
@@ -148,17 +153,16 @@ def build(
 ) -> Frame:
     """The frame of a run from its released sketches [C + C * d] each, in a fixed client order."""
     classes, dim = len(spec.space.classes), spec.space.dim
-    weights = spec.plan.sketch
-    noise_std = spec.noise.sketch_multiplier * sensitivity(spec, 0)
-    count_sd, sum_sd = noise_std / weights.count_weight, noise_std / weights.mean_weight
-    parts = [sketch_layout(spec).split(sketch) for sketch in sketches]
-    counts = np.stack([np.asarray(p["counts"], np.float64) / weights.count_weight for p in parts])
-    sums = np.stack([np.asarray(p["sums"], np.float64) / weights.mean_weight for p in parts])
-
+    counts, sums, count_sd, sum_sd = read_sketches(spec, sketches)
     means, grand, class_counts = _pooled_means(counts, sums, count_sd, sum_sd)
-    shifts, deviations = _site_deviations(counts, sums, means, count_sd, sum_sd)
+    shifts, deviations = site_deviations(counts, sums, means, count_sd, sum_sd)
     class_probs = class_counts / class_counts.sum()
-    codes = _codes(spec, counts, sums, count_sd)
+    projected = project(spec, counts, sums, count_sd)
+    offset = projected.mean(axis=0)
+    length = math.sqrt(float(np.mean(np.sum((projected - offset) ** 2, axis=1))))
+    # One public factor: the codes' root mean square length is sqrt(c).
+    code_scale = math.sqrt(projected.shape[1]) / length if length > 1e-12 else 1.0
+    codes = code_scale * (projected - offset)
     gram = codes @ codes.T
     ridge = _RIDGE * max(float(np.trace(gram)), 1.0)
     to_clients = codes.T @ np.linalg.inv(gram + ridge * np.eye(len(codes)))  # [c, M]
@@ -174,11 +178,23 @@ def build(
         scale=np.array([scale]),
         factors=np.zeros((0, dim)),
         codes=codes,
+        code_offset=offset,
+        code_scale=np.array([code_scale]),
         class_probs=class_probs,
         sizes=np.maximum(counts.sum(axis=1), max(1.0, size_floor)),
         client_ids=tuple(client_ids),
         clients=tuple(clients),
     )
+
+
+def read_sketches(spec: RunSpec, sketches: Sequence[Vector]) -> tuple[Vector, Vector, float, float]:
+    """Released counts [M, C] and sums [M, C, d], weights taken off, with their noise's sds."""
+    weights = spec.plan.sketch
+    noise_std = spec.noise.sketch_multiplier * sensitivity(spec, 0)
+    parts = [sketch_layout(spec).split(sketch) for sketch in sketches]
+    counts = np.stack([np.asarray(p["counts"], np.float64) / weights.count_weight for p in parts])
+    sums = np.stack([np.asarray(p["sums"], np.float64) / weights.mean_weight for p in parts])
+    return counts, sums, noise_std / weights.count_weight, noise_std / weights.mean_weight
 
 
 def _pooled_means(
@@ -200,7 +216,7 @@ def _pooled_means(
     return means, np.asarray(grand), np.asarray(class_counts)
 
 
-def _site_deviations(
+def site_deviations(
     counts: Vector, sums: Vector, means: Vector, count_sd: float, sum_sd: float
 ) -> tuple[Vector, Vector]:
     """Per client a common shift [M, d] and, with it, each class's deviation [M, C, d].
@@ -224,10 +240,11 @@ def _site_deviations(
     return shifts, deviations
 
 
-def _codes(spec: RunSpec, counts: Vector, sums: Vector, count_sd: float) -> Vector:
-    """v_m = A (s_m - mean of all s) [M, c] for a public A; 0 is the average site.
+def project(spec: RunSpec, counts: Vector, sums: Vector, count_sd: float) -> Vector:
+    """A f [M, c]: sketches over their own counts, under a public random A.
 
-    Scaled by one public factor so that the codes' root mean square length is sqrt(c).
+    The code of a site is ``code_scale`` times the difference to ``code_offset``, the mean over
+    the sites of the run: 0 is the average site.
     """
     clients, classes = counts.shape
     floor = max(1.0, _TRUSTED_SDS * count_sd * math.sqrt(classes))
@@ -236,9 +253,7 @@ def _codes(spec: RunSpec, counts: Vector, sums: Vector, count_sd: float) -> Vect
     width = spec.plan.model.code_dim
     generator = np.random.Generator(np.random.Philox(key=spec.plan.seed, counter=[0, 0, 0, 1]))
     projection = generator.normal(0.0, 1.0 / math.sqrt(width), (width, features.shape[1]))
-    codes = (features - features.mean(axis=0)) @ projection.T
-    length = math.sqrt(float(np.mean(np.sum(codes**2, axis=1))))
-    return np.asarray(codes * (math.sqrt(width) / length) if length > 1e-12 else codes)
+    return np.asarray(features @ projection.T)
 
 
 def _basis(spec: RunSpec, contrasts: Vector, shifts: Vector, class_probs: Vector) -> Vector:
