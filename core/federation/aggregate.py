@@ -16,6 +16,7 @@ from core.federation.plan import RunSpec
 from core.federation.updates import expectation, read_update
 from core.models.film import initial_weights
 from core.models.frame import Frame, build
+from core.models.joining import join
 from core.models.layout import train_layout
 from core.models.spread import with_spread
 from core.wire import tensors
@@ -50,15 +51,22 @@ def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
             return _spread_round(job, read)
         case "train":
             return _train_round(job, read)
+        case "join":
+            return _join_round(job, read)
+
+
+def _released(job: AggregateJob, read: Callable[[str], bytes]) -> list[Vector]:
+    """The released vectors [P] of a round, in its order."""
+    expected = expectation(job.spec, job.round_number)
+    return [
+        np.asarray(read_update(read(update.digest), expected)[: expected.size], np.float64)
+        for update in job.updates
+    ]
 
 
 def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     spec = job.spec
-    expected = expectation(spec, 0)
-    sketches = [
-        np.asarray(read_update(read(update.digest), expected)[: expected.size], np.float64)
-        for update in job.updates
-    ]
+    sketches = _released(job, read)
     frame = build(
         spec, sketches, [u.client_id for u in job.updates], [u.client for u in job.updates]
     )
@@ -74,11 +82,7 @@ def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
 def _spread_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     spec = job.spec
     frame_body, weights, optimiser = _previous(job, read)
-    expected = expectation(spec, job.round_number)
-    moments = [
-        np.asarray(read_update(read(update.digest), expected)[: expected.size], np.float64)
-        for update in job.updates
-    ]
+    moments = _released(job, read)
     clients = [update.client_id for update in job.updates]
     frame = with_spread(spec, Frame.from_bytes(frame_body), moments, clients)
     phi = np.asarray(tensors.unpack(weights)[0]["phi"], np.float64)
@@ -89,8 +93,21 @@ def _spread_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
     )
 
 
+def _join_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+    """A frame with more clients; nobody trains, so the other files stay byte for byte."""
+    frame_body, weights, optimiser = _previous(job, read)
+    frame = join(
+        job.spec,
+        Frame.from_bytes(frame_body),
+        _released(job, read),
+        [update.client_id for update in job.updates],
+        [update.client for update in job.updates],
+    )
+    return Aggregated(frame.to_bytes(job.spec.digest), weights, optimiser)
+
+
 def _previous(job: AggregateJob, read: Callable[[str], bytes]) -> tuple[bytes, bytes, bytes]:
-    """Frame, weights and optimiser state of the round before."""
+    """Frame, weights and optimiser state of the model before this round."""
     if job.frame is None or job.weights is None or job.optimiser is None:
         raise ValueError("this round needs the previous frame, weights and optimiser state")
     return read(job.frame), read(job.weights), read(job.optimiser)

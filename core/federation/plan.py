@@ -21,7 +21,10 @@ PROTOCOL_VERSION = 1
 # Coordinates of one update at most, in any round: 32 MB on the wire, and no plan by which a site
 # would run out of memory (when, would depend on its batch).
 MAX_COORDINATES = 8_000_000
-RoundKind = Literal["sketch", "spread", "train"]
+# Join rounds of one run at most. A number, so that every round's number has a bound; what a
+# client pays is bounded by its budget.
+MAX_JOINS = 10_000
+RoundKind = Literal["sketch", "spread", "train", "join"]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -161,6 +164,11 @@ class Plan(Frozen):
     optimiser: OptimiserPlan = OptimiserPlan()
     round: RoundPlan = RoundPlan()
     aggregation: Literal["plain"] = "plain"
+    joining: Literal["invited", "open"] = Field(
+        default="invited",
+        description="Who may add a client to the completed run: 'invited', the administrator; "
+        "'open', an enrolled client itself as well.",
+    )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Public: initial weights and projections only."
     )
@@ -224,21 +232,32 @@ class RunSpec(Frozen):
         return self.sketch_rounds + self.plan.privacy.rounds - 1
 
     def kind(self, round_number: int) -> RoundKind:
-        """What a round releases. Raises ``ValueError`` for a round that the plan does not have."""
+        """What a round releases: the plan's rounds, then join rounds.
+
+        Raises ``ValueError`` for a number beyond ``MAX_JOINS`` of them.
+        """
+        if self.last_round < round_number <= self.last_round + MAX_JOINS:
+            return "join"
         if not 0 <= round_number <= self.last_round:
-            raise ValueError(f"the plan has rounds 0 to {self.last_round}, not {round_number}")
+            raise ValueError(
+                f"the plan has rounds 0 to {self.last_round} and {MAX_JOINS} joins, "
+                f"not {round_number}"
+            )
         if round_number >= self.sketch_rounds:
             return "train"
         return "sketch" if round_number == 0 else "spread"
 
     def event(self, round_number: int) -> PrivacyEvent:
-        """The event of one client's release in this round. Sketches are of full batches."""
+        """The event of one client's release in this round. Sketches are of full batches; who
+        joins releases the sketch of round 0, under its noise.
+        """
         privacy = self.plan.privacy
         kind = self.kind(round_number)
         multiplier = {
             "sketch": self.noise.sketch_multiplier,
             "spread": self.noise.spread_multiplier,
             "train": self.noise.train_multiplier,
+            "join": self.noise.sketch_multiplier,
         }[kind]
         if multiplier is None:
             raise ValueError(f"the run has no noise multiplier for round {round_number} ({kind})")
@@ -249,7 +268,7 @@ class RunSpec(Frozen):
         )
 
     def events(self) -> list[PrivacyEvent]:
-        """Every event that a client executes if no attempt is lost."""
+        """Every event of a founding client if no attempt is lost. Who joins later has one."""
         return [self.event(n) for n in range(self.last_round + 1)]
 
 

@@ -152,7 +152,7 @@ def build(
     spec: RunSpec, sketches: Sequence[Vector], client_ids: Sequence[str], clients: Sequence[str]
 ) -> Frame:
     """The frame of a run from its released sketches [C + C * d] each, in a fixed client order."""
-    classes, dim = len(spec.space.classes), spec.space.dim
+    dim = spec.space.dim
     counts, sums, count_sd, sum_sd = read_sketches(spec, sketches)
     means, grand, class_counts = _pooled_means(counts, sums, count_sd, sum_sd)
     shifts, deviations = site_deviations(counts, sums, means, count_sd, sum_sd)
@@ -169,7 +169,6 @@ def build(
     # |x|^2 = 1 for every direction, so what the means do not explain is spread: no query needed.
     explained = float(class_probs @ np.sum(means**2, axis=1))
     scale = math.sqrt(max(1.0 - explained, _MIN_SCALE**2))
-    size_floor = _TRUSTED_SDS * count_sd * math.sqrt(classes)
     root = math.sqrt(dim)
     return Frame(
         base=root * means,
@@ -181,10 +180,16 @@ def build(
         code_offset=offset,
         code_scale=np.array([code_scale]),
         class_probs=class_probs,
-        sizes=np.maximum(counts.sum(axis=1), max(1.0, size_floor)),
+        sizes=floored_sizes(counts, count_sd),
         client_ids=tuple(client_ids),
         clients=tuple(clients),
     )
+
+
+def floored_sizes(counts: Vector, count_sd: float) -> Vector:
+    """[M] noised unit counts from released counts [M, C], never below what their noise explains."""
+    floor = _TRUSTED_SDS * count_sd * math.sqrt(counts.shape[1])
+    return np.asarray(np.maximum(counts.sum(axis=1), max(1.0, floor)))
 
 
 def read_sketches(spec: RunSpec, sketches: Sequence[Vector]) -> tuple[Vector, Vector, float, float]:

@@ -127,7 +127,7 @@ def largest_update(spec: RunSpec) -> tuple[str, int]:
 def layout_of(spec: RunSpec, round_number: int) -> Layout:
     """The layout of one round's updates."""
     match spec.kind(round_number):
-        case "sketch":
+        case "sketch" | "join":
             return sketch_layout(spec)
         case "spread":
             return spread_layout(spec)

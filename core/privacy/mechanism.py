@@ -63,13 +63,13 @@ def clip_rows(vectors: NDArray[np.float64], clip_norm: float) -> NDArray[np.floa
 def sensitivity(spec: RunSpec, round_number: int) -> float:
     """L2 sensitivity of a round's sum for one added or removed unit.
 
-    Sketch: S = sqrt(w1^2 + w2^2), the norm bound of one unit's clipped sketch vector. Spread:
+    Sketch, also of who joins: S = sqrt(w1^2 + w2^2), the norm bound of one unit's vector. Spread:
     R^2, the norm of vech2(r r^T) for a residual of length R. Training: the clip norm C of the
     joint gradient.
     """
     sketch = spec.plan.sketch
     match spec.kind(round_number):
-        case "sketch":
+        case "sketch" | "join":
             return math.hypot(sketch.count_weight, sketch.mean_weight)
         case "spread":
             return sketch.residual_radius**2

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.data import EmbeddingDataset
 from core.errors import PlanRefused
@@ -37,8 +38,8 @@ def execute(
 ) -> bytes:
     """The update of an order: clipped sum plus noise as a safetensors file.
 
-    ``inputs`` holds the order's downloaded objects by role (``frame`` and ``weights`` after the
-    first round). ``secret`` (32 bytes or more) keys inclusion, coins and latent draws and never
+    ``inputs`` holds the order's downloaded objects by role (``frame`` and ``weights``; none for a
+    sketch). ``secret`` (32 bytes or more) keys inclusion, coins and latent draws and never
     leaves the site. Sensitivity and neighbouring relation: ``core.privacy.mechanism``.
     Raises ``PlanRefused`` for seeded noise outside simulation.
     """
@@ -70,26 +71,40 @@ def release(
     device: str = "cpu",
 ) -> bytes:
     """``execute`` without the envelope of a work order."""
-    layout = layout_of(spec, round_number)
-    kind = spec.kind(round_number)
-    if kind == "sketch":
-        total = clipped_sketch(spec, dataset)
-    elif kind == "spread":
-        total = clipped_spread(spec, dataset, _frame(spec, inputs, client_id))
-    else:
-        # torch and opacus take seconds to import and a sketch needs neither.
-        from core.training.gradients import clipped_sum
+    coins = CoinStream(secret, spec.run_id, round_number, attempt)
+    total = clipped_total(spec, round_number, client_id, dataset, inputs, coins, device=device)
+    return noised_update(spec, round_number, total, noise)
 
-        weights, _ = tensors.unpack(inputs["weights"])
-        total = clipped_sum(
-            spec,
-            dataset,
-            _frame(spec, inputs, client_id),
-            np.asarray(weights["phi"], np.float64),
-            client_id,
-            CoinStream(secret, spec.run_id, round_number, attempt),
-            device=device,
-        )
+
+def clipped_total(
+    spec: RunSpec,
+    round_number: int,
+    client_id: str,
+    dataset: EmbeddingDataset,
+    inputs: Mapping[str, bytes],
+    coins: CoinStream,
+    *,
+    device: str = "cpu",
+) -> NDArray[np.float64]:
+    """The round's sum over clipped units [P], of L2 sensitivity ``sensitivity``. NOT noised."""
+    kind = spec.kind(round_number)
+    if kind in ("sketch", "join"):
+        return clipped_sketch(spec, dataset)
+    frame = _frame(spec, inputs, client_id)
+    if kind == "spread":
+        return clipped_spread(spec, dataset, frame)
+    # torch and opacus take seconds to import and a sketch needs neither.
+    from core.training.gradients import clipped_sum
+
+    weights, _ = tensors.unpack(inputs["weights"])
+    phi = np.asarray(weights["phi"], np.float64)
+    return clipped_sum(spec, dataset, frame, phi, client_id, coins, device=device)
+
+
+def noised_update(
+    spec: RunSpec, round_number: int, total: NDArray[np.float64], noise: NoiseSource
+) -> bytes:
+    """The update's file: ``total`` [P] of the round's sensitivity, its noise, null coordinates."""
     update = noised(
         total,
         null_coordinates=NULL_COORDINATES,
@@ -97,6 +112,7 @@ def release(
         bound=sensitivity(spec, round_number),
         noise=noise,
     )
+    layout = layout_of(spec, round_number)
     metadata = {"layout": layout.digest, "spec": spec.digest, "round": str(round_number)}
     return tensors.pack({TENSOR: update}, metadata)
 

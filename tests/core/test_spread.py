@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from core.data import EmbeddingDataset
 from core.evaluation.utility import tstr
-from core.federation.plan import Noise, PrivacyPlan, RunSpec, calibrate
+from core.federation.plan import MAX_JOINS, Noise, PrivacyPlan, RunSpec, calibrate
 from core.models import symmetric
 from core.models.frame import Frame, build
 from core.models.spread import shrunk_spectrum, with_spread
@@ -173,8 +173,9 @@ def test_rounds_are_numbered_after_the_sketches() -> None:
     assert spec.last_round == 4
     assert spec.event(1).sample_rate == 1.0
     assert spec.event(2).sample_rate == 0.5
+    assert spec.kind(5) == "join"
     with pytest.raises(ValueError, match="rounds 0 to 4"):
-        spec.kind(5)
+        spec.kind(5 + MAX_JOINS)
 
 
 def test_a_step_without_noise_is_no_event() -> None:
