@@ -19,6 +19,7 @@ from api.db.hub import Hub
 from api.db.outbox import Dispatcher
 from api.http import Outermost
 from api.jobs import endpoints as jobs
+from api.joins import endpoints as joins
 from api.ledger import endpoints as ledger
 from api.observability import configure
 from api.rounds import endpoints as rounds
@@ -40,6 +41,7 @@ _TAGS = [
     {"name": "ledger", "description": "What every population has paid."},
     {"name": "runs", "description": "Plans made immutable, and their progress."},
     {"name": "rounds", "description": "Rounds and published models."},
+    {"name": "joins", "description": "Clients that come to a completed run."},
     {"name": "work", "description": "Orders for sites, under leases."},
     {"name": "updates", "description": "Noised results of sites."},
     {"name": "jobs", "description": "The coordinator's own jobs."},
@@ -107,7 +109,9 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
     app.state.settings, app.state.background, app.state.context = settings, background, None
     app.add_middleware(Outermost, max_json_bytes=settings.max_json_bytes)
     problems.install(app)
-    for module in (spaces, tokens, clients, ledger, runs, rounds, work, updates, jobs, objects):
+    for module in (spaces, tokens, clients, ledger, runs, rounds, joins):
+        app.include_router(module.router)
+    for module in (work, updates, jobs, objects):
         app.include_router(module.router)
     app.include_router(synthesis.router)
     app.include_router(health.router)

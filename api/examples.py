@@ -84,6 +84,7 @@ RUN = {
     "current_round": 3,
     "rounds_published": 3,
     "rounds_planned": 11,
+    "joins_published": 0,
     "created_at": AT,
     "started_at": AT,
     "finished_at": None,
@@ -117,6 +118,21 @@ ROUND = {
     "published_at": None,
     "frame": None,
     "weights": None,
+}
+JOIN_NEW = {"clients": ["site-c"]}
+JOIN = {
+    "run_id": RUN_ID,
+    "round": 11,
+    "state": "open",
+    "why": "0 of 1 updates, quorum 1; not yet claimed: site-c; until 2026-03-01T13:00:00Z",
+    "clients": ["site-c"],
+    "members": [
+        {"client": "site-c", "standing": "waiting", "attempt": 1, "until": None, "why": ""}
+    ],
+    "deadline": "2026-03-01T13:00:00Z",
+    "created_at": AT,
+    "published_at": None,
+    "frame": None,
 }
 EVENT = {
     "mechanism": "poisson-subsampled-gaussian",

@@ -20,7 +20,7 @@ from api.db.engine import TOPIC_SWEEP
 from api.db.hub import wait
 from api.jobs import service as jobs
 from api.rounds import driver
-from api.runs import repository as runs
+from api.rounds import repository as rounds
 
 log = structlog.get_logger(__name__)
 # "fhv-sweep" as a number; advisory locks have no names.
@@ -99,14 +99,14 @@ class Sweeper:
         ctx = self._ctx
         async with ctx.database.read() as session:
             now = await ctx.database.now(session)
-            running = await runs.running(session)
+            live = await rounds.live(session)
         if self._grace_until is None:
             self._grace_until = now + timedelta(seconds=ctx.settings.grace_s)
         if now >= self._grace_until:
             async with ctx.database.write() as session:
                 await jobs.expire(ctx, session)
         self._rests = {run: until for run, until in self._rests.items() if until > now}
-        for run_id in running:
+        for run_id in live:
             if run_id in self._rests:
                 continue
             try:

@@ -76,7 +76,9 @@ async def announce_again(session: AsyncSession, now: datetime, resend_s: float) 
             count += 1
     jobs = await session.scalars(
         select(Job)
+        .join(Round, (Round.run_id == Job.run_id) & (Round.number == Job.round_number))
         .where(
+            Round.state == "aggregating",
             Job.state == "ready",
             Job.available_at <= now,
             ~exists().where(OutboxMessage.subject == Job.id, OutboxMessage.sent_at.is_(None)),

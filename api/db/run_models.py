@@ -23,6 +23,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from api.db.base import Base, CreatedAt, Digest, Json, Key, Time, uuid7
 
 LIVE_WORK = "state IN ('ready', 'leased', 'done')"
+LIVE_ROUND = "state IN ('draft', 'open', 'closing', 'aggregating')"
 
 
 class Run(Base):
@@ -47,7 +48,10 @@ class Run(Base):
 
 
 class RunClient(Base):
-    """A client's place in a run; ``position`` fixes the order in which sums are taken."""
+    """A client's place in a run; ``position`` fixes the order in which sums are taken.
+
+    Who is not ``founding`` came by a join and takes part in no round of the plan.
+    """
 
     __tablename__ = "run_clients"
     __table_args__ = (UniqueConstraint("run_id", "position"),)
@@ -55,6 +59,7 @@ class RunClient(Base):
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"), primary_key=True, index=True)
     position: Mapped[int]
+    founding: Mapped[bool] = mapped_column(server_default=text("true"))
 
 
 class Round(Base):
@@ -79,7 +84,7 @@ class Round(Base):
             "uq_rounds_live",
             "run_id",
             unique=True,
-            postgresql_where=text("state IN ('draft', 'open', 'closing', 'aggregating')"),
+            postgresql_where=text(LIVE_ROUND),
         ),
     )
 
@@ -96,6 +101,23 @@ class Round(Base):
     frame_digest: Mapped[str | None] = mapped_column(ForeignKey("objects.digest"), index=True)
     weights_digest: Mapped[str | None] = mapped_column(ForeignKey("objects.digest"), index=True)
     optimiser_digest: Mapped[str | None] = mapped_column(ForeignKey("objects.digest"))
+
+
+class JoinMember(Base):
+    """A client of a join round. Append-only; a trigger refuses a client that has a code."""
+
+    __tablename__ = "join_members"
+    __table_args__ = (
+        CheckConstraint("round_number > 0", name="round_number"),
+        ForeignKeyConstraint(["run_id", "round_number"], ["rounds.run_id", "rounds.number"]),
+        ForeignKeyConstraint(
+            ["run_id", "client_id"], ["run_clients.run_id", "run_clients.client_id"]
+        ),
+    )
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    round_number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    client_id: Mapped[UUID] = mapped_column(primary_key=True, index=True)
 
 
 class LedgerEntry(Base):

@@ -44,12 +44,15 @@ async def claim(ctx: Context, session: AsyncSession, job_id: UUID) -> AggregateJ
     if job.state == "leased":
         raise WorkLeased("another worker holds the lease", mend="Drop this message.")
     run = await runs.one(session, job.run_id)
-    if run is None or run.state != "running" or job.state != "ready":
+    row = await rounds.one(session, job.run_id, job.round_number)
+    if run is None or row is None or job.state != "ready":
         raise WorkGone(f"the job is {job.state}", mend="Drop this message.")
+    if row.state != "aggregating":  # a round that was abandoned leaves its job behind
+        raise WorkGone(f"the job's round is {row.state}", mend="Drop this message.")
     spec = RunSpec.model_validate(run.spec)
     model = None
     if job.round_number > 0:
-        model = await rounds.model(session, run.id, job.round_number - 1)
+        model = await rounds.model(session, run.id, None, before=job.round_number)
     updates = await rounds.updates_of(session, run.id, job.round_number)
     job.state, job.attempt = "leased", job.attempt + 1
     job.lease_expires = await ctx.database.now(session) + timedelta(

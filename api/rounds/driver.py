@@ -53,13 +53,13 @@ class Step:
 
 
 async def step(ctx: Context, run_id: UUID, grace_until: datetime | None = None) -> bool:
-    """Move a running run one step on. True: something changed, call again."""
+    """Move a run's live round one step on. True: something changed, call again."""
     async with ctx.database.write() as session:
         run = await runs.locked(session, run_id, skip=True)
-        if run is None or run.state != "running":
+        if run is None:
             return False
         here = await _here(ctx, session, run)
-        if here is None:
+        if here is None or here.row.state in rounds.TERMINAL:
             return False
         event, why = event_of(here.row, here.job)
         facts = gather(
@@ -75,16 +75,15 @@ async def step(ctx: Context, run_id: UUID, grace_until: datetime | None = None) 
 
 
 async def abandon(session: AsyncSession, ctx: Context, run_id: UUID) -> Run:
-    """Stop a run for good. A run that has ended stays as it is."""
+    """Stop a run for good. A run that has ended stays as it is, but for a join under way."""
     run = await runs.locked(session, run_id)
     if run is None:
         raise NotFound(f"there is no run {run_id}")
-    if run.state in ("completed", "failed"):
-        return run
     here = await _here(ctx, session, run)
     why = "stopped by the operator"
     if here is None:
-        run.state, run.why, run.finished_at = "failed", why, await ctx.database.now(session)
+        if run.state == "draft":
+            run.state, run.why, run.finished_at = "failed", why, await ctx.database.now(session)
         return run
     facts = gather(here.spec, here.row, here.attempts, here.now, why=why)
     decision = rounds.decide(RoundState(here.row.state), RoundEvent.ABANDON, facts)
@@ -97,14 +96,16 @@ async def _here(ctx: Context, session: AsyncSession, run: Run) -> Step | None:
     row = await repository.newest(session, run.id, lock=True)
     if row is None:
         return None
+    spec = RunSpec.model_validate(run.spec)
+    join = spec.kind(row.number) == "join"
     return Step(
         ctx=ctx,
         session=session,
         run=run,
         row=row,
-        spec=RunSpec.model_validate(run.spec),
+        spec=spec,
         now=await ctx.database.now(session),
-        attempts=await repository.latest_attempts(session, run.id, row.number),
+        attempts=await repository.latest_attempts(session, run.id, row.number, join=join),
         job=await repository.job_of(session, run.id, row.number),
     )
 
@@ -166,9 +167,8 @@ async def _issue(here: Step, name: str, attempt: int) -> None:
         available_at=here.now + _pause(here, previous),
         state="ready",
     )
-    if here.row.number > 0 and client.id not in await repository.sketched(
-        here.session, here.run.id
-    ):
+    needs_code = here.spec.kind(here.row.number) in ("spread", "train")
+    if needs_code and client.id not in await repository.with_code(here.session, here.run.id):
         # The site could not train; asking it would spend its budget for nothing.
         await _leave_out(here, work, name, "it posted no sketch, so the run has no code for it")
         return

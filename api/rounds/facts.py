@@ -41,9 +41,10 @@ def gather(
     lease_live: bool = False,
 ) -> Facts:
     rules = spec.plan.round
+    join = spec.kind(row.number) == "join"
     return Facts(
         now=now,
-        quorum=rules.quorum,
+        quorum=1 if join else rules.quorum,  # a join waits for nobody else: who posted is in
         deadline=timedelta(seconds=rules.deadline_s),
         extension=timedelta(seconds=rules.extension_s),
         max_attempts=rules.max_attempts,
@@ -52,6 +53,7 @@ def gather(
         extended=row.extended,
         grace_until=grace_until,
         last_round=row.number == spec.last_round,
+        join=join,
         lease_live=lease_live,
         why=why,
     )

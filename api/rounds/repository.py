@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, exists, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from api.db.models import Client, StoredObject
-from api.db.run_models import Job, Round, RunClient, Update, WorkItem
+from api.db.run_models import (
+    LIVE_ROUND,
+    Job,
+    JoinMember,
+    Round,
+    RunClient,
+    Update,
+    WorkItem,
+)
 
 
 async def newest(session: AsyncSession, run_id: UUID, *, lock: bool = False) -> Round | None:
@@ -38,6 +46,12 @@ async def shared(session: AsyncSession, run_id: UUID, number: int) -> Round | No
     return found
 
 
+async def live(session: AsyncSession) -> Sequence[UUID]:
+    """Runs with a round that is under way: those that run, and completed ones with a join."""
+    query = select(Round.run_id).where(text(LIVE_ROUND))
+    return (await session.scalars(query)).all()
+
+
 async def page(
     session: AsyncSession, run_id: UUID, limit: int, after: int | None
 ) -> Sequence[Round]:
@@ -47,10 +61,21 @@ async def page(
     return (await session.scalars(query.order_by(Round.number).limit(limit + 1))).all()
 
 
+def _joins_in(number: int | SQLColumnExpression[int]) -> ColumnElement[bool]:
+    """Is the client of this ``RunClient`` row a member of that join round?"""
+    return exists().where(
+        JoinMember.run_id == RunClient.run_id,
+        JoinMember.client_id == RunClient.client_id,
+        JoinMember.round_number == number,
+    )
+
+
 async def latest_attempts(
-    session: AsyncSession, run_id: UUID, number: int
+    session: AsyncSession, run_id: UUID, number: int, *, join: bool
 ) -> list[tuple[Client, WorkItem | None]]:
-    """Every client of the run in order, with its newest attempt in the round, if any."""
+    """Every client of the round in order, with its newest attempt in it, if any: the founding
+    clients of a run, or those who join by this round.
+    """
     newest_attempt = (
         select(func.max(WorkItem.attempt))
         .where(
@@ -71,7 +96,7 @@ async def latest_attempts(
             & (item.round_number == number)
             & (item.attempt == newest_attempt),
         )
-        .where(RunClient.run_id == run_id)
+        .where(RunClient.run_id == run_id, _joins_in(number) if join else RunClient.founding)
         .order_by(RunClient.position)
         .execution_options(populate_existing=True)
     )
@@ -94,9 +119,27 @@ async def lock_open_work(session: AsyncSession, run_id: UUID, number: int) -> Se
     return (await session.scalars(query)).all()
 
 
-async def sketched(session: AsyncSession, run_id: UUID) -> set[UUID]:
-    """Clients whose sketch counts; the others have no code in this run."""
-    query = select(Update.client_id).where(Update.run_id == run_id, Update.round_number == 0)
+async def with_code(
+    session: AsyncSession, run_id: UUID, up_to_round: int | None = None
+) -> set[UUID]:
+    """Clients whose sketch is in a published model (up to that of a round); the others have no
+    code in this run.
+    """
+    query = (
+        select(Update.client_id)
+        .join(Round, (Round.run_id == Update.run_id) & (Round.number == Update.round_number))
+        .join(
+            RunClient,
+            (RunClient.run_id == Update.run_id) & (RunClient.client_id == Update.client_id),
+        )
+        .where(
+            Update.run_id == run_id,
+            Round.state == "published",
+            or_(Update.round_number == 0, _joins_in(Update.round_number)),
+        )
+    )
+    if up_to_round is not None:
+        query = query.where(Update.round_number <= up_to_round)
     return set(await session.scalars(query))
 
 
@@ -135,8 +178,14 @@ class Model:
     optimiser_digest: str
 
 
-async def model(session: AsyncSession, run_id: UUID, number: int | None) -> Model | None:
-    """The model of a published round (None: of the newest one)."""
+async def model(
+    session: AsyncSession, run_id: UUID, number: int | None, *, before: int | None = None
+) -> Model | None:
+    """The model of a published round (None: of the newest one, or of the newest ``before``).
+
+    What a round works on is the newest model before it: rounds of a plan are published one by
+    one, but a join may follow others that failed.
+    """
     frame, weights = aliased(StoredObject), aliased(StoredObject)
     query = (
         select(Round.number, frame, weights, Round.optimiser_digest)
@@ -148,6 +197,8 @@ async def model(session: AsyncSession, run_id: UUID, number: int | None) -> Mode
     )
     if number is not None:
         query = query.where(Round.number == number)
+    if before is not None:
+        query = query.where(Round.number < before)
     row = (await session.execute(query)).first()
     if row is None or row[3] is None:
         return None

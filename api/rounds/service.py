@@ -68,7 +68,8 @@ async def view(
 ) -> RoundView:
     """A client token sees its own standing only: how others fare is not its business."""
     spec = RunSpec.model_validate(run.spec)
-    attempts = await repository.latest_attempts(session, run.id, row.number)
+    join = spec.kind(row.number) == "join"
+    attempts = await repository.latest_attempts(session, run.id, row.number, join=join)
     facts = gather(spec, row, attempts, await ctx.database.now(session))
     model = await repository.model(session, run.id, row.number)
     missing = [m.client for m in facts.members if m.standing is not Standing.ACCEPTED]
@@ -125,8 +126,8 @@ async def model(session: AsyncSession, who: Principal, run: Run, number: int | N
         which = "no round" if number is None else f"round {number} is not"
         raise NotFound(f"{which} published yet", field="round")
     spec = RunSpec.model_validate(run.spec)
-    members = await runs.clients_of(session, run.id)
-    with_code = await repository.sketched(session, run.id)
+    members = await runs.clients_of(session, run.id, up_to_round=found.round_number)
+    with_code = await repository.with_code(session, run.id, found.round_number)
     spent = await ledger.spent_on_model(
         session,
         run.id,

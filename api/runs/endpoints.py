@@ -100,7 +100,8 @@ async def start(ctx: Ctx, who: Admin, run_id: UUID) -> RunView:
     operation_id="abandonRun",
     summary="Stop a run for good",
     description="The open round is abandoned, orders are withdrawn, what was reserved stays "
-    "spent. Published rounds stay. Repeating it changes nothing.",
+    "spent. Published rounds stay. Repeating it changes nothing. A completed run stays completed: "
+    "there, a join that is under way is abandoned.",
     responses=answers(
         200,
         {**examples.RUN, "state": "failed", "why": "stopped by the operator"},

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.models import Client
-from api.db.run_models import Round, Run, RunClient
+from api.db.run_models import JoinMember, Round, Run, RunClient
 from api.pages import cut
 
 
@@ -60,18 +60,25 @@ async def locked(session: AsyncSession, run_id: UUID, *, skip: bool = False) -> 
     return found
 
 
-async def running(session: AsyncSession) -> Sequence[UUID]:
-    return (await session.scalars(select(Run.id).where(Run.state == "running"))).all()
-
-
-async def clients_of(session: AsyncSession, run_id: UUID) -> Sequence[Client]:
-    """In the fixed order in which sums are taken."""
+async def clients_of(
+    session: AsyncSession, run_id: UUID, up_to_round: int | None = None
+) -> Sequence[Client]:
+    """In the fixed order in which sums are taken: founding clients, then those of joins (up to
+    that of a round).
+    """
     query = (
         select(Client)
         .join(RunClient, RunClient.client_id == Client.id)
         .where(RunClient.run_id == run_id)
         .order_by(RunClient.position)
     )
+    if up_to_round is not None:
+        joined = exists().where(
+            JoinMember.run_id == run_id,
+            JoinMember.client_id == RunClient.client_id,
+            JoinMember.round_number <= up_to_round,
+        )
+        query = query.where(or_(RunClient.founding, joined))
     return (await session.scalars(query)).all()
 
 
@@ -79,13 +86,12 @@ async def takes_part(session: AsyncSession, run_id: UUID, client_id: UUID) -> bo
     return await session.get(RunClient, (run_id, client_id)) is not None
 
 
-async def progress(session: AsyncSession, run_id: UUID) -> tuple[int | None, int]:
-    """(number of the newest round, how many are published)."""
-    row = await session.execute(
-        select(func.max(Round.number), func.count(Round.published_at)).where(Round.run_id == run_id)
-    )
-    newest, published = row.one()
-    return newest, published
+async def progress(session: AsyncSession, run_id: UUID) -> tuple[int | None, Sequence[int]]:
+    """(number of the newest round, numbers of the published ones in order)."""
+    query = select(Round.number, Round.state).where(Round.run_id == run_id).order_by(Round.number)
+    rows = (await session.execute(query)).all()
+    published = [number for number, state in rows if state == "published"]
+    return (rows[-1][0] if rows else None), published
 
 
 async def page(

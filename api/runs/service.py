@@ -27,6 +27,7 @@ from api.runs import repository
 from core.errors import BudgetExceeded, InvalidPlan, SpaceMismatch
 from core.federation.plan import EmbeddingSpace, Name, Plan, RunSpec, calibrate
 from core.privacy.accounting import epsilon
+from core.privacy.events import PrivacyEvent
 
 _OPERATION = "createRun"
 
@@ -50,6 +51,7 @@ class RunView(BaseModel):
     current_round: int | None
     rounds_published: int
     rounds_planned: int
+    joins_published: int
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -62,6 +64,7 @@ def spec_of(run: Run) -> RunSpec:
 async def view(session: AsyncSession, run: Run) -> RunView:
     newest, published = await repository.progress(session, run.id)
     spec = spec_of(run)
+    joins = sum(number > spec.last_round for number in published)
     return RunView(
         id=run.id,
         name=run.name,
@@ -72,8 +75,9 @@ async def view(session: AsyncSession, run: Run) -> RunView:
         clients=[client.name for client in await repository.clients_of(session, run.id)],
         epsilon_planned=run.epsilon_planned,
         current_round=newest,
-        rounds_published=published,
+        rounds_published=len(published) - joins,
         rounds_planned=spec.last_round + 1,
+        joins_published=joins,
         created_at=run.created_at,
         started_at=run.started_at,
         finished_at=run.finished_at,
@@ -90,6 +94,12 @@ async def visible(session: AsyncSession, who: Principal, run_id: UUID) -> Run:
     raise NotFound("there is no such run, or you take no part in it")
 
 
+def check_distinct(names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InvalidRequest(f"named twice: {', '.join(twice)}", field="clients")
+
+
 def _check_plan(plan: Plan, names: Sequence[str]) -> None:
     if plan.purpose != "production":
         raise InvalidPlan(
@@ -97,9 +107,7 @@ def _check_plan(plan: Plan, names: Sequence[str]) -> None:
             field="plan.purpose",
             mend="Simulate on one machine with core.simulation.",
         )
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise InvalidRequest(f"named twice: {', '.join(twice)}", field="clients")
+    check_distinct(names)
     if plan.round.quorum > len(names):
         raise InvalidPlan(
             f"a quorum of {plan.round.quorum} cannot be reached by {len(names)} clients",
@@ -107,9 +115,14 @@ def _check_plan(plan: Plan, names: Sequence[str]) -> None:
         )
 
 
-async def _participants(
-    session: AsyncSession, plan: Plan, names: Sequence[str]
+async def participants(
+    session: AsyncSession,
+    plan: Plan,
+    names: Sequence[str],
+    *,
+    unit_field: str = "plan.privacy.unit",
 ) -> tuple[Space, list[Client]]:
+    """The plan's space and the named clients, if all of them can take part in such a run."""
     space = await spaces.by_name(session, plan.space)
     if space is None:
         raise InvalidRequest(f"there is no embedding space {plan.space!r}", field="plan.space")
@@ -118,28 +131,35 @@ async def _participants(
     for position, name in enumerate(names):
         client = found.get(name)
         if client is None:
-            raise InvalidRequest(f"there is no client {name!r}", field=f"clients.{position}")
+            raise InvalidRequest(
+                f"there is no client {name!r}",
+                field=f"clients.{position}",
+                mend="Enrol it with POST /v1/clients first.",
+            )
         if client.space_id != space.id:
             raise SpaceMismatch(
                 f"{name!r} holds embeddings of {client.space.name!r}, the plan's space is "
                 f"{space.name!r}",
                 field=f"clients.{position}",
+                mend=f"Enrol a client with embeddings of {space.name!r}.",
             )
         if client.account.unit != plan.privacy.unit:
             raise InvalidPlan(
                 f"{name!r} protects one {client.account.unit!r}, the plan one "
                 f"{plan.privacy.unit!r}",
-                field="plan.privacy.unit",
+                field=unit_field.format(position=position),
             )
         members.append(client)
     return space, members
 
 
-async def _check_budgets(session: AsyncSession, spec: RunSpec, members: Sequence[Client]) -> None:
-    """Could every client finish this run within its budget, if nothing is lost?"""
+async def check_budgets(
+    session: AsyncSession, events: Sequence[PrivacyEvent], members: Sequence[Client]
+) -> None:
+    """Could every client execute these events within its budget, if nothing is lost?"""
     sharing = Counter(client.account_id for client in members)
     for position, client in enumerate(members):
-        wanted = spec.events() * sharing[client.account_id]
+        wanted = list(events) * sharing[client.account_id]
         try:
             await ledger.check(session, client, wanted)
         except BudgetExceeded as error:
@@ -179,15 +199,15 @@ async def create(
     async with ctx.database.read() as session:
         if before := await peek(session, who, key, _OPERATION, body):
             return RunView.model_validate(before), True
-        space, _ = await _participants(session, body.plan, body.clients)
+        space, _ = await participants(session, body.plan, body.clients)
         if await repository.by_name(session, body.plan.name) is not None:
             raise RunNameTaken(f"a run {body.plan.name!r} exists already", field="plan.name")
     spec, planned = await _specify(ctx, body.plan, EmbeddingSpace.model_validate(space.body))
     async with ctx.database.write() as session:
         if before := await replay(session, who, key, _OPERATION, body):
             return RunView.model_validate(before), True
-        _, members = await _participants(session, body.plan, body.clients)
-        await _check_budgets(session, spec, members)
+        _, members = await participants(session, body.plan, body.clients)
+        await check_budgets(session, spec.events(), members)
         run = Run(
             id=UUID(spec.run_id),
             name=body.plan.name,

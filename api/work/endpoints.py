@@ -43,13 +43,14 @@ async def poll(
     wait: Annotated[
         float, Query(ge=0, le=3_600, description="Seconds; the server may cut it.")
     ] = 0,
+    run: Annotated[UUID | None, Query(description="Only orders of this run.")] = None,
 ) -> WorkOrder | Response:
     who.must_be_client(client_id)
     until = time.monotonic() + min(wait, ctx.settings.max_wait_s)
     with ctx.hub.subscribe(topic_of_client(client_id)) as bell:
         while True:
             async with ctx.database.write() as session:
-                order = await service.poll(ctx, session, client_id)
+                order = await service.poll(ctx, session, client_id, run)
             if order is not None:
                 return order
             left = until - time.monotonic()

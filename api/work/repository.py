@@ -8,30 +8,34 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.db.run_models import Round, Run, WorkItem
+from api.db.run_models import Round, WorkItem
 
 
-async def next_for(session: AsyncSession, client_id: UUID, now: datetime) -> WorkItem | None:
-    """What this client should do: first what it has begun, then the oldest offer, locked."""
+async def next_for(
+    session: AsyncSession, client_id: UUID, now: datetime, run_id: UUID | None = None
+) -> WorkItem | None:
+    """What this client should do (in one run): first what it has begun, then the oldest offer,
+    locked. A run that has failed has no open round.
+    """
     query = (
         select(WorkItem)
         .join(
             Round,
             (Round.run_id == WorkItem.run_id) & (Round.number == WorkItem.round_number),
         )
-        .join(Run, Run.id == WorkItem.run_id)
         .where(
             WorkItem.client_id == client_id,
             WorkItem.state.in_(("ready", "leased")),
             WorkItem.available_at <= now,
             Round.state == "open",
-            Run.state == "running",
         )
         .order_by(WorkItem.state, WorkItem.id)  # 'leased' sorts before 'ready'
         .limit(1)
         .with_for_update(of=WorkItem, key_share=True)
         .execution_options(populate_existing=True)
     )
+    if run_id is not None:
+        query = query.where(WorkItem.run_id == run_id)
     found: WorkItem | None = await session.scalar(query)
     return found
 

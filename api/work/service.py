@@ -38,8 +38,9 @@ async def _order(ctx: Context, session: AsyncSession, work: WorkItem, client: Cl
     spec = RunSpec.model_validate(run.spec)
     expected = expectation(spec, work.round_number)
     inputs: tuple[ObjectRef, ...] = ()
-    if work.round_number > 0:
-        model = await rounds.model(session, run.id, work.round_number - 1)
+    kind = spec.kind(work.round_number)
+    if kind in ("spread", "train"):  # a sketch reads nothing but records
+        model = await rounds.model(session, run.id, None, before=work.round_number)
         if model is None:
             raise NotFound("the model of the round before vanished")
         inputs = (
@@ -52,7 +53,7 @@ async def _order(ctx: Context, session: AsyncSession, work: WorkItem, client: Cl
         client_id=str(client.id),
         client=client.name,
         round_number=work.round_number,
-        kind=spec.kind(work.round_number),
+        kind=kind,
         attempt=work.attempt,
         lease_token=lease_token(work.id, work.attempt, ctx.settings.pepper),
         lease_s=spec.plan.round.lease_s,
@@ -74,10 +75,12 @@ async def _lease(session: AsyncSession, work: WorkItem, order: WorkOrder, now: d
     log.info("work_leased", work_id=str(work.id), client=order.client, round=order.round_number)
 
 
-async def poll(ctx: Context, session: AsyncSession, client_id: UUID) -> WorkOrder | None:
-    """The client's next order, leased from now; one that it holds already comes again."""
+async def poll(
+    ctx: Context, session: AsyncSession, client_id: UUID, run_id: UUID | None = None
+) -> WorkOrder | None:
+    """The client's next order (of one run), leased from now; one that it holds comes again."""
     now = await ctx.database.now(session)
-    work = await repository.next_for(session, client_id, now)
+    work = await repository.next_for(session, client_id, now, run_id)
     if work is None:
         return None
     client = await clients.one(session, client_id)

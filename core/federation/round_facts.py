@@ -50,7 +50,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a decision may depend on. ``grace_until``: before it nobody is declared late."""
+    """What a decision may depend on. ``grace_until``: before it nobody is declared late;
+    ``join``: the round comes after the run and never ends it.
+    """
 
     now: datetime
     quorum: int
@@ -62,6 +64,7 @@ class Facts:
     extended: bool = False
     grace_until: datetime | None = None
     last_round: bool = False
+    join: bool = False
     lease_live: bool = False
     why: str = ""
 

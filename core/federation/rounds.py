@@ -5,6 +5,9 @@ Nothing here reads a clock or a database: time is a fact, and what shall happen 
 effects that a service carries out in the transaction that stores the next state. A decision can
 therefore be taken again after a crash, with the same result.
 
+A join is a round of a completed run: the same table, but neither its end nor its failure is the
+run's.
+
 A round waits only with a reason and, except for the aggregating worker (whose lease and attempts
 are limited elsewhere), with a deadline.
 """
@@ -135,8 +138,14 @@ def _update(facts: Facts) -> Decision:
     return Accept(RoundState.OPEN, (RecordUpdate(),)) if facts.lease_live else Reject("lease-lost")
 
 
-def _fail(why: str) -> Accept:
-    return Accept(RoundState.FAILED, (LoseOpenWork(), FailRun(why)), why)
+def _stop(facts: Facts, state: RoundState, why: str) -> Accept:
+    """A round ends without a model. So does its run, unless that was completed before."""
+    of_run: tuple[Effect, ...] = () if facts.join else (FailRun(why),)
+    return Accept(state, (LoseOpenWork(), *of_run), why)
+
+
+def _fail(facts: Facts, why: str) -> Accept:
+    return _stop(facts, RoundState.FAILED, why)
 
 
 def _late(facts: Facts) -> tuple[Effect, ...]:
@@ -169,8 +178,9 @@ def _open_tick(facts: Facts) -> Decision:
         return Accept(RoundState.CLOSING, (LoseOpenWork(),), "the deadline has passed")
     if over and (facts.extended or not facts.extension):
         return _fail(
+            facts,
             f"the deadline has passed with {accepted} of {facts.quorum} updates needed; "
-            f"missing: {_names(facts.of(*_MISSING))}"
+            f"missing: {_names(facts.of(*_MISSING))}",
         )
     if over:
         until = facts.now + facts.extension
@@ -182,8 +192,9 @@ def _open_tick(facts: Facts) -> Decision:
         return Accept(RoundState.CLOSING, (LoseOpenWork(),), "every update that can come is here")
     if accepted + len(pending) < facts.quorum:
         return _fail(
+            facts,
             f"the quorum of {facts.quorum} can no longer be reached ({accepted} accepted, "
-            f"{len(pending)} pending); out: {_names(facts.of(Standing.LOST, Standing.OUT))}"
+            f"{len(pending)} pending); out: {_names(facts.of(Standing.LOST, Standing.OUT))}",
         )
     ends = [m.until for m in facts.of(Standing.LEASED) if m.until is not None]
     until = min([facts.closes_at, *ends])
@@ -216,17 +227,18 @@ def _aggregating_tick(facts: Facts) -> Decision:
 
 
 def _aggregated(facts: Facts) -> Decision:
+    if facts.join:
+        return Accept(RoundState.PUBLISHED, (PublishModel(),))
     then: Effect = CompleteRun() if facts.last_round else OpenNextRound()
     return Accept(RoundState.PUBLISHED, (PublishModel(), then))
 
 
 def _aggregation_failed(facts: Facts) -> Decision:
-    return _fail(f"the updates could not be summed: {facts.why}")
+    return _fail(facts, f"the updates could not be summed: {facts.why}")
 
 
 def _abandon(facts: Facts) -> Decision:
-    why = facts.why or "stopped by the operator"
-    return Accept(RoundState.ABANDONED, (LoseOpenWork(), FailRun(why)), why)
+    return _stop(facts, RoundState.ABANDONED, facts.why or "stopped by the operator")
 
 
 _TABLE: Mapping[tuple[RoundState, RoundEvent], Callable[[Facts], Decision]] = {

@@ -14,11 +14,11 @@ from uuid import UUID, uuid4
 import httpx
 import numpy as np
 from fastapi import FastAPI
-from sqlalchemy import select, text
+from sqlalchemy import exists, select, text
 
 from api import tokens
 from api.context import Context
-from api.db.run_models import Job, OutboxMessage, WorkItem
+from api.db.run_models import Job, OutboxMessage, Round, WorkItem
 from api.sweeper import Sweeper
 from core.federation import plan
 from core.federation.aggregate import aggregate
@@ -204,7 +204,11 @@ class Coordinator:
             return list(result) if result.returns_rows else []
 
     async def job(self) -> Job:
-        (job,) = await self.rows(Job, Job.state == "ready")
+        """The one that somebody could claim; an abandoned round leaves its job behind."""
+        summing = (Round.run_id == Job.run_id) & (Round.number == Job.round_number)
+        (job,) = await self.rows(
+            Job, Job.state == "ready", exists().where(summing, Round.state == "aggregating")
+        )
         return job
 
     async def managed_work(self, name: str) -> list[WorkItem]:
@@ -247,6 +251,13 @@ class Coordinator:
                 await self.work(name)
             await self.aggregate()
         return dict(await self.ok("GET", f"/v1/runs/{run['id']}"))
+
+    async def join(self, run: dict[str, Any], *names: str, who: str = "admin") -> dict[str, Any]:
+        """Open a join round and hand out its work."""
+        path, body = f"/v1/runs/{run['id']}/joins", {"clients": list(names)}
+        made = await self.ok("POST", path, who, json=body)
+        await self.sweep()
+        return dict(made)
 
     async def round(self, run: dict[str, Any], number: int) -> dict[str, Any]:
         return dict(await self.ok("GET", f"/v1/runs/{run['id']}/rounds/{number}"))

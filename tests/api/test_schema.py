@@ -67,13 +67,17 @@ async def _refused(coordinator: Coordinator, statement: str, words: str) -> None
         await coordinator.sql(statement)
 
 
-@pytest.mark.parametrize("table", ["ledger_entries", "updates", "spaces", "accounts", "objects"])
+@pytest.mark.parametrize(
+    "table", ["ledger_entries", "updates", "spaces", "accounts", "objects", "join_members"]
+)
 async def test_rows_of_some_tables_are_only_ever_added(
     coordinator: Coordinator, table: str
 ) -> None:
     await coordinator.enrol("site-a")
-    await coordinator.run("site-a", round={"quorum": 1})
-    await coordinator.work("site-a")
+    run = await coordinator.run("site-a", round={"quorum": 1}, privacy={"rounds": 0})
+    await coordinator.finish(run, "site-a")
+    await coordinator.enrol("site-b")
+    await coordinator.join(run, "site-b")
     assert await coordinator.sql(f"SELECT 1 FROM {table}") != []
     (column,) = await coordinator.sql(
         "SELECT column_name FROM information_schema.columns WHERE table_name = :name "
@@ -96,6 +100,7 @@ async def test_rows_of_some_tables_are_only_ever_added(
         "clients SET account_id = gen_random_uuid()",
         "tokens SET scope = 'admin', client_id = NULL",
         "run_clients SET position = 7",
+        "run_clients SET founding = false",
         "work_items SET attempt = 9",
         "work_items SET reservation_id = NULL, state = 'excluded'",
         "rounds SET weights_digest = NULL, state = 'failed'",

@@ -154,6 +154,25 @@ def test_from_closing_to_the_next_round() -> None:
     assert failed.next is RoundState.FAILED
 
 
+def test_a_join_ends_nothing_but_itself() -> None:
+    """Published, failed, out of reach, late or abandoned: no effect touches the run."""
+    join = facts(join=True, last_round=True)
+    done = decide(RoundState.AGGREGATING, RoundEvent.AGGREGATED, join)
+    assert done == Accept(RoundState.PUBLISHED, (PublishModel(),))
+    cases = [
+        (RoundState.AGGREGATING, RoundEvent.AGGREGATION_FAILED, facts(join=True, why="broken")),
+        (RoundState.OPEN, RoundEvent.TICK, facts(out("a"), join=True, quorum=1)),
+        (RoundState.OPEN, RoundEvent.TICK, facts(waiting("a"), join=True, quorum=1, closes_at=NOW)),
+        *((state, RoundEvent.ABANDON, join) for state in RoundState if state not in TERMINAL),
+    ]
+    for state, event, known in cases:
+        found = decide(state, event, known)
+        assert isinstance(found, Accept)
+        assert found.next in (RoundState.FAILED, RoundState.ABANDONED)
+        assert found.effects == (LoseOpenWork(),)
+        assert found.why
+
+
 @pytest.mark.parametrize("state", list(RoundState))
 @pytest.mark.parametrize("live", [True, False])
 def test_an_update_counts_in_an_open_round_with_a_live_lease_only(

@@ -1,0 +1,1 @@
+"""Joins: clients that come to a completed run, by one sketch."""

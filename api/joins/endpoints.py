@@ -1,0 +1,84 @@
+"""HTTP of joins."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel
+
+from api import examples
+from api.auth import AdminOrClient, Anyone
+from api.context import Ctx
+from api.idempotency import REPLAYED_HEADER, Key
+from api.joins import repository, service
+from api.joins.service import JoinView, NewJoin
+from api.openapi import answers, example
+from api.pages import DEFAULT_LIMIT, Limit, paged
+from api.runs import service as runs
+
+router = APIRouter(prefix="/v1/runs", tags=["joins"])
+
+
+class JoinPage(BaseModel):
+    items: list[JoinView]
+    next: int | None
+
+
+@router.post(
+    "/{run_id}/joins",
+    operation_id="createJoin",
+    summary="Let clients join a completed run",
+    description="Opens one more round of the run, whose only members are these clients. Each "
+    "posts one sketch (the price of round 0) and has a code and a decoder of its own once the "
+    "round is published; nothing changes for the clients before, and nothing is trained. A "
+    "client's own token may ask for itself where the plan's `joining` is 'open'.",
+    status_code=201,
+    responses=answers(
+        201,
+        examples.JOIN,
+        "The join, soon open.",
+        "not-found",
+        "conflict",
+        "budget-exceeded",
+        "idempotency-key-reused",
+        "invalid-plan",
+        "space-mismatch",
+    ),
+)
+async def create(
+    ctx: Ctx,
+    who: AdminOrClient,
+    response: Response,
+    run_id: UUID,
+    body: Annotated[NewJoin, example(examples.JOIN_NEW)],
+    key: Key = None,
+) -> JoinView:
+    answer, replayed = await service.create(ctx, who, run_id, body, key)
+    if replayed:
+        response.headers[REPLAYED_HEADER] = "true"
+    return answer
+
+
+@router.get(
+    "/{run_id}/joins",
+    operation_id="listJoins",
+    summary="List the joins of a run",
+    description="In order of their rounds' numbers, which are also the cursor, with their state "
+    "and why they wait or failed. A client sees those that are its own.",
+    responses=answers(200, examples.page(examples.JOIN), "One page.", "not-found"),
+)
+async def listed(
+    ctx: Ctx,
+    who: Anyone,
+    run_id: UUID,
+    limit: Limit = DEFAULT_LIMIT,
+    after: Annotated[int | None, Query(ge=0, description="`next` of the page before.")] = None,
+) -> JoinPage:
+    async with ctx.database.read() as session:
+        run = await runs.visible(session, who, run_id)
+        rows = await repository.page(session, run.id, limit, after, who.client_id)
+        shown, more = paged(rows, limit)
+        items = [await service.view(ctx, session, who, run, row) for row in shown]
+    return JoinPage(items=items, next=items[-1].round if more else None)

@@ -1,0 +1,58 @@
+"""SQL of joins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import exists, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.db.models import Client
+from api.db.run_models import JoinMember, Round, RunClient
+
+
+async def add(session: AsyncSession, run_id: UUID, number: int, members: Sequence[Client]) -> Round:
+    """The join round in state ``draft`` and its members, behind all clients that the run has."""
+    row = Round(run_id=run_id, number=number, state="draft")
+    session.add(row)
+    known = set(
+        await session.scalars(select(RunClient.client_id).where(RunClient.run_id == run_id))
+    )
+    last = await session.scalar(
+        select(func.max(RunClient.position)).where(RunClient.run_id == run_id)
+    )
+    new = [client for client in members if client.id not in known]
+    session.add_all(
+        RunClient(run_id=run_id, client_id=client.id, position=position, founding=False)
+        for position, client in enumerate(new, start=(-1 if last is None else last) + 1)
+    )
+    await session.flush()
+    session.add_all(
+        JoinMember(run_id=run_id, round_number=number, client_id=client.id) for client in members
+    )
+    await session.flush()
+    await session.refresh(row)
+    return row
+
+
+async def page(
+    session: AsyncSession, run_id: UUID, limit: int, after: int | None, client_id: UUID | None
+) -> Sequence[Round]:
+    """Join rounds in order; with ``client_id`` those of which it is a member."""
+    member = exists().where(
+        JoinMember.run_id == Round.run_id, JoinMember.round_number == Round.number
+    )
+    if client_id is not None:
+        member = member.where(JoinMember.client_id == client_id)
+    query = select(Round).where(Round.run_id == run_id, member)
+    if after is not None:
+        query = query.where(Round.number > after)
+    return (await session.scalars(query.order_by(Round.number).limit(limit + 1))).all()
+
+
+async def members(session: AsyncSession, run_id: UUID, number: int) -> Sequence[UUID]:
+    query = select(JoinMember.client_id).where(
+        JoinMember.run_id == run_id, JoinMember.round_number == number
+    )
+    return (await session.scalars(query)).all()

@@ -1,0 +1,165 @@
+"""A join: one more round of a completed run, whose members are the clients that come.
+
+It uses the rounds' machinery for everything that can go wrong (leases, attempts, reservations,
+lost updates, a killed process). Only its end differs: published, it is the run's newest model;
+failed or abandoned, it leaves the run as it was, with the reason on the round.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import Principal
+from api.clients import repository as clients
+from api.context import Context
+from api.db.engine import TOPIC_SWEEP, ring
+from api.db.models import Client
+from api.db.run_models import Round, Run
+from api.idempotency import remember, replay
+from api.joins import repository
+from api.problems import Conflict, Forbidden, NotFound
+from api.rounds import repository as rounds
+from api.rounds import service as round_views
+from api.rounds.service import MemberView
+from api.runs import repository as runs
+from api.runs import service as run_service
+from core.federation.plan import Name, RunSpec
+from core.federation.rounds import TERMINAL, RoundState
+from core.wire.messages import ObjectRef
+
+log = structlog.get_logger(__name__)
+_OPERATION = "createJoin"
+
+
+class NewJoin(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    clients: list[Name] = Field(
+        min_length=1, max_length=1_000, description="Who joins, all in one round."
+    )
+
+
+class JoinView(BaseModel):
+    run_id: UUID
+    round: int
+    state: RoundState
+    why: str
+    clients: list[str]
+    members: list[MemberView]
+    deadline: datetime | None
+    created_at: datetime
+    published_at: datetime | None
+    frame: ObjectRef | None
+
+
+async def view(
+    ctx: Context, session: AsyncSession, who: Principal, run: Run, row: Round
+) -> JoinView:
+    """A client token sees itself only; the reason of a round may name others."""
+    shown = await round_views.view(ctx, session, who, run, row)
+    alone = len(shown.clients) == len(await repository.members(session, run.id, row.number))
+    return JoinView(
+        run_id=run.id,
+        round=row.number,
+        state=shown.state,
+        why=row.why if who.client_id is None or alone else "",
+        clients=[member.client for member in shown.clients],
+        members=shown.clients,
+        deadline=row.deadline,
+        created_at=row.created_at,
+        published_at=row.published_at,
+        frame=shown.frame,
+    )
+
+
+async def _may(session: AsyncSession, who: Principal, run: Run, body: NewJoin) -> None:
+    """An administrator invites anybody; where the plan is open, a client may join by itself."""
+    if who.client_id is None:
+        return
+    if RunSpec.model_validate(run.spec).plan.joining == "invited":
+        raise Forbidden(
+            "this run takes further clients by invitation only",
+            field="plan.joining",
+            mend=f"Ask an administrator to invite you: POST /v1/runs/{run.id}/joins.",
+        )
+    me = await clients.one(session, who.client_id)
+    if me is None or body.clients != [me.name]:
+        raise Forbidden("a client's token joins that client only", field="clients")
+
+
+async def _next_number(session: AsyncSession, run: Run, spec: RunSpec) -> int:
+    """The number of a join round that may begin now. The run's row must be locked."""
+    if run.state != "completed":
+        mend = {
+            "draft": "Start the run and wait until it is completed, or create it with this client.",
+            "running": "Wait until the run is completed.",
+        }
+        raise Conflict(
+            f"clients join a completed run; this one is {run.state}",
+            field="run_id",
+            mend=mend.get(run.state, "Join another run."),
+        )
+    newest = await rounds.newest(session, run.id)
+    if newest is None:
+        raise NotFound("the rounds of this run vanished")
+    if newest.state not in TERMINAL:
+        raise Conflict(
+            f"a join of this run is under way (round {newest.number} is {newest.state})",
+            field="run_id",
+            mend=f"Wait until it has ended: GET /v1/runs/{run.id}/joins.",
+        )
+    try:
+        spec.kind(newest.number + 1)
+    except ValueError as error:
+        raise Conflict(str(error), field="run_id", mend="Create a new run.") from error
+    return newest.number + 1
+
+
+async def _members(
+    session: AsyncSession, run: Run, spec: RunSpec, number: int, body: NewJoin
+) -> list[Client]:
+    """The same checks as of a run's founding clients, for one sketch; and nobody joins twice."""
+    run_service.check_distinct(body.clients)
+    _, members = await run_service.participants(
+        session, spec.plan, body.clients, unit_field="clients.{position}"
+    )
+    known = await rounds.with_code(session, run.id)
+    for position, client in enumerate(members):
+        if client.id in known:
+            raise Conflict(
+                f"{client.name!r} has a code in this run already",
+                field=f"clients.{position}",
+                mend="Leave it out; name it in a mixture of /synthesize.",
+            )
+    await run_service.check_budgets(session, [spec.event(number)], members)
+    return members
+
+
+async def create(
+    ctx: Context, who: Principal, run_id: UUID, body: NewJoin, key: str | None
+) -> tuple[JoinView, bool]:
+    """A join in state ``draft``, and whether this is a replay of an earlier request."""
+    async with ctx.database.write() as session:
+        if before := await replay(session, who, key, f"{_OPERATION} {run_id}", body):
+            return JoinView.model_validate(before), True
+        run = await runs.one(session, run_id)
+        if run is None:
+            raise NotFound(f"there is no run {run_id}")
+        await _may(session, who, run, body)
+        run = await runs.locked(session, run_id)
+        if run is None:
+            raise NotFound(f"there is no run {run_id}")
+        spec = RunSpec.model_validate(run.spec)
+        number = await _next_number(session, run, spec)
+        members = await _members(session, run, spec, number, body)
+        row = await repository.add(session, run.id, number, members)
+        await ring(session, TOPIC_SWEEP)
+        answer = await view(ctx, session, who, run, row)
+        await remember(session, who, key, answer.model_dump(mode="json"))
+    log.info("join_asked", run_id=str(run_id), round=number, clients=len(members))
+    return answer, False
