@@ -111,6 +111,40 @@ def agent_run(
             run_agent(coordinator, site, device=settings.device, poll_s=poll_s)
 
 
+@agent_app.command("join")
+def agent_join(
+    run_id: Annotated[str, typer.Argument(help="The completed run's id.")],
+    client: Annotated[str, typer.Option("--client", help="Which client of this site joins.")],
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1.0, help="Seconds until the join is published.")
+    ] = 600.0,
+) -> None:
+    """Join a completed run by one sketch; exit 1 and say why if that does not succeed."""
+    from worker.agent.join import join_run
+    from worker.agent.joined import place_of
+    from worker.cache import ObjectCache
+    from worker.client import CoordinatorClient
+
+    with _told():
+        settings = _prepare()
+        site = settings.require_site()
+        cache = ObjectCache(site.state_dir / "objects")
+        with CoordinatorClient(
+            settings.coordinator_url, settings.require_token(), cache=cache
+        ) as coordinator:
+            joined = join_run(
+                coordinator,
+                site,
+                run_id,
+                client,
+                device=settings.device,
+                timeout_s=timeout_s,
+                say=lambda line: print(line, flush=True),
+            )
+    for line in place_of(joined, settings.coordinator_url):
+        print(line)
+
+
 @agent_app.command("check")
 def agent_check(
     client: ClientOption = None,

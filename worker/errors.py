@@ -122,6 +122,12 @@ class DownloadCorrupt(ClientError):
     code = "download-corrupt"
 
 
+class JoinFailed(WorkerError):
+    """This client has not joined the run; what was spent on the way is in the site's ledger."""
+
+    code = "join-failed"
+
+
 # --- the site's own state ---
 
 

@@ -149,6 +149,20 @@ class Operations(ABC):
     def round(self, run_id: str, number: int) -> JsonObject:
         return self._object("GET", f"/v1/runs/{path_part(run_id)}/rounds/{number}")
 
+    def joins(self, run_id: str, **query: str | int) -> JsonObject:
+        return self._object("GET", f"/v1/runs/{path_part(run_id)}/joins", params=query)
+
+    def join(
+        self, run_id: str, clients: Sequence[str], *, idempotency_key: str | None = None
+    ) -> JsonObject:
+        """Let clients join a completed run (a client's own token: that client)."""
+        return self._object(
+            "POST",
+            f"/v1/runs/{path_part(run_id)}/joins",
+            json={"clients": list(clients)},
+            headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
+        )
+
     def model(self, run_id: str, round_number: int | Literal["latest"] = "latest") -> JsonObject:
         return self._object(
             "GET", f"/v1/runs/{path_part(run_id)}/model", params={"round": round_number}
@@ -178,15 +192,17 @@ class Operations(ABC):
 
     # --- a client's work ---
 
-    def next_work(self, client_id: str, *, wait_s: float = 25.0) -> WorkOrder | None:
-        """Long poll for this client's next order; None if there is none within ``wait_s``.
+    def next_work(
+        self, client_id: str, *, wait_s: float = 25.0, run_id: str | None = None
+    ) -> WorkOrder | None:
+        """Long poll for this client's next order (of one run); None if there is none in time.
 
         Not retried here: the agent's loop reconnects for ever and says so.
         """
         answer = self._send(
             "GET",
             f"/v1/clients/{path_part(client_id)}/work",
-            params={"wait": round(wait_s)},
+            params={"wait": round(wait_s)} | ({} if run_id is None else {"run": run_id}),
             read_s=wait_s + self._timeouts.poll_margin,
             retry=ONCE,
         )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from core.errors import PlanRefused, UnknownPrivacyEvent
-from core.federation.plan import RunSpec, digest_of
+from core.federation.plan import digest_of
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import WorkOrder
@@ -31,7 +31,7 @@ def judge(order: WorkOrder, config: ClientConfig, entries: Sequence[Entry]) -> N
     """
     _same_order(order, config)
     _same_run(order, entries)
-    _limits(order.spec, config)
+    _limits(order, config)
     _account(config, entries)
     _budget(order, config, entries)
 
@@ -72,9 +72,11 @@ def _same_run(order: WorkOrder, entries: Sequence[Entry]) -> None:
             _refuse("the run's spec is not the one with which the run began here", "spec")
 
 
-def _limits(spec: RunSpec, config: ClientConfig) -> None:
-    """The configured limits, one by one."""
-    privacy = spec.plan.privacy
+def _limits(order: WorkOrder, config: ClientConfig) -> None:
+    """The configured limits, one by one. Who joins executes one sketch of all its units: what the
+    plan asked of its founding clients besides (sample rate, other noise) is not asked of it.
+    """
+    spec, privacy, joins = order.spec, order.spec.plan.privacy, order.kind == "join"
     if spec.plan.purpose != "production":
         _refuse(f"a {spec.plan.purpose} run has no place at a site", "plan.purpose")
     if privacy.unit != config.unit:
@@ -86,18 +88,18 @@ def _limits(spec: RunSpec, config: ClientConfig) -> None:
         )
     if config.space_digest is not None and digest_of(spec.space) != config.space_digest:
         _refuse("the embedding space is not the pinned one", "space")
-    if privacy.sample_rate > config.max_sample_rate:
+    if privacy.sample_rate > config.max_sample_rate and not joins:
         _refuse(
             f"sample rate {privacy.sample_rate:g} is above the configured "
             f"{config.max_sample_rate:g}",
             "plan.privacy.sample_rate",
         )
     noises = {"sketch_multiplier": spec.noise.sketch_multiplier}
-    if privacy.sketch_steps > 1:
+    if spec.sketch_rounds > 1 and not joins:
         if spec.noise.spread_multiplier is None:
             _refuse("a second sketch step without a noise multiplier", "noise.spread_multiplier")
         noises["spread_multiplier"] = spec.noise.spread_multiplier
-    if privacy.rounds > 0:
+    if privacy.rounds > 0 and not joins:
         if spec.noise.train_multiplier is None:
             _refuse("training rounds without a noise multiplier", "noise.train_multiplier")
         noises["train_multiplier"] = spec.noise.train_multiplier
