@@ -49,19 +49,17 @@ def join(
     known = set(frame.client_ids).intersection(client_ids)
     if known or len(set(client_ids)) != len(client_ids):
         raise ValueError(f"clients {sorted(known) or list(client_ids)} would get a second code")
-    counts, sums, count_sd, sum_sd = read_sketches(spec, sketches)
-    root = math.sqrt(spec.space.dim)
-    means = frame.base / root
-    _, deviations = site_deviations(counts, sums, means, count_sd, sum_sd)
+    counts, sums, count_sd, _ = read_sketches(spec, sketches)
     codes = _codes(spec, frame, counts, sums, count_sd)
+    deltas = own_means(spec, frame, sketches) - frame.base
     directions, outside = frame.directions.copy(), _span(frame.codes)
-    for code, wanted in zip(codes, root * deviations, strict=True):
+    for code, delta in zip(codes, deltas, strict=True):
         rest = code - (outside @ code) @ outside
         rest = rest - (outside @ rest) @ outside  # twice is enough
         length = float(np.linalg.norm(rest))
         if length <= ROOM * float(np.linalg.norm(code)):
             continue
-        missing = wanted - np.tensordot(code, directions, axes=1)
+        missing = delta - np.tensordot(code, directions, axes=1)
         directions += np.multiply.outer(rest / length**2, missing)
         outside = np.vstack([outside, rest / length])
     return replace(
@@ -72,6 +70,19 @@ def join(
         client_ids=(*frame.client_ids, *client_ids),
         clients=(*frame.clients, *clients),
     )
+
+
+def own_means(spec: RunSpec, frame: Frame, sketches: Sequence[Vector]) -> Vector:
+    """[J, C, d] class means of clients by their own sketches, shrunk towards the frame's."""
+    counts, sums, count_sd, sum_sd = read_sketches(spec, sketches)
+    root = math.sqrt(spec.space.dim)
+    means = frame.base / root
+    _, deviations = site_deviations(counts, sums, means, count_sd, sum_sd)
+    own = means + deviations
+    # A mean of directions is not longer than 1. Without this an absurd sketch would make changes
+    # so large that their float32 rounding moves everybody.
+    own /= np.maximum(1.0, np.linalg.norm(own, axis=2, keepdims=True))
+    return np.asarray(root * own)
 
 
 def _codes(spec: RunSpec, frame: Frame, counts: Vector, sums: Vector, count_sd: float) -> Vector:

@@ -13,8 +13,8 @@ from core.data import EmbeddingDataset
 from core.federation.aggregate import aggregate
 from core.federation.plan import MAX_JOINS, Noise, RunSpec
 from core.federation.updates import check_update, expectation, read_update
-from core.models.frame import Frame, build, read_sketches, site_deviations
-from core.models.joining import ROOM, join
+from core.models.frame import Frame, build
+from core.models.joining import ROOM, join, own_means
 from core.models.layout import sketch_layout
 from core.privacy.accounting import epsilon
 from core.privacy.mechanism import sensitivity
@@ -67,14 +67,6 @@ def joined(spec: RunSpec, frame: Frame, sketches: list[Vector]) -> Frame:
     return again
 
 
-def wanted(spec: RunSpec, frame: Frame, sketches: list[Vector]) -> Vector:
-    """Class means [J, C, d] of the joiners by their own sketches, shrunk."""
-    counts, sums, count_sd, sum_sd = read_sketches(spec, sketches)
-    root = math.sqrt(spec.space.dim)
-    _, deviations = site_deviations(counts, sums, frame.base / root, count_sd, sum_sd)
-    return np.asarray(frame.base + root * deviations)
-
-
 def assert_nothing_old_moved(before: Frame, after: Frame) -> None:
     old = len(before.codes)
     for name in ("base", "basis", "scale", "factors", "class_probs", "code_offset", "code_scale"):
@@ -125,7 +117,7 @@ def test_joiners_reproduce_their_own_shrunken_means_while_there_is_room(
     room = 4 - (founders - 1)
     sketches = [released(spec, site(900 + seed + j), j) for j in range(room)]
     after = joined(spec, frame, sketches)
-    for index, means in enumerate(wanted(spec, frame, sketches)):
+    for index, means in enumerate(own_means(spec, frame, sketches)):
         if share_outside(after.codes[: founders + index], after.code(f"new-{index}")) < 2 * ROOM:
             continue  # by chance a code may lie as good as among those before
         made = after.base_output(after.code(f"new-{index}"))
@@ -199,6 +191,20 @@ def test_a_joiners_own_code_serves_it_better_than_the_neutral_one() -> None:
         after.code("new-0")
     )
     np.testing.assert_allclose(after.base_output(blend), parts, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e30])
+def test_an_absurd_sketch_spoils_its_own_decoder_and_nobody_elses(size: float) -> None:
+    """The checks of an update find broken sites, not malicious ones: so a join must be harmless."""
+    spec = worlds.spec()
+    frame = published(spec, 2)
+    draw = np.random.default_rng(8)
+    sketches = [size * draw.normal(size=sketch_layout(spec).size) for _ in range(2)]
+    after = joined(spec, frame, sketches)
+    assert_nothing_old_moved(frame, after)
+    assert np.abs(after.directions).max() < 1e3
+    made = after.base_output(after.code("new-0"))
+    assert np.linalg.norm(made, axis=1).max() <= math.sqrt(12) * 1.001
 
 
 @pytest.mark.parametrize("ids", [["old-1"], ["new-0", "new-0"]])
@@ -281,6 +287,8 @@ def test_a_join_round_publishes_a_frame_and_leaves_every_other_file() -> None:
         request = SynthesisRequest(run="r", mixture=mixture, n=200, seed=1)
         old, new = before.sample(request, 1), after.sample(request, 1)
         np.testing.assert_array_equal(new.y, old.y)
+        if mixture == "neutral":
+            np.testing.assert_array_equal(new.x, old.x)
         np.testing.assert_allclose(new.x, old.x, atol=1e-5)
     alone = after.sample(SynthesisRequest(run="r", mixture={"new": 1.0}, n=200, seed=1), 1)
     assert np.isfinite(alone.x).all()
