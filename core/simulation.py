@@ -2,23 +2,34 @@
 
 For research, tests and baselines. Nothing is kept from anybody here, so what it prints about
 privacy is what the mechanism WOULD guarantee between sites; with a seed it is NOT PRIVATE.
+
+``noise_mode`` "local": each site adds the whole noise to its own sum. "aggregated": noise is added
+once, to the sum over sites, as inside a secure aggregation; the guarantee then holds only against
+those who see that sum alone. There are no sketches of single sites then, hence one pseudo-client
+``ALL_SITES`` and only the neutral code.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from core.data import EmbeddingDataset
 from core.federation.aggregate import Aggregated, aggregate
 from core.federation.plan import RunSpec
+from core.federation.rule import NoiseMode
+from core.privacy.coins import CoinStream
 from core.privacy.events import PrivacyEvent
 from core.privacy.noise import NoiseSource
 from core.storage import sha256_of
 from core.synthesis.sampler import Generator
-from core.training.local import release
+from core.training.local import clipped_total, noised_update, release
 from core.wire.messages import AggregateInput, AggregateJob
+
+ALL_SITES = "all-sites"
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ def simulate(
     secret: bytes | None = None,
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
+    noise_mode: NoiseMode = "local",
 ) -> Simulated:
     """Run the sketch and all training rounds of ``spec`` over ``sites``.
 
@@ -59,16 +71,14 @@ def simulate(
     for number in range(spec.last_round + 1):
         last = published[-1] if published else None
         inputs = {} if last is None else {"frame": last.frame, "weights": last.weights}
+        released = _released(spec, number, sites, inputs, key, noise, device, noise_mode)
         updates = []
-        for site in sites:
-            body = release(
-                spec, number, 1, site.name, site.data, inputs,
-                secret=key + site.name.encode(), noise=noise, device=device,
-            )  # fmt: skip
-            events[site.name].append(spec.event(number))
+        for name, body in released.items():
             digest = sha256_of(body)
             objects[digest] = body
-            updates.append(AggregateInput(client_id=site.name, client=site.name, digest=digest))
+            updates.append(AggregateInput(client_id=name, client=name, digest=digest))
+        for site in sites:
+            events[site.name].append(spec.event(number))
         previous: dict[str, str] = {}
         if last is not None:
             for role in ("frame", "weights", "optimiser"):
@@ -90,3 +100,33 @@ def simulate(
         rounds=tuple(published),
         events={name: tuple(done) for name, done in events.items()},
     )
+
+
+def _released(
+    spec: RunSpec,
+    number: int,
+    sites: Sequence[SimulatedSite],
+    inputs: Mapping[str, bytes],
+    key: bytes,
+    noise: NoiseSource,
+    device: str,
+    noise_mode: NoiseMode,
+) -> dict[str, bytes]:
+    """A round's updates by client: one of each site, or one of all sites together."""
+    secrets = {site.name: key + site.name.encode() for site in sites}
+    if noise_mode == "local":
+        return {
+            site.name: release(
+                spec, number, 1, site.name, site.data, inputs,
+                secret=secrets[site.name], noise=noise, device=device,
+            )
+            for site in sites
+        }  # fmt: skip
+    totals = [
+        clipped_total(
+            spec, number, ALL_SITES, site.data, inputs,
+            CoinStream(secrets[site.name], spec.run_id, number, 1), device=device,
+        )
+        for site in sites
+    ]  # fmt: skip
+    return {ALL_SITES: noised_update(spec, number, np.sum(totals, axis=0), noise)}

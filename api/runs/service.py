@@ -25,7 +25,8 @@ from api.ledger import service as ledger
 from api.problems import Conflict, InvalidRequest, NotFound, RunNameTaken
 from api.runs import repository
 from core.errors import BudgetExceeded, InvalidPlan, SpaceMismatch
-from core.federation.plan import EmbeddingSpace, Name, Plan, RunSpec, calibrate
+from core.federation.plan import EmbeddingSpace, Name, Plan, RunSpec
+from core.federation.rule import spec_for
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
 
@@ -171,20 +172,20 @@ async def check_budgets(
             ) from error
 
 
-async def _specify(ctx: Context, plan: Plan, space: EmbeddingSpace) -> tuple[RunSpec, float]:
+async def _specify(
+    ctx: Context, plan: Plan, space: EmbeddingSpace, clients: int
+) -> tuple[RunSpec, float]:
     """The specification and its epsilon. Seconds of work, on a thread, in no transaction."""
     async with ctx.heavy:
         try:
-            noise = await asyncio.to_thread(calibrate, plan.privacy)
-        except ValueError as error:
-            raise InvalidPlan(str(error), field="plan.privacy") from error
-        try:
-            spec = RunSpec(run_id=str(uuid7()), plan=plan, space=space, noise=noise)
+            spec = await asyncio.to_thread(spec_for, str(uuid7()), plan, space, clients)
         except ValidationError as error:
             # The one rule of a specification that a plan alone cannot break: sizes with this space.
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             field, _, message = reason.partition(": ")
             raise InvalidPlan(message, field=field) from error
+        except ValueError as error:  # no noise meets the targets
+            raise InvalidPlan(str(error), field="plan.privacy") from error
         return spec, await asyncio.to_thread(epsilon, spec.events(), plan.privacy.delta)
 
 
@@ -202,7 +203,8 @@ async def create(
         space, _ = await participants(session, body.plan, body.clients)
         if await repository.by_name(session, body.plan.name) is not None:
             raise RunNameTaken(f"a run {body.plan.name!r} exists already", field="plan.name")
-    spec, planned = await _specify(ctx, body.plan, EmbeddingSpace.model_validate(space.body))
+    contract = EmbeddingSpace.model_validate(space.body)
+    spec, planned = await _specify(ctx, body.plan, contract, len(body.clients))
     async with ctx.database.write() as session:
         if before := await replay(session, who, key, _OPERATION, body):
             return RunView.model_validate(before), True

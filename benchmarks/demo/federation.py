@@ -11,7 +11,7 @@ from benchmarks.demo.narrator import Narrator
 from benchmarks.demo.processes import DemoError, wait_for
 from benchmarks.demo.sites import Client, Party, budget
 from benchmarks.demo.stack import Stack
-from core.federation.plan import EmbeddingSpace, Plan
+from core.federation.plan import EmbeddingSpace, Plan, RunSpec
 from worker.agent.records import Entry
 from worker.agent.site import LEDGER_FILE
 from worker.agent.spend import SiteLedger
@@ -76,11 +76,11 @@ def situation(client: CoordinatorClient, run_id: str) -> str:
 
 
 def follow(
-    stack: Stack, client: CoordinatorClient, run_id: str, plan: Plan, narrator: Narrator
+    stack: Stack, client: CoordinatorClient, run_id: str, spec: RunSpec, narrator: Narrator
 ) -> JsonObject:
     """Wait until the run has ended, with a progress bar over its rounds."""
-    sketches = plan.privacy.sketch_steps
-    total = sketches + plan.privacy.rounds
+    sketches = spec.sketch_rounds
+    total = spec.last_round + 1
     # Every round has a deadline of its own; the demo's patience is far below their sum.
     patience = 120.0 + 20.0 * total
     with narrator.progress() as progress:
@@ -96,7 +96,7 @@ def follow(
                 last = str(error)
                 return None
             done = int(run["rounds_published"])
-            training = f"training rounds ({plan.privacy.rounds})"
+            training = f"training rounds ({total - sketches})"
             what = "sketch rounds" if done < sketches else training
             progress.update(bar, completed=done, description=what)
             return run if run["state"] in ("completed", "failed") else None

@@ -24,7 +24,7 @@ from benchmarks.demo.sites import Client, Party, write_party
 from benchmarks.demo.small import clusters
 from benchmarks.demo.stack import Stack, services
 from benchmarks.scanner_digits import ScannerDigits
-from core.federation.plan import Plan
+from core.federation.plan import Plan, RunSpec
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
 from worker.answers import JsonObject
 from worker.errors import ClientError
@@ -155,7 +155,8 @@ def train(
         run_id = str(run["id"])
         with narrator.step("Sketch and training rounds over the three sites"):
             operator.start_run(run_id)
-            run = federation.follow(stack, operator, run_id, fed.plan, narrator)
+            spec = RunSpec.model_validate(run["spec"])  # with what the plan left to the rule
+            run = federation.follow(stack, operator, run_id, spec, narrator)
         with narrator.step("Reading the ledgers"):
             rounds = federation.rounds_of(operator, run_id)
             books = [
@@ -240,7 +241,7 @@ def run_demo(options: Options, console: Console) -> Report:
         with narrator.step("Stopping every process"):
             stack.processes.stop()
     report = Report(
-        plan=fed.plan,
+        spec=RunSpec.model_validate(run["spec"]),
         run_id=str(run["id"]),
         rounds_published=int(run["rounds_published"]),
         rows=rows,

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.demo.evaluation import Row
 from benchmarks.demo.federation import Books
-from core.federation.plan import Plan
+from core.federation.plan import RunSpec
 
 HEADING = "simulation: the real-data rows are not private"
 
@@ -24,7 +24,7 @@ HEADING = "simulation: the real-data rows are not private"
 class Report:
     """Everything that the demo measured."""
 
-    plan: Plan
+    spec: RunSpec
     run_id: str
     rounds_published: int
     rows: list[Row]
@@ -39,7 +39,7 @@ class Report:
             "heading": HEADING,
             "run_id": self.run_id,
             "rounds_published": self.rounds_published,
-            "plan": self.plan.model_dump(mode="json"),
+            "plan": self.spec.plan.model_dump(mode="json"),
             "accuracy": [asdict(row) for row in self.rows],
             "clients": [asdict(each) for each in self.books],
             "seconds": {**self.seconds, "total": round(self.total_seconds, 1)},
@@ -52,7 +52,7 @@ class Report:
         path.write_text(json.dumps(self.as_json(), indent=2, sort_keys=True) + "\n")
 
     def show(self, console: Console) -> None:
-        privacy = self.plan.privacy
+        privacy = self.spec.plan.privacy
         console.print()
         console.print(
             f"[bold]{HEADING}[/bold]\naccuracy on real held-out records, all and site by site\n"
@@ -86,7 +86,7 @@ class Report:
     def _spending(self) -> Table:
         # A round's model comes down at the start of the next: the first training round fetches
         # what the sketch rounds made.
-        sketches = self.plan.privacy.sketch_steps
+        sketches = self.spec.sketch_rounds
         table = _table()
         _columns(
             table, "client", "epsilon", "at site", "commits", "lost",

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec
 from core.federation.updates import expectation, read_update
+from core.models.build import build
+from core.models.evidence import from_sketches
 from core.models.film import initial_weights
-from core.models.frame import Frame, build
+from core.models.frame import Frame
 from core.models.joining import join
 from core.models.layout import train_layout
 from core.models.spread import with_spread
@@ -72,24 +74,29 @@ def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
     )
     phi = initial_weights(spec)
     zeros = np.zeros(phi.size)
+    kept = {}
+    if spec.sketch_rounds > 1:  # the second step's estimates combine both releases
+        kept["sketches"] = np.asarray(sketches, np.float32)  # as they came: nothing is rounded
     return Aggregated(
         frame=frame.to_bytes(spec.digest),
         weights=pack_weights(spec, 0, phi, phi),
-        optimiser=_pack_optimiser(spec, 0, phi, zeros, zeros),
+        optimiser=_pack_optimiser(spec, 0, phi, zeros, zeros, **kept),
     )
 
 
 def _spread_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     spec = job.spec
     frame_body, weights, optimiser = _previous(job, read)
-    moments = _released(job, read)
+    state, _ = tensors.unpack(optimiser)
+    evidence = from_sketches(spec, list(np.asarray(state["sketches"], np.float64)))
     clients = [update.client_id for update in job.updates]
-    frame = with_spread(spec, Frame.from_bytes(frame_body), moments, clients)
+    frame = with_spread(spec, Frame.from_bytes(frame_body), evidence, _released(job, read), clients)
     phi = np.asarray(tensors.unpack(weights)[0]["phi"], np.float64)
+    zeros = np.zeros(phi.size)
     return Aggregated(
         frame=frame.to_bytes(spec.digest),
         weights=pack_weights(spec, job.round_number, phi, phi),
-        optimiser=optimiser,
+        optimiser=_pack_optimiser(spec, job.round_number, phi, zeros, zeros),
     )
 
 
@@ -181,7 +188,13 @@ def pack_weights(spec: RunSpec, round_number: int, phi: Vector, average: Vector)
 
 
 def _pack_optimiser(
-    spec: RunSpec, round_number: int, phi: Vector, first: Vector, second: Vector
+    spec: RunSpec,
+    round_number: int,
+    phi: Vector,
+    first: Vector,
+    second: Vector,
+    **kept: NDArray[np.float32],
 ) -> bytes:
+    """The server's own state; ``kept`` are releases that the next round needs again."""
     metadata = {"kind": "optimiser", "spec": spec.digest, "round": str(round_number)}
-    return tensors.pack({"phi": phi, "first": first, "second": second}, metadata)
+    return tensors.pack({"phi": phi, "first": first, "second": second, **kept}, metadata)

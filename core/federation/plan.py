@@ -78,14 +78,27 @@ class PrivacyPlan(Frozen):
     )
     sample_rate: float = Field(default=0.25, gt=0, le=1, description="q: Poisson inclusion.")
     rounds: int = Field(default=20, ge=0, le=10_000, description="Training rounds T.")
-    sketch_steps: Literal[1, 2] = Field(
-        default=1, description="1: class means. 2: then the second moment of residuals, too."
+    sketch_steps: Literal[1, 2] | None = Field(
+        default=None,
+        description="1: class counts and sums. 2: then sums and second moments of residuals "
+        "around the released means. Unset: chosen by a public rule "
+        "(docs/decisions/0014-budget-rule.md), as are the two shares below.",
     )
-    mean_share: float = Field(
-        default=0.65,
-        gt=0,
-        lt=1,
-        description="With two sketch steps, the class means' share of the sketch's precision.",
+    mean_share: float | None = Field(
+        default=None, gt=0, lt=1, description="The first of two steps' share of the precision."
+    )
+    refine_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Of the second step's precision, the share that refines the class means; the "
+        "rest measures how records spread.",
+    )
+    units_expected: int | None = Field(
+        default=None,
+        ge=1,
+        description="Public guess at the units of all clients together; steers that rule and "
+        "nothing else. Unset: a third of n_max for each client.",
     )
     sketch_share: float = Field(
         default=0.8,
@@ -98,7 +111,24 @@ class PrivacyPlan(Frozen):
     def _consistent(self) -> PrivacyPlan:
         if self.rounds > 0 and self.sketch_share >= 1.0:
             raise ValueError("sketch_share: must be below 1 when rounds > 0 (nothing is left)")
+        if self.sketch_steps == 1:
+            for name in ("mean_share", "refine_share"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: belongs to sketch_steps = 2; leave it out")
         return self
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the split of the sketch was chosen (``core.federation.rule``)."""
+        two = self.mean_share is not None and self.refine_share is not None
+        return self.sketch_steps == 1 or (self.sketch_steps == 2 and two)
+
+    @property
+    def refinement(self) -> float:
+        """``refine_share`` of a resolved plan of two steps. Raises ``ValueError`` for another."""
+        if self.refine_share is None:
+            raise ValueError("refine_share was not chosen: see core.federation.rule")
+        return self.refine_share
 
 
 class ModelPlan(Frozen):
@@ -124,7 +154,7 @@ class ModelPlan(Frozen):
 
 class SketchPlan(Frozen):
     """Block weights of step 1, with sensitivity sqrt(count_weight^2 + mean_weight^2), and the
-    radius of step 2, with sensitivity residual_radius^2.
+    radius R of step 2, whose blocks are in units of R and R^2 and have sensitivity 1 together.
     """
 
     count_weight: float = Field(default=0.3, ge=1e-3, le=1e3)
@@ -206,6 +236,12 @@ class RunSpec(Frozen):
     noise: Noise
 
     @model_validator(mode="after")
+    def _split_is_chosen(self) -> RunSpec:
+        if not self.plan.privacy.is_resolved:
+            raise ValueError("plan.privacy: the split of the sketch must be chosen by now")
+        return self
+
+    @model_validator(mode="after")
     def _updates_are_of_bounded_size(self) -> RunSpec:
         from core.models.layout import largest_update  # needs this module's types
 
@@ -225,7 +261,7 @@ class RunSpec(Frozen):
     @property
     def sketch_rounds(self) -> int:
         """Rounds 0 .. sketch_rounds - 1 are sketches; training rounds follow."""
-        return self.plan.privacy.sketch_steps
+        return self.plan.privacy.sketch_steps or 1  # a specification has chosen
 
     @property
     def last_round(self) -> int:
@@ -278,15 +314,19 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
     The sketch alone is calibrated to ``sketch_share * epsilon``; the training noise is then the
     smallest with which sketch and all T rounds together stay within ``epsilon``. Two sketch steps
     split the precision 1 / z^2 of one: Gaussian releases of full batches compose to exactly that.
+    Raises ``ValueError`` for a plan whose split was not chosen.
     """
     alone = privacy.rounds == 0
     share = 1.0 if alone else privacy.sketch_share
 
+    if not privacy.is_resolved:
+        raise ValueError("the split of the sketch was not chosen: see core.federation.rule")
+    first_share = privacy.mean_share
+
     def split(whole: float) -> tuple[float, float | None]:
-        if privacy.sketch_steps == 1:
+        if first_share is None:
             return whole, None
-        mean_share = privacy.mean_share
-        return whole / math.sqrt(mean_share), whole / math.sqrt(1.0 - mean_share)
+        return whole / math.sqrt(first_share), whole / math.sqrt(1.0 - first_share)
 
     def sketches(whole: float) -> list[PrivacyEvent]:
         return [

@@ -11,8 +11,6 @@ are multiplied by sqrt(d) at the end.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -20,16 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec
-from core.models.layout import residual_rank, sketch_layout
-from core.privacy.mechanism import sensitivity
+from core.models.layout import residual_rank
 from core.wire import tensors
 
 Vector = NDArray[np.float64]
-
-# A count below this many standard deviations of its own noise is not trusted as a denominator.
-_TRUSTED_SDS = 2.0
-_RIDGE = 1e-6  # relative to the codes' energy: only keeps the solve well posed
-_MIN_SCALE = 0.05  # public floor of the residual scale (in units of a coordinate's scale, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,168 +125,3 @@ class Frame:
             client_ids=tuple(json.loads(metadata["client_ids"])),
             clients=tuple(json.loads(metadata["clients"])),
         )
-
-
-def shrink(estimate: Vector, target: Vector, noise_variance: float) -> Vector:
-    """Positive-part James-Stein: pull ``estimate`` [d] towards ``target`` [d].
-
-    ``noise_variance`` is the known variance of each coordinate. Where the distance is no more
-    than noise explains, the result is the target.
-    """
-    distance = float(np.sum((estimate - target) ** 2))
-    if distance <= 0.0:
-        return target.copy()
-    keep = max(0.0, 1.0 - estimate.size * noise_variance / distance)
-    return np.asarray(target + keep * (estimate - target))
-
-
-def build(
-    spec: RunSpec, sketches: Sequence[Vector], client_ids: Sequence[str], clients: Sequence[str]
-) -> Frame:
-    """The frame of a run from its released sketches [C + C * d] each, in a fixed client order."""
-    dim = spec.space.dim
-    counts, sums, count_sd, sum_sd = read_sketches(spec, sketches)
-    means, grand, class_counts = _pooled_means(counts, sums, count_sd, sum_sd)
-    shifts, deviations = site_deviations(counts, sums, means, count_sd, sum_sd)
-    class_probs = class_counts / class_counts.sum()
-    projected = project(spec, counts, sums, count_sd)
-    offset = projected.mean(axis=0)
-    length = math.sqrt(float(np.mean(np.sum((projected - offset) ** 2, axis=1))))
-    # One public factor: the codes' root mean square length is sqrt(c).
-    code_scale = math.sqrt(projected.shape[1]) / length if length > 1e-12 else 1.0
-    codes = code_scale * (projected - offset)
-    gram = codes @ codes.T
-    ridge = _RIDGE * max(float(np.trace(gram)), 1.0)
-    to_clients = codes.T @ np.linalg.inv(gram + ridge * np.eye(len(codes)))  # [c, M]
-    # |x|^2 = 1 for every direction, so what the means do not explain is spread: no query needed.
-    explained = float(class_probs @ np.sum(means**2, axis=1))
-    scale = math.sqrt(max(1.0 - explained, _MIN_SCALE**2))
-    root = math.sqrt(dim)
-    return Frame(
-        base=root * means,
-        directions=root * np.tensordot(to_clients, deviations, axes=1),
-        basis=_basis(spec, means - grand, shifts, class_probs),
-        scale=np.array([scale]),
-        factors=np.zeros((0, dim)),
-        codes=codes,
-        code_offset=offset,
-        code_scale=np.array([code_scale]),
-        class_probs=class_probs,
-        sizes=floored_sizes(counts, count_sd),
-        client_ids=tuple(client_ids),
-        clients=tuple(clients),
-    )
-
-
-def floored_sizes(counts: Vector, count_sd: float) -> Vector:
-    """[M] noised unit counts from released counts [M, C], never below what their noise explains."""
-    floor = _TRUSTED_SDS * count_sd * math.sqrt(counts.shape[1])
-    return np.asarray(np.maximum(counts.sum(axis=1), max(1.0, floor)))
-
-
-def read_sketches(spec: RunSpec, sketches: Sequence[Vector]) -> tuple[Vector, Vector, float, float]:
-    """Released counts [M, C] and sums [M, C, d], weights taken off, with their noise's sds."""
-    weights = spec.plan.sketch
-    noise_std = spec.noise.sketch_multiplier * sensitivity(spec, 0)
-    parts = [sketch_layout(spec).split(sketch) for sketch in sketches]
-    counts = np.stack([np.asarray(p["counts"], np.float64) / weights.count_weight for p in parts])
-    sums = np.stack([np.asarray(p["sums"], np.float64) / weights.mean_weight for p in parts])
-    return counts, sums, noise_std / weights.count_weight, noise_std / weights.mean_weight
-
-
-def _pooled_means(
-    counts: Vector, sums: Vector, count_sd: float, sum_sd: float
-) -> tuple[Vector, Vector, Vector]:
-    """Class means [C, d] shrunk to the grand mean [d], and trusted pooled counts [C]."""
-    clients, classes = counts.shape
-    floor = max(1.0, _TRUSTED_SDS * count_sd * math.sqrt(clients))
-    class_counts = np.maximum(counts.sum(axis=0), floor)
-    pooled = sums.sum(axis=0)
-    grand = pooled.sum(axis=0) / max(float(counts.sum()), floor * math.sqrt(classes))
-    raw = pooled / class_counts[:, None]
-    variances = clients * (sum_sd / class_counts) ** 2
-    means = np.stack(
-        [shrink(mean, grand, float(v)) for mean, v in zip(raw, variances, strict=True)]
-    )
-    # A mean of directions cannot be longer than 1; noise can make it so.
-    means /= np.maximum(1.0, np.linalg.norm(means, axis=1, keepdims=True))
-    return means, np.asarray(grand), np.asarray(class_counts)
-
-
-def site_deviations(
-    counts: Vector, sums: Vector, means: Vector, count_sd: float, sum_sd: float
-) -> tuple[Vector, Vector]:
-    """Per client a common shift [M, d] and, with it, each class's deviation [M, C, d].
-
-    The common shift averages over all classes and is therefore estimated with much less noise;
-    what remains per class is kept only where it stands above its own noise.
-    """
-    clients, classes, dim = sums.shape
-    zero = np.zeros(dim)
-    shifts = np.zeros((clients, dim))
-    deviations = np.zeros_like(sums)
-    for m in range(clients):
-        total = max(float(counts[m].sum()), _TRUSTED_SDS * count_sd * math.sqrt(classes), 1.0)
-        unexplained = sums[m] - np.maximum(counts[m], 0.0)[:, None] * means
-        shift = unexplained.sum(axis=0) / total
-        shifts[m] = shrink(shift, zero, classes * (sum_sd / total) ** 2)
-        for c in range(classes):
-            count = max(float(counts[m, c]), _TRUSTED_SDS * count_sd, 1.0)
-            own = unexplained[c] / count - shifts[m]
-            deviations[m, c] = shifts[m] + shrink(own, zero, (sum_sd / count) ** 2)
-    return shifts, deviations
-
-
-def project(spec: RunSpec, counts: Vector, sums: Vector, count_sd: float) -> Vector:
-    """A f [M, c]: sketches over their own counts, under a public random A.
-
-    The code of a site is ``code_scale`` times the difference to ``code_offset``, the mean over
-    the sites of the run: 0 is the average site.
-    """
-    clients, classes = counts.shape
-    floor = max(1.0, _TRUSTED_SDS * count_sd * math.sqrt(classes))
-    totals = np.maximum(counts.sum(axis=1), floor)[:, None]
-    features = np.concatenate([counts, sums.reshape(clients, -1)], axis=1) / totals
-    width = spec.plan.model.code_dim
-    generator = np.random.Generator(np.random.Philox(key=spec.plan.seed, counter=[0, 0, 0, 1]))
-    projection = generator.normal(0.0, 1.0 / math.sqrt(width), (width, features.shape[1]))
-    return np.asarray(features @ projection.T)
-
-
-def _basis(spec: RunSpec, contrasts: Vector, shifts: Vector, class_probs: Vector) -> Vector:
-    """[r, d] orthonormal: class contrasts, then site shifts, then public random directions.
-
-    Residuals matter to a classifier where the classes differ; that is where the few noised
-    decoder outputs are spent.
-    """
-    weighted = contrasts * np.sqrt(class_probs)[:, None]
-    leading = np.linalg.svd(weighted, full_matrices=False)[2][: len(contrasts) - 1]
-    return _orthonormal([*leading, *shifts, *_public_directions(spec)], residual_rank(spec))
-
-
-def residual_basis(spec: RunSpec, before: Vector, spread: Vector) -> Vector:
-    """[r, d]: what was named before its public part, then directions of spread, then the rest.
-
-    ``before`` is a frame's basis, ``spread`` [k, d] are released directions, widest first.
-    """
-    named = min(len(before), len(spec.space.classes) - 1)
-    return _orthonormal([*before[:named], *spread, *before[named:]], residual_rank(spec))
-
-
-def _public_directions(spec: RunSpec) -> Vector:
-    generator = np.random.Generator(np.random.Philox(key=spec.plan.seed, counter=[0, 0, 0, 2]))
-    return np.asarray(generator.normal(size=(residual_rank(spec), spec.space.dim)))
-
-
-def _orthonormal(candidates: Sequence[Vector], rank: int) -> Vector:
-    """The first ``rank`` independent directions of ``candidates``, orthonormal (Gram-Schmidt)."""
-    rows = np.zeros((0, len(candidates[0])))
-    for row in candidates:
-        if len(rows) == rank:
-            break
-        rest = row - (rows @ row) @ rows
-        rest = rest - (rows @ rest) @ rows  # twice is enough
-        length = float(np.linalg.norm(rest))
-        if length > 1e-9 * max(1.0, float(np.linalg.norm(row))):
-            rows = np.vstack([rows, rest / length])
-    return rows

@@ -22,7 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec
-from core.models.frame import Frame, floored_sizes, project, read_sketches, site_deviations
+from core.models.build import project
+from core.models.estimates import site_deviations
+from core.models.evidence import Evidence, from_sketches
+from core.models.frame import Frame
 
 Vector = NDArray[np.float64]
 
@@ -49,8 +52,8 @@ def join(
     known = set(frame.client_ids).intersection(client_ids)
     if known or len(set(client_ids)) != len(client_ids):
         raise ValueError(f"clients {sorted(known) or list(client_ids)} would get a second code")
-    counts, sums, count_sd, _ = read_sketches(spec, sketches)
-    codes = _codes(spec, frame, counts, sums, count_sd)
+    evidence = from_sketches(spec, sketches)
+    codes = _codes(spec, frame, evidence)
     deltas = own_means(spec, frame, sketches) - frame.base
     directions, outside = frame.directions.copy(), _span(frame.codes)
     for code, delta in zip(codes, deltas, strict=True):
@@ -66,7 +69,7 @@ def join(
         frame,
         directions=directions,
         codes=np.concatenate([frame.codes, codes]),
-        sizes=np.concatenate([frame.sizes, floored_sizes(counts, count_sd)]),
+        sizes=np.concatenate([frame.sizes, evidence.sizes]),
         client_ids=(*frame.client_ids, *client_ids),
         clients=(*frame.clients, *clients),
     )
@@ -74,10 +77,9 @@ def join(
 
 def own_means(spec: RunSpec, frame: Frame, sketches: Sequence[Vector]) -> Vector:
     """[J, C, d] class means of clients by their own sketches, shrunk towards the frame's."""
-    counts, sums, count_sd, sum_sd = read_sketches(spec, sketches)
     root = math.sqrt(spec.space.dim)
     means = frame.base / root
-    _, deviations = site_deviations(counts, sums, means, count_sd, sum_sd)
+    _, deviations = site_deviations(from_sketches(spec, sketches), means)
     own = means + deviations
     # A mean of directions is not longer than 1. Without this an absurd sketch would make changes
     # so large that their float32 rounding moves everybody.
@@ -85,12 +87,12 @@ def own_means(spec: RunSpec, frame: Frame, sketches: Sequence[Vector]) -> Vector
     return np.asarray(root * own)
 
 
-def _codes(spec: RunSpec, frame: Frame, counts: Vector, sums: Vector, count_sd: float) -> Vector:
+def _codes(spec: RunSpec, frame: Frame, evidence: Evidence) -> Vector:
     """[J, c] by the frame's own map, none longer than the longest that training has seen.
 
     A sketch of noise alone has a code far outside; the trained network says nothing of use there.
     """
-    projected = project(spec, counts, sums, count_sd)
+    projected = project(spec, evidence)
     codes = frame.code_scale[0] * (projected - frame.code_offset)
     # sqrt(c) is the root mean square length of the founding codes.
     longest = max(

@@ -70,12 +70,18 @@ def sketch_layout(spec: RunSpec) -> Layout:
 
 
 def spread_layout(spec: RunSpec) -> Layout:
-    """vech2 of the second moment of residuals: the upper triangle, off-diagonals times sqrt(2).
+    """Class sums of residuals [C, d] and vech2 of their second moment, as far as the plan asks.
 
-    With these weights the vector's L2 norm is the matrix' Frobenius norm.
+    vech2: the upper triangle, off-diagonals times sqrt(2). With these weights the vector's L2
+    norm is the matrix' Frobenius norm.
     """
-    dim = spec.space.dim
-    return Layout("spread", (("moments", (dim * (dim + 1) // 2,)),))
+    classes, dim, share = len(spec.space.classes), spec.space.dim, spec.plan.privacy.refinement
+    blocks: list[tuple[str, tuple[int, ...]]] = []
+    if share > 0.0:
+        blocks.append(("sums", (classes, dim)))
+    if share < 1.0:
+        blocks.append(("moments", (dim * (dim + 1) // 2,)))
+    return Layout("spread", tuple(blocks))
 
 
 def residual_rank(spec: RunSpec) -> int:
@@ -117,7 +123,7 @@ def train_layout(spec: RunSpec) -> Layout:
 def largest_update(spec: RunSpec) -> tuple[str, int]:
     """(kind of round, coordinates on the wire) of the largest update of a run."""
     layouts = [sketch_layout(spec)]
-    if spec.plan.privacy.sketch_steps > 1:
+    if spec.sketch_rounds > 1:
         layouts.append(spread_layout(spec))
     layouts.append(train_layout(spec))
     largest = max(layouts, key=lambda layout: layout.update_length)

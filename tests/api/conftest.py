@@ -11,7 +11,7 @@ import structlog
 
 from api.app import create_app
 from api.config import Settings
-from api.runs import service as runs
+from core.federation import rule
 from tests.api.support import Coordinator, calibrate
 
 
@@ -47,7 +47,7 @@ def settings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 async def coordinator(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Coordinator]:
-    monkeypatch.setattr(runs, "calibrate", calibrate)
+    monkeypatch.setattr(rule, "calibrate", calibrate)
     app = create_app(settings, background=False)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)

@@ -50,6 +50,7 @@ def a_plan(name: str = "run-1", **changes: Any) -> dict[str, Any]:
             "n_max": 1000,
             "rounds": 1,
             "sample_rate": 1.0,
+            "sketch_steps": 1,
         },
         "model": {
             "code_dim": 2,

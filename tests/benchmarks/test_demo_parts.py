@@ -20,6 +20,7 @@ from benchmarks.demo.sites import Client, budget, write_party
 from benchmarks.demo.small import clusters
 from core.data import load
 from core.evaluation.utility import tstr
+from core.federation.rule import spec_for
 from core.synthesis.formats import to_parquet
 from core.synthesis.sampler import Samples
 from worker.config import load_site
@@ -116,7 +117,8 @@ def test_the_report_says_what_is_not_private(tmp_path: Path) -> None:
         evaluation.Row("real data (ceiling)", False, 360, 0.9, 0.89, {"site-a": 0.9}),
         evaluation.Row("synthetic: neutral code", True, 400, 0.8, 0.79, {"site-a": 0.8}),
     ]
-    report = Report(plan, "run", 4, rows, [books], {"a step": 2.0}, 3.0, 2**30, {"n": {}})
+    spec = spec_for("run", plan, data.space, 3)
+    report = Report(spec, "run", 4, rows, [books], {"a step": 2.0}, 3.0, 2**30, {"n": {}})
     text = io.StringIO()
     report.show(Console(file=text, width=160))
     shown = text.getvalue()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from core.errors import UnknownPrivacyEvent
-from core.federation.plan import Noise, PrivacyPlan, calibrate
+from core.federation.plan import MAX_JOINS, Noise, PrivacyPlan, calibrate
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent, release
 from tests.core import worlds
@@ -84,7 +84,9 @@ def test_unknown_events_are_refused(change: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("epsilon", [0.5, 4.0])
 def test_calibrated_noise_spends_the_target_and_hardly_less(epsilon: float) -> None:
-    privacy = PrivacyPlan(epsilon=epsilon, delta=1e-5, n_max=1000, rounds=10, sample_rate=0.3)
+    privacy = PrivacyPlan(
+        epsilon=epsilon, delta=1e-5, n_max=1000, rounds=10, sample_rate=0.3, sketch_steps=1
+    )
     spec = worlds.spec(privacy=privacy.model_dump(), noise=calibrate(privacy))
     spent = accounting.epsilon(spec.events(), 1e-5)
     assert epsilon * 0.985 <= spent <= epsilon
@@ -94,7 +96,9 @@ def test_calibrated_noise_spends_the_target_and_hardly_less(epsilon: float) -> N
 
 def test_defect_calibrating_for_fewer_steps_than_run_overspends() -> None:
     """Trap 4: noise planned for 5 rounds, 20 run. Only the executed events tell."""
-    planned = PrivacyPlan(epsilon=2.0, delta=1e-5, n_max=1000, rounds=5, sample_rate=0.3)
+    planned = PrivacyPlan(
+        epsilon=2.0, delta=1e-5, n_max=1000, rounds=5, sample_rate=0.3, sketch_steps=1
+    )
     ran = planned.model_copy(update={"rounds": 20})
     spec = worlds.spec(privacy=ran.model_dump(), noise=calibrate(planned))
     assert accounting.epsilon(spec.events(), 1e-5) > 2.0 * 1.1
@@ -112,6 +116,7 @@ def test_events_of_a_run_are_what_each_round_executes() -> None:
     kinds = [(e.mechanism, e.noise_multiplier, e.sample_rate) for e in spec.events()]
     sampled = ("poisson-subsampled-gaussian", 3.0, 0.5)
     assert kinds == [("gaussian", 2.0, 1.0), sampled, sampled, sampled]
+    assert spec.event(4) == spec.event(0)  # who joins later
     with pytest.raises(ValueError, match="rounds 0 to 3"):
-        spec.event(4)
+        spec.event(4 + MAX_JOINS)
     assert np.isfinite(accounting.epsilon(spec.events(), 1e-5))

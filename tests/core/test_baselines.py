@@ -21,7 +21,8 @@ from core.evaluation.baselines.common import Baseline, Predictor, Sampler, Terms
 from core.evaluation.baselines.gaussian import SharedGaussian, shared_gaussian
 from core.evaluation.baselines.methods import METHODS, utility
 from core.evaluation.baselines.real import LocalOnly, local_only, real_data
-from core.models.frame import Frame, build
+from core.models.build import build
+from core.models.frame import Frame
 from core.privacy import accounting
 from core.privacy.coins import CoinStream
 from core.privacy.mechanism import clip_rows, sensitivity

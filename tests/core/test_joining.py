@@ -13,7 +13,8 @@ from core.data import EmbeddingDataset
 from core.federation.aggregate import aggregate
 from core.federation.plan import MAX_JOINS, Noise, RunSpec
 from core.federation.updates import check_update, expectation, read_update
-from core.models.frame import Frame, build
+from core.models.build import build
+from core.models.frame import Frame
 from core.models.joining import ROOM, join, own_means
 from core.models.layout import sketch_layout
 from core.privacy.accounting import epsilon

@@ -8,9 +8,11 @@ import torch
 
 from core.federation.plan import Noise
 from core.models import film
-from core.models.frame import Frame, build, shrink
+from core.models.build import build
+from core.models.frame import Frame
 from core.models.hypernetwork import FilmHyperCVAE
 from core.models.layout import NULL_COORDINATES, sketch_layout, train_layout
+from core.models.shrinkage import james_stein
 from core.training.sketch import clipped_sketch
 from tests.core import worlds
 
@@ -113,10 +115,10 @@ def test_shrink_removes_what_noise_explains_and_keeps_signal() -> None:
     draw = np.random.default_rng(0)
     truth, target = np.zeros(500), np.zeros(500)
     noise = draw.normal(size=500)
-    assert np.linalg.norm(shrink(truth + noise, target, 1.0)) < 0.3 * np.linalg.norm(noise)
+    assert np.linalg.norm(james_stein(truth + noise, target, 1.0)) < 0.3 * np.linalg.norm(noise)
     strong = 10 * np.ones(500)
-    np.testing.assert_allclose(shrink(strong + noise, target, 1.0), strong + noise, rtol=0.02)
-    np.testing.assert_array_equal(shrink(target, target, 1.0), target)
+    np.testing.assert_allclose(james_stein(strong + noise, target, 1.0), strong + noise, rtol=0.02)
+    np.testing.assert_array_equal(james_stein(target, target, 1.0), target)
 
 
 def test_frame_survives_its_file() -> None:

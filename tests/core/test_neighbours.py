@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from core.data import EmbeddingDataset
 from core.federation.plan import RunSpec
+from core.models.build import build
 from core.models.film import initial_weights
-from core.models.frame import Frame, build
+from core.models.frame import Frame
 from core.models.hypernetwork import FilmHyperCVAE
 from core.models.layout import sketch_layout, train_layout
 from core.privacy.coins import CoinStream

@@ -35,7 +35,9 @@ SITES = [
 
 @pytest.fixture(scope="module")
 def run() -> Simulated:
-    privacy = PrivacyPlan(epsilon=4.0, delta=1e-5, n_max=1000, rounds=4, sample_rate=0.5)
+    privacy = PrivacyPlan(
+        epsilon=4.0, delta=1e-5, n_max=1000, rounds=4, sample_rate=0.5, sketch_steps=1
+    )
     spec = worlds.spec(privacy=privacy.model_dump(), noise=calibrate(privacy))
     return simulate(spec, SITES, noise=seeded(0), secret=worlds.SECRET)
 

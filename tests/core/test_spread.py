@@ -15,7 +15,10 @@ from core.data import EmbeddingDataset
 from core.evaluation.utility import tstr
 from core.federation.plan import MAX_JOINS, Noise, PrivacyPlan, RunSpec, calibrate
 from core.models import symmetric
-from core.models.frame import Frame, build
+from core.models.build import build
+from core.models.evidence import Evidence, from_sketches
+from core.models.frame import Frame
+from core.models.layout import spread_layout
 from core.models.spread import shrunk_spectrum, with_spread
 from core.privacy import accounting
 from core.privacy.mechanism import sensitivity
@@ -31,14 +34,25 @@ TINY = Noise(sketch_multiplier=1e-6, spread_multiplier=1e-6, train_multiplier=1.
 Query = Callable[[EmbeddingDataset], NDArray[np.float64]]
 
 
-def two_steps(noise: Noise = TINY, radius: float = 0.7) -> RunSpec:
-    spec = worlds.spec(noise=noise, privacy={"sketch_steps": 2})
+def two_steps(noise: Noise = TINY, radius: float = 0.7, refine: float = 0.5) -> RunSpec:
+    spec = worlds.spec(noise=noise, privacy={"sketch_steps": 2, "refine_share": refine})
     sketch = spec.plan.sketch.model_copy(update={"residual_radius": radius})
     return spec.model_copy(update={"plan": spec.plan.model_copy(update={"sketch": sketch})})
 
 
+def moments_of(spec: RunSpec, released: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The second-moment block, its weight and unit taken off: [d, d]."""
+    weight = np.sqrt(1 - spec.plan.privacy.refinement) / spec.plan.sketch.residual_radius**2
+    packed = spread_layout(spec).split(released)["moments"]
+    return symmetric.unpack(packed, spec.space.dim) / weight
+
+
 def frame_of(spec: RunSpec, data: EmbeddingDataset) -> Frame:
     return build(spec, [clipped_sketch(spec, data)] * 2, ["a", "b"], ["a", "b"])
+
+
+def evidence_of(spec: RunSpec, data: EmbeddingDataset) -> Evidence:
+    return from_sketches(spec, [clipped_sketch(spec, data)] * 2)
 
 
 def worst(query: Query, data: EmbeddingDataset) -> float:
@@ -64,10 +78,12 @@ def test_with_factors_a_longer_request_begins_with_the_shorter() -> None:
 # --- the query ---
 
 
-@given(st.integers(0, 1000), st.integers(2, 30), st.integers(1, 8))
-@settings(max_examples=25, deadline=None)
-def test_spread_query_stays_within_its_sensitivity(seed: int, n: int, groups: int) -> None:
-    spec = two_steps()
+@given(st.integers(0, 1000), st.integers(2, 30), st.integers(1, 8), st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_spread_query_stays_within_its_sensitivity(
+    seed: int, n: int, groups: int, refine: float
+) -> None:
+    spec = two_steps(refine=refine)
     data = worlds.clusters(n, seed=seed, spread=2.0)
     x = data.x.copy()
     x[0] = np.nan
@@ -75,7 +91,7 @@ def test_spread_query_stays_within_its_sensitivity(seed: int, n: int, groups: in
     data = EmbeddingDataset.from_arrays(x, data.y)
     frame = frame_of(spec, worlds.clusters(100))
     bound = sensitivity(spec, 1)
-    assert bound == pytest.approx(0.49)
+    assert bound == 1.0
     assert worst(lambda d: clipped_spread(spec, d, frame), data) <= bound * TOLERANCE
     units = np.random.default_rng(seed).integers(0, groups, n)
     several = worlds.with_units(data, units)
@@ -85,14 +101,17 @@ def test_spread_query_stays_within_its_sensitivity(seed: int, n: int, groups: in
 def test_spread_is_the_slow_sum_over_records() -> None:
     spec = two_steps(radius=0.4)
     data, frame = worlds.clusters(30), frame_of(spec, worlds.clusters(50, seed=4))
-    total = np.zeros((12, 12))
+    total, sums = np.zeros((12, 12)), np.zeros((3, 12))
     means = frame.base / np.sqrt(12)
     for x, y in zip(data.x.astype(np.float64), data.y, strict=True):
         r = x / np.linalg.norm(x) - means[y]
         r *= min(1.0, 0.4 / np.linalg.norm(r))
         total += np.outer(r, r)
-    packed = clipped_spread(spec, data, frame)
-    np.testing.assert_allclose(symmetric.unpack(packed, 12), total, atol=1e-12)
+        sums[y] += r
+    released = clipped_spread(spec, data, frame)
+    np.testing.assert_allclose(moments_of(spec, released), total, atol=1e-12)
+    block = spread_layout(spec).split(released)["sums"]
+    np.testing.assert_allclose(block * 0.4 / np.sqrt(0.5), sums, atol=1e-12)
 
 
 def test_nobody_and_one_class_are_ordinary() -> None:
@@ -155,13 +174,21 @@ def test_defect_units_clipped_record_by_record() -> None:
 
 def test_two_sketch_steps_cost_what_one_would() -> None:
     privacy = PrivacyPlan(
-        epsilon=2.0, delta=1e-5, n_max=100, rounds=0, sketch_steps=2, mean_share=0.6
+        epsilon=2.0,
+        delta=1e-5,
+        n_max=100,
+        rounds=0,
+        sketch_steps=2,
+        mean_share=0.6,
+        refine_share=0.5,
     )
     noise = calibrate(privacy)
     spec = worlds.spec(privacy=privacy.model_dump(), noise=noise)
     assert [spec.kind(n) for n in range(2)] == ["sketch", "spread"]
     assert 2.0 * 0.985 <= accounting.epsilon(spec.events(), 1e-5) <= 2.0
-    one = calibrate(privacy.model_copy(update={"sketch_steps": 1})).sketch_multiplier
+    one = calibrate(
+        privacy.model_copy(update={"sketch_steps": 1, "mean_share": None, "refine_share": None})
+    ).sketch_multiplier
     assert noise.spread_multiplier is not None
     both = noise.sketch_multiplier**-2 + noise.spread_multiplier**-2
     assert both == pytest.approx(one**-2)
@@ -225,7 +252,7 @@ def test_frame_learns_the_covariance_of_residuals() -> None:
     data = EmbeddingDataset.from_arrays(x, y)
     frame = frame_of(spec, data)
     moments = [clipped_spread(spec, data, frame)] * 2
-    after = with_spread(spec, frame, moments, ["a", "b"])
+    after = with_spread(spec, frame, evidence_of(spec, data), moments, ["a", "b"])
     assert abs(after.factors[0, 5]) > 0.98 * np.linalg.norm(after.factors[0])
     residuals = np.sqrt(12) * data.directions - after.base[data.y]
     whitened = after.whiten(residuals)
@@ -241,8 +268,8 @@ def test_pure_noise_stays_isotropic() -> None:
     data = worlds.clusters(200)
     frame = frame_of(spec, data)
     draw = np.random.default_rng(0)
-    noise = [500 * 0.49 * draw.normal(size=78) for _ in range(2)]
-    after = with_spread(spec, frame, noise, ["a", "b"])
+    noise = [500 * draw.normal(size=spread_layout(spec).size) for _ in range(2)]
+    after = with_spread(spec, frame, evidence_of(spec, data), noise, ["a", "b"])
     assert len(after.factors) <= 1
     assert after.scale[0] > 0
     assert np.isfinite(after.spread_root).all()
@@ -263,7 +290,12 @@ def test_two_steps_beat_one_where_classes_overlap_along_wide_directions() -> Non
     test = records(2_000, 50)
     scores = []
     for steps in (1, 2):
-        privacy = PrivacyPlan(epsilon=4.0, delta=1e-5, n_max=2_000, rounds=0, sketch_steps=steps)
+        split = {"sketch_steps": steps}
+        if steps == 2:
+            split |= {"mean_share": 0.35, "refine_share": 0.5}
+        privacy = PrivacyPlan.model_validate(
+            {"epsilon": 4.0, "delta": 1e-5, "n_max": 2_000, "rounds": 0} | split
+        )
         spec = worlds.spec(privacy=privacy.model_dump(), noise=calibrate(privacy))
         made = simulate(spec, sites, noise=seeded(1), secret=worlds.SECRET).generator
         rows = made.sample(SynthesisRequest(run="r", n=4_000), 0)
@@ -274,7 +306,13 @@ def test_two_steps_beat_one_where_classes_overlap_along_wide_directions() -> Non
 @pytest.mark.parametrize("mean_share", [0.65, 0.99])
 def test_two_steps_never_pass_the_target(mean_share: float) -> None:
     privacy = PrivacyPlan(
-        epsilon=0.1, delta=1e-6, n_max=1000, rounds=0, sketch_steps=2, mean_share=mean_share
+        epsilon=0.1,
+        delta=1e-6,
+        n_max=1000,
+        rounds=0,
+        sketch_steps=2,
+        mean_share=mean_share,
+        refine_share=0.5,
     )
     spec = worlds.spec(privacy=privacy.model_dump(), noise=calibrate(privacy))
     assert 0.099 < accounting.epsilon(spec.events(), 1e-6) <= 0.1

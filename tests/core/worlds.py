@@ -45,6 +45,10 @@ def spec(
 ) -> RunSpec:
     """A small simulated run; noise multipliers 1 unless given (no calibration: fast)."""
     base = {"epsilon": 8.0, "delta": 1e-5, "n_max": 1000, "rounds": 3, "sample_rate": 0.5}
+    base["sketch_steps"] = 1
+    asked = dict(privacy or {})
+    if asked.get("sketch_steps") == 2:
+        base |= {"mean_share": 0.65, "refine_share": 0.5}
     sizes = {
         "code_dim": 4, "trunk_width": 3, "latent_dim": 2, "hidden": 6, "encoder_hidden": 5,
         "basis_rank": 5,
@@ -52,7 +56,7 @@ def spec(
     plan = Plan(
         name="test",
         space="clusters",
-        privacy=PrivacyPlan.model_validate(base | dict(privacy or {})),
+        privacy=PrivacyPlan.model_validate(base | asked),
         model=ModelPlan.model_validate(sizes | dict(model or {})),
         optimiser=OptimiserPlan.model_validate(dict(optimiser or {})),
         purpose=purpose,

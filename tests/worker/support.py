@@ -55,6 +55,7 @@ def make_spec(
 ) -> RunSpec:
     """A small production run with noise multipliers 2 (about epsilon 3.5 at delta 1e-5)."""
     base = {"epsilon": 6.0, "delta": 1e-5, "n_max": 1000, "rounds": 2, "sample_rate": 0.5}
+    base["sketch_steps"] = 1
     plan = Plan(
         name="test",
         space="clusters",

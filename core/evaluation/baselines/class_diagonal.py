@@ -31,7 +31,7 @@ from core.evaluation.baselines.common import (
     released_sum,
 )
 from core.federation.plan import EmbeddingSpace
-from core.models.frame import shrink
+from core.models.shrinkage import james_stein
 from core.privacy.noise import NoiseSource
 
 # Fixed in advance: the first two as in the method's sketch, the variances half of the means.
@@ -106,7 +106,7 @@ def class_diagonal(
         # E x^2 = var + mean^2; the noise in mean^2 is known on average and taken off.
         raw = moments[c] - means[c] ** 2 + mean_noise[c]
         noise_variance = float(moment_noise[c] + 4.0 * mean_noise[c] * (length / dim))
-        spread = shrink(raw, np.full(dim, average), noise_variance + 2.0 * mean_noise[c] ** 2)
+        spread = james_stein(raw, np.full(dim, average), noise_variance + 2.0 * mean_noise[c] ** 2)
         spread = np.maximum(spread, _LEAST_VARIANCE * average)
         variances[c] = spread * (average * dim / spread.sum())
     return ClassDiagonal(means, variances, counts / counts.sum(), (events,) * len(sites))

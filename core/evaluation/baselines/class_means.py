@@ -69,7 +69,14 @@ def class_means(
     ``noise_mode`` "aggregated" needs secure aggregation: see ``baselines.common``.
     """
     privacy = PrivacyPlan.model_validate(
-        {"epsilon": epsilon, "delta": delta, "n_max": n_max, "unit": unit, "rounds": 0}
+        {
+            "epsilon": epsilon,
+            "delta": delta,
+            "n_max": n_max,
+            "unit": unit,
+            "rounds": 0,
+            "sketch_steps": 1,
+        }
     )
     plan = Plan(name="class-means", space=space.name, privacy=privacy, purpose="simulation")
     spec = RunSpec(run_id="baseline", plan=plan, space=space, noise=calibrate(privacy))

@@ -4,8 +4,8 @@ The two sketch steps of the method (``core.training.sketch``, ``core.training.sp
 its frame makes of them, without codes, rounds or a decoder: every site is the average site.
 
 Privacy: per site two adaptive Gaussian events, add or remove one unit: step 1 with sensitivity
-sqrt(count_weight^2 + mean_weight^2), step 2 with residual_radius^2. Residuals are taken around
-the means that step 1 RELEASED.
+sqrt(count_weight^2 + mean_weight^2), step 2 with 1 (moments over the squared radius). Residuals are
+taken around the means that step 1 RELEASED.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from core.evaluation.baselines.common import (
     released_sum,
 )
 from core.federation.plan import EmbeddingSpace, Noise, Plan, PrivacyPlan, RunSpec
-from core.models.frame import Frame, build
+from core.models.build import build
+from core.models.evidence import from_sketches
+from core.models.frame import Frame
 from core.models.spread import with_spread
 from core.privacy.events import PrivacyEvent
 from core.privacy.mechanism import sensitivity
@@ -37,6 +39,7 @@ from core.privacy.noise import NoiseSource
 from core.training.sketch import clipped_sketch
 from core.training.spread import clipped_spread
 
+MEAN_SHARE = 0.65  # fixed, as a plain baseline would be; ours chooses by core.federation.rule
 _ALL = "all-sites"  # the one "client" of the pooled frame
 
 
@@ -65,12 +68,12 @@ def shared_gaussian(
     """Release and pool means, then the second moment of residuals, at ``terms`` together."""
     privacy = PrivacyPlan(
         epsilon=terms.epsilon, delta=terms.delta, n_max=1, unit=terms.unit,
-        rounds=0, sketch_steps=2,
+        rounds=0, sketch_steps=2, mean_share=MEAN_SHARE, refine_share=0.0,
     )  # fmt: skip
 
     def events_of(z: float) -> list[PrivacyEvent]:
-        share = privacy.mean_share
-        return [gaussian(z / math.sqrt(s), terms.unit) for s in (share, 1.0 - share)]
+        shares = (MEAN_SHARE, 1.0 - MEAN_SHARE)
+        return [gaussian(z / math.sqrt(share), terms.unit) for share in shares]
 
     _, events = calibrated(terms, events_of)
     first, second = (event.noise_multiplier for event in events)
@@ -92,7 +95,8 @@ def shared_gaussian(
         [clipped_spread(spec, site, frame) for site in own],
         z=second, bound=sensitivity(spec, 1), mode=terms.noise_mode, noise=noise,
     )  # fmt: skip
-    return SharedGaussian(with_spread(spec, frame, [moments], [_ALL]), (events,) * len(sites))
+    found = with_spread(spec, frame, from_sketches(spec, [means]), [moments], [_ALL])
+    return SharedGaussian(found, (events,) * len(sites))
 
 
 def _in_sum(sites: int, mode: NoiseMode) -> float:

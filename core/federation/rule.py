@@ -1,0 +1,85 @@
+"""The rule that splits a sketch's budget, fixed in advance: public quantities in, no data.
+
+Step 1 releases class counts and sums, step 2 residuals around the released means: sums that refine
+the means, and second moments that say how records spread. One question is left: how much of step 2
+goes to the means? The answer looks at
+
+    x = z sqrt(K) C / N,
+
+the noise of one coordinate of a pooled class mean if it got the whole sketch: z the noise
+multiplier that (epsilon, delta) allow one release, K draws of noise in the sum over sites, C
+classes, N units of all sites. Little noise: half each. Much noise: everything to the means, for
+the larger eigenvalues of the spread would not be seen, and means are not yet good.
+docs/decisions/0014-budget-rule.md has the argument and the measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from core.federation.plan import (
+    MAX_COORDINATES,
+    EmbeddingSpace,
+    Plan,
+    PrivacyPlan,
+    RunSpec,
+    calibrate,
+)
+from core.models.layout import NULL_COORDINATES
+
+NoiseMode = Literal["local", "aggregated"]
+
+MEAN_SHARE = 0.35
+_LITTLE_NOISE = 0.006  # x up to which half of step 2 refines the means
+_PER_OCTAVE = 0.22  # how much more of it does for each doubling of x
+_ALMOST_ALL = 0.95  # above this the rest would be lost in noise: no moments at all
+
+
+def spec_for(
+    run_id: str, plan: Plan, space: EmbeddingSpace, clients: int, noise_mode: NoiseMode = "local"
+) -> RunSpec:
+    """The specification of a run: what the plan leaves to the rule is chosen, noise calibrated.
+
+    ``clients`` take part. Raises ``ValueError`` if no noise meets the plan, or for a plan that
+    does not fit the space.
+    """
+    privacy = resolved(plan.privacy, space, clients, noise_mode)
+    chosen = plan.model_copy(update={"privacy": privacy})
+    return RunSpec(run_id=run_id, plan=chosen, space=space, noise=calibrate(privacy))
+
+
+def resolved(
+    privacy: PrivacyPlan, space: EmbeddingSpace, clients: int, noise_mode: NoiseMode = "local"
+) -> PrivacyPlan:
+    """The plan with the split of its sketch chosen wherever it was left open."""
+    if privacy.is_resolved:
+        return privacy
+    chosen: dict[str, float] = {"sketch_steps": 2}
+    if privacy.mean_share is None:
+        chosen["mean_share"] = MEAN_SHARE
+    if privacy.refine_share is None:
+        draws = clients if noise_mode == "local" else 1
+        units = privacy.units_expected or max(1, clients * privacy.n_max // 3)
+        chosen["refine_share"] = refine_share(
+            _multiplier_of_one_release(privacy), draws, units, space
+        )
+    return privacy.model_copy(update=chosen)
+
+
+def refine_share(multiplier: float, draws: int, units: int, space: EmbeddingSpace) -> float:
+    """The share of step 2 that refines the means; 1 also where moments would be too many."""
+    classes, dim = len(space.classes), space.dim
+    if dim * (dim + 1) // 2 + classes * dim + NULL_COORDINATES > MAX_COORDINATES:
+        return 1.0
+    noise = multiplier * math.sqrt(draws) * classes / units
+    share = 0.5 + _PER_OCTAVE * max(0.0, math.log2(noise / _LITTLE_NOISE))
+    return round(share, 3) if share <= _ALMOST_ALL else 1.0
+
+
+def _multiplier_of_one_release(privacy: PrivacyPlan) -> float:
+    """z if the whole sketch were a single release."""
+    one = {"sketch_steps": 1, "mean_share": None, "refine_share": None, "rounds": 0}
+    share = privacy.sketch_share if privacy.rounds > 0 else 1.0
+    alone = privacy.model_copy(update={**one, "epsilon": share * privacy.epsilon})
+    return calibrate(alone).sketch_multiplier
