@@ -1,0 +1,82 @@
+"""Reading finished cells: rows of the tables, values by seed, paired differences.
+
+Any cell may be missing; what is not measured is no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.utility.plan import (
+    LINEAR,
+    NOT_PRIVATE,
+    RATED_ROWS,
+    RUN_COST,
+    SYNTHETIC_BASELINES,
+    Job,
+    key,
+)
+from benchmarks.utility.plan import OUR_ROWS as OURS
+from benchmarks.utility.store import Cells
+from core.evaluation.baselines.common import NoiseMode
+
+ORDER = (*NOT_PRIVATE, LINEAR, *SYNTHETIC_BASELINES, *OURS)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and, from two seeds on, standard deviation over ``n`` seeds."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+def summary(values: Sequence[float]) -> Summary | None:
+    """None without values."""
+    if not values:
+        return None
+    return Summary(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+class Results:
+    """The cells of ``jobs`` that are there."""
+
+    def __init__(self, cells: Cells, jobs: Sequence[Job], noise: NoiseMode) -> None:
+        self._cells: dict[tuple[str, float | None], dict[int, dict[str, Any]]] = {}
+        for job in jobs:
+            for row in job.rows(noise):
+                cell = cells.get(key(row, job.epsilon, job.seed))
+                if cell is not None:
+                    self._cells.setdefault((row, job.epsilon), {})[job.seed] = cell
+        found = {row for row, _ in self._cells}
+        self.rows = [r for r in ORDER if r in found or (r == LINEAR and found & set(RATED_ROWS))]
+        self.epsilons = sorted({job.epsilon for job in jobs if job.epsilon is not None})
+        self.run_cost: Mapping[str, float] = cells.get(RUN_COST, {})
+
+    def cells(self, row: str, epsilon: float) -> dict[int, dict[str, Any]]:
+        """By seed. Of the learning rates of a method: the one with the best mean accuracy."""
+        if row in NOT_PRIVATE:
+            return self._cells.get((row, None), {})
+        if row != LINEAR:
+            return self._cells.get((row, epsilon), {})
+        rates = [self._cells.get((rated, epsilon), {}) for rated in RATED_ROWS]
+        return max(
+            rates, key=lambda by: fmean([c["accuracy"] for c in by.values()]) if by else -1.0
+        )
+
+    def values(self, row: str, epsilon: float, measure: str) -> dict[int, float]:
+        """By seed; only the seeds at which the measure was taken."""
+        found = self.cells(row, epsilon)
+        return {seed: cell[measure] for seed, cell in found.items() if measure in cell}
+
+    def summary(self, row: str, epsilon: float, measure: str = "accuracy") -> Summary | None:
+        return summary(list(self.values(row, epsilon, measure).values()))
+
+    def paired(self, row: str, other: str, epsilon: float) -> Summary | None:
+        """Accuracy of ``row`` minus that of ``other`` on the seeds, hence splits, of both."""
+        own, theirs = (self.values(r, epsilon, "accuracy") for r in (row, other))
+        return summary([own[seed] - theirs[seed] for seed in sorted(own.keys() & theirs.keys())])
