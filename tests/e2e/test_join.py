@@ -100,8 +100,8 @@ def finished(service_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         run = operator.create_run(plan, [client.name for client in founders])
         run_id = str(run["id"])
         operator.start_run(run_id)
-        federation.follow(stack, operator, run_id, plan, narrator)
-        spec = RunSpec.model_validate(operator.run(run_id)["spec"])
+        spec = RunSpec.model_validate(run["spec"])
+        federation.follow(stack, operator, run_id, spec, narrator)
         clients = [*founders, late, comer]
         yield Finished(stack, operator, clients, managed, alone, ids, run_id, spec)
 
