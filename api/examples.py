@@ -64,13 +64,27 @@ PLAN: dict[str, Any] = {
     "privacy": {"epsilon": 4.0, "delta": 1e-5, "n_max": 5000, "rounds": 10},
     "round": {"quorum": 2, "deadline_s": 3600},
 }
+# What the coordinator makes of it: the split of the sketch is chosen.
+PLAN_CHOSEN: dict[str, Any] = {
+    **PLAN,
+    "privacy": {
+        **PLAN["privacy"],
+        "sketch_steps": 2,
+        "mean_share": 0.35,
+        "refine_share": 0.482,
+    },
+}
 RUN_NEW = {"plan": PLAN, "clients": ["site-a", "site-b"]}
 RUN_SPEC: dict[str, Any] = {
     "protocol": 1,
     "run_id": RUN_ID,
-    "plan": PLAN,
+    "plan": PLAN_CHOSEN,
     "space": SPACE,
-    "noise": {"sketch_multiplier": 1.3145, "train_multiplier": 2.3592},
+    "noise": {
+        "sketch_multiplier": 2.2219,
+        "spread_multiplier": 1.6304,
+        "train_multiplier": 2.3592,
+    },
 }
 RUN = {
     "id": RUN_ID,
@@ -83,7 +97,7 @@ RUN = {
     "epsilon_planned": 3.9999,
     "current_round": 3,
     "rounds_published": 3,
-    "rounds_planned": 11,
+    "rounds_planned": 12,
     "joins_published": 0,
     "created_at": AT,
     "started_at": AT,

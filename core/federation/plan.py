@@ -225,6 +225,13 @@ class Noise(Frozen):
     spread_multiplier: float | None = Field(default=None, gt=0)
     train_multiplier: float | None = Field(default=None, gt=0)
 
+    @property
+    def join_multiplier(self) -> float:
+        """The one sketch of who joins later costs what both steps cost a founding client."""
+        if self.spread_multiplier is None:
+            return self.sketch_multiplier
+        return (self.sketch_multiplier**-2 + self.spread_multiplier**-2) ** -0.5
+
 
 class RunSpec(Frozen):
     """The immutable public description of a run, named by its digest everywhere."""
@@ -284,16 +291,14 @@ class RunSpec(Frozen):
         return "sketch" if round_number == 0 else "spread"
 
     def event(self, round_number: int) -> PrivacyEvent:
-        """The event of one client's release in this round. Sketches are of full batches; who
-        joins releases the sketch of round 0, under its noise.
-        """
+        """The event of one client's release in this round. Sketches are of full batches."""
         privacy = self.plan.privacy
         kind = self.kind(round_number)
         multiplier = {
             "sketch": self.noise.sketch_multiplier,
             "spread": self.noise.spread_multiplier,
             "train": self.noise.train_multiplier,
-            "join": self.noise.sketch_multiplier,
+            "join": self.noise.join_multiplier,
         }[kind]
         if multiplier is None:
             raise ValueError(f"the run has no noise multiplier for round {round_number} ({kind})")

@@ -8,7 +8,7 @@ goes to the means? The answer looks at
 
 the noise of one coordinate of a pooled class mean if it got the whole sketch: z the noise
 multiplier that (epsilon, delta) allow one release, K draws of noise in the sum over sites, C
-classes, N units of all sites. Little noise: half each. Much noise: everything to the means, for
+classes, N units of all sites. Little noise: a third. Much noise: everything to the means, for
 the larger eigenvalues of the spread would not be seen, and means are not yet good.
 docs/decisions/0014-budget-rule.md has the argument and the measurements.
 """
@@ -31,9 +31,10 @@ from core.models.layout import NULL_COORDINATES
 NoiseMode = Literal["local", "aggregated"]
 
 MEAN_SHARE = 0.35
-_LITTLE_NOISE = 0.006  # x up to which half of step 2 refines the means
-_PER_OCTAVE = 0.22  # how much more of it does for each doubling of x
-_ALMOST_ALL = 0.95  # above this the rest would be lost in noise: no moments at all
+_LITTLE_NOISE = 0.004  # x up to which the means get the least share of step 2
+_LEAST = 0.35
+_PER_OCTAVE = 0.28  # how much more they get for each doubling of x
+_ALMOST_ALL = 0.9  # above this the rest would be lost in noise: no moments at all
 
 
 def spec_for(
@@ -73,7 +74,7 @@ def refine_share(multiplier: float, draws: int, units: int, space: EmbeddingSpac
     if dim * (dim + 1) // 2 + classes * dim + NULL_COORDINATES > MAX_COORDINATES:
         return 1.0
     noise = multiplier * math.sqrt(draws) * classes / units
-    share = 0.5 + _PER_OCTAVE * max(0.0, math.log2(noise / _LITTLE_NOISE))
+    share = _LEAST + _PER_OCTAVE * max(0.0, math.log2(noise / _LITTLE_NOISE))
     return round(share, 3) if share <= _ALMOST_ALL else 1.0
 
 

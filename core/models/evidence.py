@@ -65,7 +65,7 @@ class Evidence:
 def from_sketches(
     spec: RunSpec, sketches: Sequence[Vector], noise_multiplier: float | None = None
 ) -> Evidence:
-    """Evidence of released sketches [C + C * d] each; their noise is the first round's if unset."""
+    """Evidence of released sketches [C + C * d] each, by default those of the first round."""
     weights = spec.plan.sketch
     multiplier = spec.noise.sketch_multiplier if noise_multiplier is None else noise_multiplier
     noise_std = multiplier * sensitivity(spec, 0)

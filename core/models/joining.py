@@ -52,7 +52,7 @@ def join(
     known = set(frame.client_ids).intersection(client_ids)
     if known or len(set(client_ids)) != len(client_ids):
         raise ValueError(f"clients {sorted(known) or list(client_ids)} would get a second code")
-    evidence = from_sketches(spec, sketches)
+    evidence = from_sketches(spec, sketches, spec.noise.join_multiplier)
     codes = _codes(spec, frame, evidence)
     deltas = own_means(spec, frame, sketches) - frame.base
     directions, outside = frame.directions.copy(), _span(frame.codes)
@@ -79,7 +79,9 @@ def own_means(spec: RunSpec, frame: Frame, sketches: Sequence[Vector]) -> Vector
     """[J, C, d] class means of clients by their own sketches, shrunk towards the frame's."""
     root = math.sqrt(spec.space.dim)
     means = frame.base / root
-    _, deviations = site_deviations(from_sketches(spec, sketches), means)
+    _, deviations = site_deviations(
+        from_sketches(spec, sketches, spec.noise.join_multiplier), means
+    )
     own = means + deviations
     # A mean of directions is not longer than 1. Without this an absurd sketch would make changes
     # so large that their float32 rounding moves everybody.

@@ -130,7 +130,7 @@ def test_the_report_says_what_is_not_private(tmp_path: Path) -> None:
     written = json.loads(path.read_text())
     assert written["accuracy"][1]["accuracy"] == 0.8
     assert written["clients"][0]["up_bytes"] == [4000, 2000, 1000, 6000]
-    assert written["plan"] == plan.model_dump(mode="json")
+    assert written["plan"] == spec.plan.model_dump(mode="json")
     assert len(data.sites) == 3
 
 

@@ -95,6 +95,8 @@ def _limits(order: WorkOrder, config: ClientConfig) -> None:
             "plan.privacy.sample_rate",
         )
     noises = {"sketch_multiplier": spec.noise.sketch_multiplier}
+    if joins:
+        noises = {"join_multiplier": spec.noise.join_multiplier}
     if spec.sketch_rounds > 1 and not joins:
         if spec.noise.spread_multiplier is None:
             _refuse("a second sketch step without a noise multiplier", "noise.spread_multiplier")
