@@ -230,7 +230,7 @@ class Noise(Frozen):
         """The one sketch of who joins later costs what both steps cost a founding client."""
         if self.spread_multiplier is None:
             return self.sketch_multiplier
-        return (self.sketch_multiplier**-2 + self.spread_multiplier**-2) ** -0.5
+        return 1.0 / math.hypot(1.0 / self.sketch_multiplier, 1.0 / self.spread_multiplier)
 
 
 class RunSpec(Frozen):
