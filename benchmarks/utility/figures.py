@@ -20,8 +20,9 @@ from core.evaluation.distance import unit_rows
 NOTE = "simulation, NOT PRIVATE: shows real records"
 Labelled = tuple[NDArray[np.floating], NDArray[np.integer]]
 
-# Okabe and Ito (2008): told apart with every common colour blindness.
-_ORANGE, _SKY, _GREEN, _YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+# Okabe and Ito (2008), told apart with every common colour blindness; brown for their yellow,
+# which is lost on white.
+_ORANGE, _SKY, _GREEN, _BROWN = "#E69F00", "#56B4E9", "#009E73", "#7F4A1E"
 _BLUE, _RED, _PINK, _BLACK, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#000000", "#767676"
 
 # Colour, marker and line: no row is told by its colour alone.
@@ -33,7 +34,7 @@ _STYLES = {
     "shared-gaussian": (_GREEN, "^", "-"),
     "class-diagonal": (_PINK, "D", "-"),
     "dp-merf": (_SKY, "v", "-"),
-    "dp-cvae": (_YELLOW, "P", "-"),
+    "dp-cvae": (_BROWN, "P", "-"),
     NEUTRAL: (_BLUE, "o", "--"),
     CODES: (_RED, "o", "-"),
     AGGREGATED: (_BLUE, "*", ":"),

@@ -112,12 +112,22 @@ def simulated(
         raise ValueError("our generator needs an epsilon")
     mode: NoiseMode = "aggregated" if job.method == OURS_AGGREGATED else settings.noise
     privacy = PrivacyPlan(
-        epsilon=job.epsilon, delta=settings.delta, n_max=parts.n_max, unit=data.unit, rounds=0
+        epsilon=job.epsilon,
+        delta=settings.delta,
+        n_max=parts.n_max,
+        unit=data.unit,
+        rounds=0,
+        units_expected=round_number(sum(len(site.unit_ids) for site in parts.sites)),
     )
     plan = Plan(name="utility", space=data.space.name, privacy=privacy, purpose="simulation")
     spec = spec_for("utility", plan, data.space, len(parts.sites), noise_mode=mode)
     sites = [SimulatedSite(client(m), site) for m, site in enumerate(parts.sites)]
     return simulate(spec, sites, noise=noise, secret=_secret(job), noise_mode=mode)
+
+
+def round_number(units: int) -> int:
+    """One significant digit: the federation's size as anybody would say it, steering the rule."""
+    return round(units, 1 - len(str(units)))
 
 
 def client(number: int) -> str:
@@ -145,14 +155,13 @@ def _ours(data: Records, parts: Split, settings: Settings, job: Job) -> list[Cel
     """Cells of our rows, from one simulated run."""
     seed = noise_seed(job)
     found = simulated(data, parts, settings, job, seeded(seed))
-    chosen = found.generator.spec.plan.privacy
-    common = {
+    privacy = found.generator.spec.plan.privacy
+    common: Cell = {
         "epsilon_spent": max(
             accounting.epsilon(done, settings.delta) for done in found.events.values()
         ),
         "n_max": parts.n_max,
-        "sketch_steps": chosen.sketch_steps,
-        "mean_share": chosen.mean_share,
+        **privacy.model_dump(include={"sketch_steps", "mean_share", "refine_share"}),
     }
     cells = []
     for row in job.rows(settings.noise):
