@@ -153,7 +153,7 @@ class ModelPlan(Frozen):
 
 
 class SketchPlan(Frozen):
-    """Block weights of step 1, with sensitivity sqrt(count_weight^2 + mean_weight^2), and the
+    """Block weights of step 1, whose sensitivity is the root of the sum of their squares, and the
     radius R of step 2, whose blocks are in units of R and R^2 and have sensitivity 1 together.
     """
 
@@ -162,6 +162,34 @@ class SketchPlan(Frozen):
     residual_radius: float = Field(
         default=0.7, gt=0, le=2, description="Residuals of directions are clipped to this length."
     )
+    projected_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e3,
+        description="Second moment in public random directions; for runs whose second step has "
+        "no moments. 0: not released.",
+    )
+    projected_rank: int = Field(default=32, ge=1, le=4_096, description="How many directions.")
+    projected_radius: float = Field(
+        default=1.0, gt=0, le=1, description="Projected directions are clipped to this length."
+    )
+    feature_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e3,
+        description="Class sums of random Fourier features: MMD targets. 0: not released.",
+    )
+    feature_pairs: int = Field(
+        default=64, ge=1, le=65_536, description="Pairs of cosine and sine, a feature vector."
+    )
+
+    @property
+    def bound(self) -> float:
+        """S, the norm of one record's vector at most."""
+        blocks = (
+            self.count_weight, self.mean_weight, self.projected_weight, self.feature_weight,
+        )  # fmt: skip
+        return math.hypot(*blocks)
 
 
 class OptimiserPlan(Frozen):

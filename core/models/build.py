@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from core.federation.plan import RunSpec
 from core.models.estimates import pooled_means, site_deviations
 from core.models.evidence import Evidence, from_sketches
+from core.models.factors import contrast_basis, with_factors
+from core.models.features import projection
 from core.models.frame import Frame
-from core.models.layout import residual_rank
 
 Vector = NDArray[np.float64]
 
@@ -34,7 +35,7 @@ def build(
 def from_evidence(
     spec: RunSpec, evidence: Evidence, client_ids: Sequence[str], clients: Sequence[str]
 ) -> Frame:
-    """The frame of class statistics; its spread is isotropic."""
+    """The frame of class statistics; it spreads alike in all but the plan's public directions."""
     dim = spec.space.dim
     means, grand = pooled_means(evidence)
     shifts, deviations = site_deviations(evidence, means)
@@ -45,19 +46,19 @@ def from_evidence(
     # One public factor: the codes' root mean square length is sqrt(c).
     code_scale = math.sqrt(projected.shape[1]) / length if length > 1e-12 else 1.0
     codes = code_scale * (projected - offset)
-    gram = codes @ codes.T
-    ridge = _RIDGE * max(float(np.trace(gram)), 1.0)
-    to_clients = codes.T @ np.linalg.inv(gram + ridge * np.eye(len(codes)))  # [c, M]
     # |x|^2 = 1 for every direction, so what the means do not explain is spread: no query needed.
     explained = float(class_probs @ np.sum(means**2, axis=1))
     scale = math.sqrt(max(1.0 - explained, _MIN_SCALE**2))
     root = math.sqrt(dim)
-    return Frame(
+    frame = Frame(
         base=root * means,
-        directions=root * np.tensordot(to_clients, deviations, axes=1),
-        basis=_basis(spec, means - grand, shifts, class_probs),
+        directions=root * np.tensordot(to_clients(codes), deviations, axes=1),
+        basis=contrast_basis(spec, means - grand, shifts, class_probs),
         scale=np.array([scale]),
         factors=np.zeros((0, dim)),
+        factor_directions=np.zeros((codes.shape[1], 0)),
+        targets=evidence.features.sum(axis=0) / evidence.class_counts[:, None],
+        target_variance=len(codes) * (evidence.feature_sd / evidence.class_counts) ** 2,
         codes=codes,
         code_offset=offset,
         code_scale=np.array([code_scale]),
@@ -66,6 +67,18 @@ def from_evidence(
         client_ids=tuple(client_ids),
         clients=tuple(clients),
     )
+    return _in_public_directions(spec, frame, evidence)
+
+
+def to_clients(codes: Vector) -> Vector:
+    """[c, M] W with codes [M, c] W = I, or the ridge solution where there are more clients.
+
+    What clients have of their own [M, ...] becomes linear in codes: a blend of codes blends it,
+    and the neutral code has none of it.
+    """
+    gram = codes @ codes.T
+    ridge = _RIDGE * max(float(np.trace(gram)), 1.0)
+    return np.asarray(codes.T @ np.linalg.inv(gram + ridge * np.eye(len(codes))))
 
 
 def project(spec: RunSpec, evidence: Evidence) -> Vector:
@@ -82,40 +95,19 @@ def project(spec: RunSpec, evidence: Evidence) -> Vector:
     return np.asarray(features @ projection.T)
 
 
-def _basis(spec: RunSpec, contrasts: Vector, shifts: Vector, class_probs: Vector) -> Vector:
-    """[r, d] orthonormal: class contrasts, then site shifts, then public random directions.
+def _in_public_directions(spec: RunSpec, frame: Frame, evidence: Evidence) -> Frame:
+    """``frame`` with factors from the sketch's second moment in public directions, if it has one.
 
-    Residuals matter to a classifier where the classes differ; that is where the few noised
-    decoder outputs are spent.
+    It is of whole directions x: what the class means explain of it is taken off.
     """
-    weighted = contrasts * np.sqrt(class_probs)[:, None]
-    leading = np.linalg.svd(weighted, full_matrices=False)[2][: len(contrasts) - 1]
-    return _orthonormal([*leading, *shifts, *_public_directions(spec)], residual_rank(spec))
-
-
-def residual_basis(spec: RunSpec, before: Vector, spread: Vector) -> Vector:
-    """[r, d]: what was named before its public part, then directions of spread, then the rest.
-
-    ``before`` is a frame's basis, ``spread`` [k, d] are released directions, widest first.
-    """
-    named = min(len(before), len(spec.space.classes) - 1)
-    return _orthonormal([*before[:named], *spread, *before[named:]], residual_rank(spec))
-
-
-def _public_directions(spec: RunSpec) -> Vector:
-    generator = np.random.Generator(np.random.Philox(key=spec.plan.seed, counter=[0, 0, 0, 2]))
-    return np.asarray(generator.normal(size=(residual_rank(spec), spec.space.dim)))
-
-
-def _orthonormal(candidates: Sequence[Vector], rank: int) -> Vector:
-    """The first ``rank`` independent directions of ``candidates``, orthonormal (Gram-Schmidt)."""
-    rows = np.zeros((0, len(candidates[0])))
-    for row in candidates:
-        if len(rows) == rank:
-            break
-        rest = row - (rows @ row) @ rows
-        rest = rest - (rows @ rest) @ rows  # twice is enough
-        length = float(np.linalg.norm(rest))
-        if length > 1e-9 * max(1.0, float(np.linalg.norm(row))):
-            rows = np.vstack([rows, rest / length])
-    return rows
+    if not evidence.projected.size:
+        return frame
+    rows = projection(spec)
+    units = float(evidence.sizes.sum())
+    means = (frame.base / math.sqrt(spec.space.dim)) @ rows.T
+    matrix = evidence.projected.sum(axis=0) / units - (means.T * frame.class_probs) @ means
+    entry_std = evidence.projected_sd * math.sqrt(len(evidence.projected)) / units
+    # Of a random part of the coordinates we know the trace only as it was released.
+    share = float(frame.scale[0]) ** 2
+    trace = min(max(float(np.trace(matrix)), share * len(rows) / spec.space.dim), share)
+    return with_factors(spec, frame, matrix, entry_std, trace, rows)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec
+from core.models import symmetric
 from core.models.layout import sketch_layout, spread_layout
 from core.privacy.mechanism import sensitivity
 
@@ -31,6 +32,9 @@ class Evidence:
 
     ``counts`` [M, C] of units, noise of sd ``count_sd``; ``sums`` [M, C, d] of x/|x| - centre,
     noise of sd ``sum_sd`` [M, C] per coordinate; ``centre`` [C, d] released means (0 at first).
+    ``projected`` [M, r, r] sums of clipped second moments in public directions, off-diagonal noise
+    of sd ``projected_sd``; ``features`` [M, C, f] sums, noise of sd ``feature_sd``. r and f are 0
+    where a plan gives these no weight.
     """
 
     counts: Vector
@@ -38,6 +42,10 @@ class Evidence:
     sums: Vector
     sum_sd: Vector
     centre: Vector
+    projected: Vector
+    projected_sd: float
+    features: Vector
+    feature_sd: float
 
     @property
     def class_counts(self) -> Vector:
@@ -65,19 +73,39 @@ class Evidence:
 def from_sketches(
     spec: RunSpec, sketches: Sequence[Vector], noise_multiplier: float | None = None
 ) -> Evidence:
-    """Evidence of released sketches [C + C * d] each, by default those of the first round."""
+    """Evidence of released sketches [P] each, by default those of the first round."""
     weights = spec.plan.sketch
     multiplier = spec.noise.sketch_multiplier if noise_multiplier is None else noise_multiplier
     noise_std = multiplier * sensitivity(spec, 0)
     parts = [sketch_layout(spec).split(sketch) for sketch in sketches]
-    counts = np.stack([np.asarray(p["counts"], np.float64) / weights.count_weight for p in parts])
-    sums = np.stack([np.asarray(p["sums"], np.float64) / weights.mean_weight for p in parts])
+
+    def block(name: str, weight: float) -> Vector:
+        return np.stack([np.asarray(part[name], np.float64) / weight for part in parts])
+
+    counts = block("counts", weights.count_weight)
+    sums = block("sums", weights.mean_weight)
+    clients, classes, dim = sums.shape
+    projected, projected_sd = np.zeros((clients, 0, 0)), 0.0
+    if weights.projected_weight > 0.0:
+        scale = weights.projected_radius**2 / weights.projected_weight
+        rank = min(weights.projected_rank, dim)
+        packed = block("projected", 1.0)
+        projected = scale * np.stack([symmetric.unpack(one, rank) for one in packed])
+        projected_sd = scale * noise_std / math.sqrt(2.0)
+    features, feature_sd = np.zeros((clients, classes, 0)), 0.0
+    if weights.feature_weight > 0.0:
+        features = block("features", weights.feature_weight)
+        feature_sd = noise_std / weights.feature_weight
     return Evidence(
         counts=counts,
         count_sd=noise_std / weights.count_weight,
         sums=sums,
         sum_sd=np.full(counts.shape, noise_std / weights.mean_weight),
-        centre=np.zeros(sums.shape[1:]),
+        centre=np.zeros((classes, dim)),
+        projected=projected,
+        projected_sd=projected_sd,
+        features=features,
+        feature_sd=feature_sd,
     )
 
 

@@ -23,6 +23,8 @@ from core.wire import tensors
 
 Vector = NDArray[np.float64]
 
+_LEAST_REST = 0.25  # of the neutral code's isotropic variance, under any code
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -31,6 +33,9 @@ class Frame:
     ``base`` [C, d] decoder output under the neutral code; ``directions`` [c, C, d] its change per
     unit of code; ``basis`` [r, d] orthonormal rows; ``scale`` [1] isotropic standard deviation per
     coordinate and ``factors`` [k, d] what spreads more than that (covariance scale^2 I + F^T F);
+    ``factor_directions`` [c, k] change of a factor's log variance per unit of code; ``targets``
+    [C, f] mean random features of each class, noise of variance ``target_variance`` [C] (f may
+    be 0);
     ``codes`` [M, c]; ``code_offset`` [c] and ``code_scale`` [1] of the map from sketches to codes;
     ``class_probs`` [C]; ``sizes`` [M] noised unit counts, floored.
     """
@@ -40,6 +45,9 @@ class Frame:
     basis: Vector
     scale: Vector
     factors: Vector
+    factor_directions: Vector
+    targets: Vector
+    target_variance: Vector
     codes: Vector
     code_offset: Vector
     code_scale: Vector
@@ -62,6 +70,9 @@ class Frame:
             "basis": (residual_rank(spec), dim),
             "scale": (1,),
             "factors": (*self.factors.shape[:1], dim),
+            "factor_directions": (width, *self.factors.shape[:1]),
+            "targets": (classes, *self.targets.shape[1:2]),
+            "target_variance": (classes,),
             "codes": (clients, width),
             "code_offset": (width,),
             "code_scale": (1,),
@@ -86,6 +97,23 @@ class Frame:
     def base_output(self, code: Vector) -> Vector:
         """[C, d] class means under a code [c]."""
         return np.asarray(self.base + np.tensordot(code, self.directions, axes=1))
+
+    def factors_under(self, code: Vector) -> Vector:
+        """[k, d] factors under a code [c]; their variance changes by e at most, either way."""
+        change = np.clip(code @ self.factor_directions, -1.0, 1.0)
+        return np.asarray(np.exp(0.5 * change)[:, None] * self.factors)
+
+    def scale_under(self, code: Vector) -> float:
+        """Isotropic standard deviation under a code [c]: directions keep their length of 1.
+
+        What its class means or factors take of the mean square length, the rest gives.
+        """
+        dim = self.base.shape[1]
+        explained = np.sum(self.base_output(code) ** 2, axis=1) - np.sum(self.base**2, axis=1)
+        along = np.sum(self.factors_under(code) ** 2) - np.sum(self.factors**2)
+        square = float(self.scale[0]) ** 2
+        rest = square - float(self.class_probs @ explained + along) / dim
+        return float(np.sqrt(max(rest, _LEAST_REST * square)))
 
     @cached_property
     def spread_root(self) -> Vector:

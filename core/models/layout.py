@@ -64,9 +64,17 @@ class Layout:
 
 
 def sketch_layout(spec: RunSpec) -> Layout:
-    """Class counts [C] and class sums of directions [C, d]."""
-    classes, dim = len(spec.space.classes), spec.space.dim
-    return Layout("sketch", (("counts", (classes,)), ("sums", (classes, dim))))
+    """Class counts [C], class sums of directions [C, d] and what else the plan gives weight to:
+    vech2 of the second moment in public directions, class sums of random features [C, 2 pairs].
+    """
+    classes, dim, sketch = len(spec.space.classes), spec.space.dim, spec.plan.sketch
+    blocks: list[tuple[str, tuple[int, ...]]] = [("counts", (classes,)), ("sums", (classes, dim))]
+    if sketch.projected_weight > 0.0:
+        rank = min(sketch.projected_rank, dim)
+        blocks.append(("projected", (rank * (rank + 1) // 2,)))
+    if sketch.feature_weight > 0.0:
+        blocks.append(("features", (classes, 2 * sketch.feature_pairs)))
+    return Layout("sketch", tuple(blocks))
 
 
 def spread_layout(spec: RunSpec) -> Layout:

@@ -1,31 +1,27 @@
 """The frame after step 2 of the sketch: better means, and spread along released directions.
 
-The released sum of clipped second moments is the truth plus a symmetric Gaussian matrix of known
-scale. Its eigenvalues beyond the noise's edge are kept and shrunk by the optimal rule for spiked
-Wigner matrices (Frobenius loss; Gavish and Donoho 2017), the rest become isotropic, and the whole
-keeps the trace that unit-length directions must have. Post-processing of releases.
+Post-processing of releases. How much of the released moments is signal: ``core.models.factors``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec
-from core.models import symmetric
-from core.models.build import from_evidence, residual_basis
+from core.models import shrinkage, symmetric
+from core.models.build import from_evidence, to_clients
 from core.models.evidence import Evidence, clipped_share, refined, split_spread
+from core.models.factors import with_factors
 from core.models.frame import Frame
 from core.privacy.mechanism import sensitivity
 
 Vector = NDArray[np.float64]
-_FIXED_POINT_STEPS = 20
 _LEAST_TRACE = 1e-3
-_LEAST_BULK = 0.05  # public floor of the isotropic part, as a share of the mean eigenvalue
 
 
 def with_spread(
@@ -50,57 +46,60 @@ def with_spread(
         after = from_evidence(spec, evidence, frame.client_ids, frame.clients)
     if "moments" not in parts[0]:
         return after
-    moments = np.sum([part["moments"] for part in parts], axis=0)
-    units = float(sum(frame.sizes[p] for p in positions))
-    return _along(spec, after, centre, moments / units, math.sqrt(len(parts)) / units)
+    answers = {p: part["moments"] for p, part in zip(positions, parts, strict=True)}
+    return _along(spec, after, centre, answers)
 
 
-def _along(spec: RunSpec, frame: Frame, centre: Vector, mean: Vector, noise_share: float) -> Frame:
-    """``frame`` with factors from the mean released moments [d (d + 1) / 2] around ``centre``.
+def _along(spec: RunSpec, frame: Frame, centre: Vector, answers: Mapping[int, Vector]) -> Frame:
+    """``frame`` with factors from released second moments around ``centre``.
 
-    ``noise_share``: the noise of a coordinate of ``mean`` over that of one release.
+    ``answers`` are vectors [d (d + 1) / 2] by client position.
     """
     dim = spec.space.dim
     unit = spec.plan.sketch.residual_radius**2 / math.sqrt(1.0 - spec.plan.privacy.refinement)
-    noise_std = unit * spec.event(1).noise_multiplier * sensitivity(spec, 1) * noise_share
-    # An off-diagonal entry carries 1/sqrt(2) of its packed coordinate's noise.
-    entry_std = noise_std / math.sqrt(2.0)
-    matrix = unit * symmetric.unpack(mean, dim)
+    noise_std = unit * spec.event(1).noise_multiplier * sensitivity(spec, 1)
+    units = float(sum(frame.sizes[position] for position in answers))
+    matrix = symmetric.unpack(unit / units * np.sum(list(answers.values()), axis=0), dim)
     # Clipping shortened long residuals; the true trace is known from the means.
     around = max(1.0 - float(frame.class_probs @ np.sum(centre**2, axis=1)), _LEAST_TRACE)
     stretch = around / max(float(np.trace(matrix)), 0.2 * around)
     # Moments were taken around the means of step 1; better ones are known by now.
     moved = (centre - frame.base / math.sqrt(dim)) * clipped_share(spec, centre)[:, None]
     matrix = stretch * (matrix - (moved.T * frame.class_probs) @ moved)
-    values, vectors = np.linalg.eigh(matrix)
+    # An off-diagonal entry carries 1/sqrt(2) of its packed coordinate's noise.
+    entry_std = stretch * noise_std * math.sqrt(len(answers) / 2.0) / units
     total = float(frame.scale[0]) ** 2  # what the pooled means leave of the length 1
-    kept, bulk = shrunk_spectrum(values, total, stretch * entry_std * math.sqrt(dim))
-    keep = kept > 0
-    factors = np.sqrt(kept[keep])[:, None] * vectors[:, keep].T
-    factors = factors[np.argsort(-kept[keep], kind="stable")]
-    leading = factors / np.linalg.norm(factors, axis=1, keepdims=True)
-    root = math.sqrt(dim)
-    return replace(
-        frame,
-        scale=np.array([math.sqrt(bulk * dim)]),
-        factors=root * factors,
-        basis=residual_basis(spec, frame.basis, leading),
-    )
+    after = with_factors(spec, frame, matrix, entry_std, total)
+    return _of_clients(spec, after, centre, answers, stretch * unit, stretch * noise_std)
 
 
-def shrunk_spectrum(values: Vector, total: float, edge: float) -> tuple[Vector, float]:
-    """(signal eigenvalues above the bulk [d], zero where noise explains them; bulk eigenvalue).
+def _of_clients(
+    spec: RunSpec,
+    frame: Frame,
+    centre: Vector,
+    answers: Mapping[int, Vector],
+    unit: float,
+    noise_std: float,
+) -> Frame:
+    """``frame`` with each client's own variance along the factors, where noise allows.
 
-    ``edge`` is sigma sqrt(d) for entries of standard deviation sigma: eigenvalues of pure noise
-    lie within 2 edge. ``total`` is the trace that signal and bulk share.
+    ``unit`` turns a released moment into one of directions, ``noise_std`` is its noise then:
+    u^T (noise) u has the standard deviation of a packed coordinate for every unit vector u.
     """
-    dim = len(values)
-    bulk = total / dim
-    kept = np.zeros(dim)
-    for _ in range(_FIXED_POINT_STEPS):
-        above = values - bulk
-        kept = np.sqrt(np.maximum(above**2 - 4.0 * edge**2, 0.0))
-        kept[above <= 2.0 * edge] = 0.0
-        kept *= min(1.0, (1.0 - _LEAST_BULK) * total / max(float(kept.sum()), 1e-300))
-        bulk = (total - float(kept.sum())) / dim
-    return kept, bulk
+    lengths = np.linalg.norm(frame.factors, axis=1)
+    along = frame.factors / lengths[:, None]
+    root, dim = math.sqrt(spec.space.dim), spec.space.dim
+    pooled = (lengths**2 + frame.scale[0] ** 2) / dim
+    share = clipped_share(spec, centre)[:, None]
+    logs = np.zeros((len(frame.codes), len(along)))
+    for position, packed in answers.items():
+        size = float(frame.sizes[position])
+        moments = symmetric.unpack(unit / size * packed, dim)
+        # Its own means are no spread: codes move the means by themselves.
+        moved = share * (frame.base_output(frame.codes[position]) / root - centre)
+        shift = frame.class_probs @ (moved @ along.T) ** 2
+        change = (np.einsum("kd,de,ke->k", along, moments, along) - shift) / pooled - 1.0
+        variances = (noise_std / size / pooled) ** 2
+        kept = shrinkage.separate(change[:, None], variances) * change
+        logs[position] = np.log(np.clip(1.0 + kept, math.exp(-1.0), math.exp(1.0)))
+    return replace(frame, factor_directions=to_clients(frame.codes) @ logs)

@@ -63,15 +63,14 @@ def clip_rows(vectors: NDArray[np.float64], clip_norm: float) -> NDArray[np.floa
 def sensitivity(spec: RunSpec, round_number: int) -> float:
     """L2 sensitivity of a round's sum for one added or removed unit.
 
-    Sketch, also of who joins: S = sqrt(w1^2 + w2^2), the norm of one record's vector; a unit adds
-    the mean over its records. Spread: 1, for a residual r of length at most R adds
-    [sqrt(a) e_y (x) r / R ; sqrt(1 - a) vech2(r r^T) / R^2]. Training: the clip norm C of the
-    joint gradient.
+    Sketch, also of who joins: S, the root of the sum of squared block weights: no record's vector
+    is longer, and a unit adds the mean over its records. Spread: 1, for a residual r of length at
+    most R adds [sqrt(a) e_y (x) r / R ; sqrt(1 - a) vech2(r r^T) / R^2]. Training: the clip norm
+    C of the joint gradient.
     """
-    sketch = spec.plan.sketch
     match spec.kind(round_number):
         case "sketch" | "join":
-            return math.hypot(sketch.count_weight, sketch.mean_weight)
+            return spec.plan.sketch.bound
         case "spread":
             return 1.0
         case "train":

@@ -90,11 +90,12 @@ class Generator:
         labels = self._labels(request, seed)
         classes = self.spec.space.classes
         theta = generate(self.weights, code, len(classes))
+        spread = (self.frame.scale_under(code), self.frame.factors_under(code))
         base = self.frame.base_output(code)
         x = np.empty((len(labels), self.spec.space.dim), np.float32)
         for start in range(0, len(labels), BLOCK_ROWS):
             part = labels[start : start + BLOCK_ROWS]
-            x[start : start + len(part)] = self._block(theta, base, part, seed, start)
+            x[start : start + len(part)] = self._block(theta, base, spread, part, seed, start)
         mixture = {} if isinstance(request.mixture, str) else dict(request.mixture)
         return Samples(x, labels, classes, mixture, seed)
 
@@ -118,6 +119,7 @@ class Generator:
         self,
         theta: Generated,
         base: NDArray[np.float64],
+        spread: tuple[float, NDArray[np.float64]],
         labels: NDArray[np.int64],
         seed: int,
         start: int,
@@ -126,13 +128,14 @@ class Generator:
         latent, dim = self.spec.plan.model.latent_dim, self.spec.space.dim
         draw = _stream(seed, _ROWS, start // BLOCK_ROWS)
         normal = draw.standard_normal((BLOCK_ROWS, latent))[: len(labels)]
-        spread = draw.standard_normal((len(labels), dim), dtype=np.float32)
+        isotropic = draw.standard_normal((len(labels), dim), dtype=np.float32)
+        scale, factors = spread
         z = theta.prior_mean[labels] + np.exp(theta.prior_log_std[labels]) * normal
         # A stream of its own: what follows another draw's last row would depend on the length.
         along = _stream(seed, _ALONG, start // BLOCK_ROWS).standard_normal(
-            (len(labels), len(self.frame.factors))
+            (len(labels), len(factors))
         )
-        rows = base[labels] + self.frame.scale[0] * spread + along @ self.frame.factors
+        rows = base[labels] + scale * isotropic + along @ factors
         rows += self.frame.colour(decode(self.weights, theta, z, labels))
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         return np.asarray(np.sqrt(dim) * rows / np.where(norms > 0, norms, 1.0))

@@ -17,9 +17,10 @@ from core.federation.plan import MAX_JOINS, Noise, PrivacyPlan, RunSpec, calibra
 from core.models import symmetric
 from core.models.build import build
 from core.models.evidence import Evidence, from_sketches
+from core.models.factors import shrunk_spectrum
 from core.models.frame import Frame
 from core.models.layout import spread_layout
-from core.models.spread import shrunk_spectrum, with_spread
+from core.models.spread import with_spread
 from core.privacy import accounting
 from core.privacy.mechanism import sensitivity
 from core.privacy.noise import seeded

@@ -1,0 +1,43 @@
+"""Public maps of directions x/|x| that a sketch may use: drawn from the plan's seed, no data.
+
+Random Fourier features (Rahimi and Recht 2007) come in pairs of cosine and sine, so that every
+feature vector has length exactly 1; their inner products estimate the mean of Gaussian kernels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.federation.plan import RunSpec
+
+Vector = NDArray[np.float64]
+
+# Directions are at most 2 apart: from near neighbours to the whole sphere.
+BANDWIDTHS = (0.5, 1.0, 2.0)
+_FREQUENCIES, _DIRECTIONS = 3, 4  # streams of the plan's seed; build.py has 1 and 2
+
+
+def frequencies(spec: RunSpec) -> Vector:
+    """[pairs, d], for the bandwidths in turn."""
+    pairs = spec.plan.sketch.feature_pairs
+    widths = np.resize(BANDWIDTHS, pairs)
+    drawn = _stream(spec, _FREQUENCIES).normal(size=(pairs, spec.space.dim))
+    return np.asarray(drawn / widths[:, None])
+
+
+def fourier_features(directions: Vector, omega: Vector) -> Vector:
+    """[n, 2 pairs] of unit length, from directions [n, d] and ``frequencies``."""
+    phases = directions @ omega.T
+    return np.asarray(np.hstack([np.cos(phases), np.sin(phases)]) / np.sqrt(len(omega)))
+
+
+def projection(spec: RunSpec) -> Vector:
+    """P [rank, d] with orthonormal rows."""
+    rank = min(spec.plan.sketch.projected_rank, spec.space.dim)
+    drawn = _stream(spec, _DIRECTIONS).normal(size=(spec.space.dim, rank))
+    return np.asarray(np.linalg.qr(drawn)[0].T)
+
+
+def _stream(spec: RunSpec, purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=spec.plan.seed, counter=[0, 0, 0, purpose]))
