@@ -31,9 +31,10 @@ class JoinPage(BaseModel):
     operation_id="createJoin",
     summary="Let clients join a completed run",
     description="Opens one more round of the run, whose only members are these clients. Each "
-    "posts one sketch (the price of round 0) and has a code and a decoder of its own once the "
-    "round is published; nothing changes for the clients before, and nothing is trained. A "
-    "client's own token may ask for itself where the plan's `joining` is 'open'.",
+    "posts one sketch (the price of all the run's sketch steps together) and has a code and a "
+    "decoder of its own once the round is published; nothing changes for the clients before, and "
+    "nothing is trained. A client's own token may ask for itself where the plan's `joining` is "
+    "'open'.",
     status_code=201,
     responses=answers(
         201,

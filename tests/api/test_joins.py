@@ -62,7 +62,7 @@ async def test_a_client_joins_and_nothing_changes_for_the_others(coordinator: Co
     assert order is not None
     spec = RunSpec.model_validate(run["spec"])
     assert (order["kind"], order["round_number"], order["inputs"]) == ("join", 2, [])
-    assert PrivacyEvent.model_validate(order["event"]) == spec.event(0)
+    assert PrivacyEvent.model_validate(order["event"]) == spec.event(2)
     while_open = await rows(coordinator, {"site-a": 1.0})
     assert while_open == before[1]  # bit for bit: it is the model before
     unknown = await coordinator.call(
@@ -95,7 +95,7 @@ async def test_a_client_joins_and_nothing_changes_for_the_others(coordinator: Co
     receipt = alone["receipt"]
     assert receipt["round"] == 2
     spent = {each["client"]: each["epsilon"] for each in receipt["per_client"]}
-    assert spent["site-c"] == epsilon([spec.event(0)], 1e-5)
+    assert spent["site-c"] == epsilon([spec.event(2)], 1e-5)
     assert spent["site-a"] == before[0]["receipt"]["per_client"][0]["epsilon"]
     assert [each["client"] for each in before[0]["receipt"]["per_client"]] == ["site-a", "site-b"]
     assert await coordinator.ledger("site-a") == ledger_a
@@ -248,7 +248,7 @@ async def test_two_clients_of_one_population_need_two_sketches_budget(
     coordinator: Coordinator,
 ) -> None:
     run = await completed(coordinator)
-    price = epsilon([RunSpec.model_validate(run["spec"]).event(0)], 1e-5)
+    price = epsilon([RunSpec.model_validate(run["spec"]).event(2)], 1e-5)
     twin = {"site": "hospital-t", "population": "t/all", "epsilon": 1.2 * price}
     await coordinator.enrol("twin-1", "twin-2", **twin)
     problem(await ask(coordinator, run, "twin-1", "twin-2"), 409, "budget-exceeded", "clients.0")
@@ -292,14 +292,14 @@ async def test_a_join_that_fails_leaves_the_run_as_it_was(coordinator: Coordinat
     model = await coordinator.ok("GET", f"/v1/runs/{run['id']}/model")
     assert (model["round"], model["clients"][-1]) == (3, "site-c")
     # Both attempts were paid for, and the receipt says so.
-    events = [RunSpec.model_validate(run["spec"]).event(0)] * 2
+    events = [RunSpec.model_validate(run["spec"]).event(2)] * 2
     assert model["per_client"][-1]["epsilon"] == epsilon(events, 1e-5)
     assert [item["state"] for item in await joins(coordinator, run)] == ["failed", "published"]
 
 
 async def test_a_budget_that_ran_out_since_leaves_the_client_out(coordinator: Coordinator) -> None:
     run = await completed(coordinator)
-    price = epsilon([RunSpec.model_validate(run["spec"]).event(0)], 1e-5)
+    price = epsilon([RunSpec.model_validate(run["spec"]).event(2)], 1e-5)
     await coordinator.enrol("short", epsilon=1.2 * price)
     await coordinator.join(run, "short")
     order = await coordinator.poll("short")

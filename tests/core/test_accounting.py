@@ -116,7 +116,7 @@ def test_events_of_a_run_are_what_each_round_executes() -> None:
     kinds = [(e.mechanism, e.noise_multiplier, e.sample_rate) for e in spec.events()]
     sampled = ("poisson-subsampled-gaussian", 3.0, 0.5)
     assert kinds == [("gaussian", 2.0, 1.0), sampled, sampled, sampled]
-    assert spec.event(4) == spec.event(0)  # who joins later
+    assert spec.event(4) == spec.event(0)  # who joins later a run of one sketch step
     with pytest.raises(ValueError, match="rounds 0 to 3"):
         spec.event(4 + MAX_JOINS)
     assert np.isfinite(accounting.epsilon(spec.events(), 1e-5))

@@ -141,13 +141,13 @@ def test_a_site_joins_by_its_agent_through_a_kill_and_a_managed_one_by_the_queue
     finished.stack.start_worker(QUEUE_COORDINATOR, worker)
     done = _agent_join(finished, token)
     assert done.returncode == 0, done.stdout + done.stderr
-    price = epsilon([finished.spec.event(0)], finished.spec.plan.privacy.delta)
+    event = finished.spec.event(ROUNDS)
+    price = epsilon([event], finished.spec.plan.privacy.delta)
     assert "its code is known since round 3" in done.stdout
     assert f"epsilon {price:.4g} on this run" in done.stdout
     assert "/synthesize -d" in done.stdout
 
     # Both ledgers hold the one executed event, and nothing else.
-    event = finished.spec.event(0)
     assert finished.booked("site-c") == [("reserve", 3, event), ("commit", 3, None)]
     own = federation.site_entries(finished.alone.state, "site-c/images")
     assert [(e.kind, e.key.round_number, e.event) for e in own] == [

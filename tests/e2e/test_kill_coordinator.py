@@ -24,7 +24,7 @@ from benchmarks.demo.processes import wait_for
 from benchmarks.demo.sites import Client, write_party
 from benchmarks.demo.small import clusters
 from benchmarks.demo.stack import AGENT, COORDINATOR, TRAIN_WORKER, Stack, services
-from core.federation.plan import Plan
+from core.federation.plan import Plan, RunSpec
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
 from worker.client import CoordinatorClient
 from worker.errors import ClientError
@@ -47,6 +47,7 @@ class Running:
     ids: dict[str, str]
     agent_token: str
     run_id: str
+    spec: RunSpec
 
 
 def _plan() -> Plan:
@@ -85,7 +86,8 @@ def running(service_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[R
         stack.start_agent(tokens["site-c"], alone.config)
         run = operator.create_run(plan, [client.name for client in clients])
         operator.start_run(str(run["id"]))
-        yield Running(stack, fed, narrator, operator, ids, tokens["site-c"], str(run["id"]))
+        spec = RunSpec.model_validate(run["spec"])
+        yield Running(stack, fed, narrator, operator, ids, tokens["site-c"], str(run["id"]), spec)
 
 
 def _child(running: Running, name: str) -> int:
@@ -147,7 +149,7 @@ def _check_ledgers(running: Running) -> None:
 
 def _follow(running: Running) -> None:
     federation.follow(
-        running.stack, running.operator, running.run_id, running.fed.plan, running.narrator
+        running.stack, running.operator, running.run_id, running.spec, running.narrator
     )
 
 

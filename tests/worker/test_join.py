@@ -55,7 +55,7 @@ def join_order(spec: RunSpec | None = None, *, attempt: int = 1, later: int = 1)
 def test_a_join_is_judged_by_what_it_costs(config: ClientConfig) -> None:
     """The budget fits one sketch and not the plan's whole run."""
     spec = make_spec()
-    price = epsilon([spec.event(0)], 1e-5)
+    price = epsilon([join_order(spec).event], 1e-5)
     assert price < epsilon(spec.events(), 1e-5)
     just = config.model_copy(update={"max_epsilon": price * 1.001})
     judge(join_order(spec), just, [])
@@ -64,6 +64,22 @@ def test_a_join_is_judged_by_what_it_costs(config: ClientConfig) -> None:
     with pytest.raises(PlanRefused, match="above") as refused:
         judge(join_order(spec), config.model_copy(update={"max_epsilon": price * 0.99}), [])
     assert refused.value.field == "plan.privacy.epsilon"
+
+
+def test_a_join_of_a_run_of_two_sketch_steps_costs_both(config: ClientConfig) -> None:
+    """The order books the noise whose price is that of both steps, and the price of round 0 is
+    not enough for it."""
+    noise = Noise(sketch_multiplier=3.0, spread_multiplier=3.0, train_multiplier=2.0)
+    spec = make_spec(noise=noise, sketch_steps=2, mean_share=0.5, refine_share=0.5)
+    order = join_order(spec)
+    assert order.event.noise_multiplier == pytest.approx(3.0 / 2.0**0.5)
+    price, first = epsilon([order.event], 1e-5), epsilon([spec.event(0)], 1e-5)
+    judge(order, config.model_copy(update={"max_epsilon": price * 1.001}), [])
+    with pytest.raises(PlanRefused, match="above"):
+        judge(order, config.model_copy(update={"max_epsilon": (price + first) / 2}), [])
+    with pytest.raises(PlanRefused) as refused:
+        judge(order.model_copy(update={"event": spec.event(0)}), config, [])
+    assert refused.value.field == "event"
 
 
 def test_a_join_asks_nothing_of_the_rounds_that_it_missed(config: ClientConfig) -> None:
@@ -97,7 +113,7 @@ def test_a_join_that_is_not_what_it_says(
 def test_every_join_is_charged(config: ClientConfig, site: Site) -> None:
     """A coordinator that lets a client join again and again comes to the end of its budget."""
     spec = make_spec()
-    limit = epsilon([spec.event(0)] * 2, 1e-5) * 1.001
+    limit = epsilon([join_order(spec).event] * 2, 1e-5) * 1.001
     limited = config.model_copy(update={"max_epsilon": limit})
     for later in (1, 2, 3):
         order = join_order(spec, later=later)
@@ -129,7 +145,7 @@ def test_a_running_agent_joins_by_itself(
     assert not any("/objects/" in call for call in script.calls)  # a sketch reads only records
     with Site.open(state_dir) as site:
         assert [row.kind for row in site.ledger.entries()] == ["reserve", "commit"]
-        assert site.ledger.epsilon("a/all", 1e-5) == epsilon([order.spec.event(0)], 1e-5)
+        assert site.ledger.epsilon("a/all", 1e-5) == epsilon([order.event], 1e-5)
 
 
 # --- the command, with a scripted coordinator of one completed run ---
@@ -231,7 +247,7 @@ def test_the_command_joins_and_says_where_the_client_stands(
     assert script.asked == (plan == "open")
     assert len(script.accepted) == 1
     assert kinds(state_dir) == ["reserve", "commit"]
-    price = epsilon([script.spec.event(0)], 1e-5)
+    price = epsilon([script.spec.event(3)], 1e-5)
     assert "joined run trial (run-1); its code is known since round 3" in result.stdout
     assert f"epsilon {price:.4g} on this run, {price:.4g} of 8 in all" in result.stdout
     bodies = [line.split("-d '")[1].rstrip("'") for line in result.stdout.splitlines()[-2:]]
