@@ -18,6 +18,7 @@ from core.models.evidence import Evidence, from_sketches
 from core.models.factors import contrast_basis, with_factors
 from core.models.features import projection
 from core.models.frame import Frame
+from core.models.public import Purpose, stream
 
 Vector = NDArray[np.float64]
 
@@ -90,9 +91,9 @@ def project(spec: RunSpec, evidence: Evidence) -> Vector:
     sums = evidence.sums_about(np.zeros_like(evidence.centre)).reshape(len(evidence.counts), -1)
     features = np.concatenate([evidence.counts, sums], axis=1) / evidence.sizes[:, None]
     width = spec.plan.model.code_dim
-    generator = np.random.Generator(np.random.Philox(key=spec.plan.seed, counter=[0, 0, 0, 1]))
-    projection = generator.normal(0.0, 1.0 / math.sqrt(width), (width, features.shape[1]))
-    return np.asarray(features @ projection.T)
+    shape = (width, features.shape[1])
+    a = stream(spec, Purpose.CODES).normal(0.0, 1.0 / math.sqrt(width), shape)
+    return np.asarray(features @ a.T)
 
 
 def _in_public_directions(spec: RunSpec, frame: Frame, evidence: Evidence) -> Frame:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from core.federation.plan import RunSpec
 from core.models.frame import Frame
 from core.models.layout import residual_rank
+from core.models.public import Purpose, stream
 
 Vector = NDArray[np.float64]
 _FIXED_POINT_STEPS = 20
@@ -95,8 +96,8 @@ def residual_basis(spec: RunSpec, before: Vector, spread: Vector) -> Vector:
 
 
 def _public_directions(spec: RunSpec) -> Vector:
-    generator = np.random.Generator(np.random.Philox(key=spec.plan.seed, counter=[0, 0, 0, 2]))
-    return np.asarray(generator.normal(size=(residual_rank(spec), spec.space.dim)))
+    shape = (residual_rank(spec), spec.space.dim)
+    return np.asarray(stream(spec, Purpose.BASIS).normal(size=shape))
 
 
 def _orthonormal(candidates: Sequence[Vector], rank: int) -> Vector:

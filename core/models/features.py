@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec
+from core.models.public import Purpose, stream
 
 Vector = NDArray[np.float64]
 
 # Directions are at most 2 apart: from near neighbours to the whole sphere.
 BANDWIDTHS = (0.5, 1.0, 2.0)
-_FREQUENCIES, _DIRECTIONS = 3, 4  # streams of the plan's seed; build.py has 1 and 2
 
 
 def frequencies(spec: RunSpec) -> Vector:
     """[pairs, d], for the bandwidths in turn."""
     pairs = spec.plan.sketch.feature_pairs
     widths = np.resize(BANDWIDTHS, pairs)
-    drawn = _stream(spec, _FREQUENCIES).normal(size=(pairs, spec.space.dim))
+    drawn = stream(spec, Purpose.FREQUENCIES).normal(size=(pairs, spec.space.dim))
     return np.asarray(drawn / widths[:, None])
 
 
@@ -35,9 +35,5 @@ def fourier_features(directions: Vector, omega: Vector) -> Vector:
 def projection(spec: RunSpec) -> Vector:
     """P [rank, d] with orthonormal rows."""
     rank = min(spec.plan.sketch.projected_rank, spec.space.dim)
-    drawn = _stream(spec, _DIRECTIONS).normal(size=(spec.space.dim, rank))
+    drawn = stream(spec, Purpose.PROJECTION).normal(size=(spec.space.dim, rank))
     return np.asarray(np.linalg.qr(drawn)[0].T)
-
-
-def _stream(spec: RunSpec, purpose: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=spec.plan.seed, counter=[0, 0, 0, purpose]))

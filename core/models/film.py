@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec
 from core.models.layout import train_layout
+from core.models.public import Purpose, stream
 
 Vector = NDArray[np.float64]
 
@@ -37,7 +38,7 @@ def initial_weights(spec: RunSpec) -> Vector:
     Zero: every output that must not disturb the frame (decoder output, film, prior shifts).
     Random: the layers below them, with variance 1 / fan-in.
     """
-    generator = np.random.Generator(np.random.Philox(key=spec.plan.seed, counter=[0, 0, 0, 3]))
+    generator = stream(spec, Purpose.INITIAL_WEIGHTS)
     layout = train_layout(spec)
     random = {
         "trunk.weight",
