@@ -108,6 +108,13 @@ def service_folder(shared_folder: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=shared_folder))
 
 
+@pytest.fixture
+def no_fhv_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the machine that runs the tests must not reach the processes they start."""
+    for name in [name for name in os.environ if name.startswith("FHV_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def postgres_url(shared_folder: Path) -> Iterator[str]:
     """URL of the run's Postgres server, in a database of nobody."""

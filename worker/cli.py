@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -15,6 +15,9 @@ from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
 from worker import logs
 from worker.config import SiteConfig, WorkerSettings, load_settings
 from worker.errors import WorkerError
+
+if TYPE_CHECKING:  # httpx is imported by the commands that need it
+    from worker.client import CoordinatorClient
 
 
 def _app(text: str) -> typer.Typer:
@@ -65,6 +68,21 @@ def _prepare() -> WorkerSettings:
     return settings
 
 
+@contextmanager
+def _connected() -> Iterator[tuple[WorkerSettings, SiteConfig, CoordinatorClient]]:
+    """Settings, this site's configuration, and the coordinator with the site's cache."""
+    from worker.cache import ObjectCache
+    from worker.client import CoordinatorClient
+
+    settings = _prepare()
+    site = settings.require_site()
+    cache = ObjectCache(site.state_dir / "objects")
+    with CoordinatorClient(
+        settings.coordinator_url, settings.require_token(), cache=cache
+    ) as coordinator:
+        yield settings, site, coordinator
+
+
 @worker_app.command("run")
 def worker_run(
     queue: Annotated[
@@ -98,17 +116,9 @@ def agent_run(
 ) -> None:
     """Ask the coordinator for work and do it, until a signal."""
     from worker.agent.loop import run_agent
-    from worker.cache import ObjectCache
-    from worker.client import CoordinatorClient
 
-    with _told():
-        settings = _prepare()
-        site = settings.require_site()
-        cache = ObjectCache(site.state_dir / "objects")
-        with CoordinatorClient(
-            settings.coordinator_url, settings.require_token(), cache=cache
-        ) as coordinator:
-            run_agent(coordinator, site, device=settings.device, poll_s=poll_s)
+    with _told(), _connected() as (settings, site, coordinator):
+        run_agent(coordinator, site, device=settings.device, poll_s=poll_s)
 
 
 @agent_app.command("join")
@@ -122,25 +132,17 @@ def agent_join(
     """Join a completed run by one sketch; exit 1 and say why if that does not succeed."""
     from worker.agent.join import join_run
     from worker.agent.joined import place_of
-    from worker.cache import ObjectCache
-    from worker.client import CoordinatorClient
 
-    with _told():
-        settings = _prepare()
-        site = settings.require_site()
-        cache = ObjectCache(site.state_dir / "objects")
-        with CoordinatorClient(
-            settings.coordinator_url, settings.require_token(), cache=cache
-        ) as coordinator:
-            joined = join_run(
-                coordinator,
-                site,
-                run_id,
-                client,
-                device=settings.device,
-                timeout_s=timeout_s,
-                say=lambda line: print(line, flush=True),
-            )
+    with _told(), _connected() as (settings, site, coordinator):
+        joined = join_run(
+            coordinator,
+            site,
+            run_id,
+            client,
+            device=settings.device,
+            timeout_s=timeout_s,
+            say=lambda line: print(line, flush=True),
+        )
     for line in place_of(joined, settings.coordinator_url):
         print(line)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import exists, or_, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -86,12 +86,18 @@ async def takes_part(session: AsyncSession, run_id: UUID, client_id: UUID) -> bo
     return await session.get(RunClient, (run_id, client_id)) is not None
 
 
-async def progress(session: AsyncSession, run_id: UUID) -> tuple[int | None, Sequence[int]]:
-    """(number of the newest round, numbers of the published ones in order)."""
-    query = select(Round.number, Round.state).where(Round.run_id == run_id).order_by(Round.number)
-    rows = (await session.execute(query)).all()
-    published = [number for number, state in rows if state == "published"]
-    return (rows[-1][0] if rows else None), published
+async def progress(
+    session: AsyncSession, run_id: UUID, last_round: int
+) -> tuple[int | None, int, int]:
+    """(number of the newest round, how many of the plan's are published, how many joins)."""
+    published, join = Round.state == "published", Round.number > last_round
+    query = select(
+        func.max(Round.number),
+        func.count().filter(published, ~join),
+        func.count().filter(published, join),
+    ).where(Round.run_id == run_id)
+    newest, planned, joins = (await session.execute(query)).one()
+    return newest, planned, joins
 
 
 async def page(

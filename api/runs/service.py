@@ -63,9 +63,8 @@ def spec_of(run: Run) -> RunSpec:
 
 
 async def view(session: AsyncSession, run: Run) -> RunView:
-    newest, published = await repository.progress(session, run.id)
     spec = spec_of(run)
-    joins = sum(number > spec.last_round for number in published)
+    newest, published, joins = await repository.progress(session, run.id, spec.last_round)
     return RunView(
         id=run.id,
         name=run.name,
@@ -76,7 +75,7 @@ async def view(session: AsyncSession, run: Run) -> RunView:
         clients=[client.name for client in await repository.clients_of(session, run.id)],
         epsilon_planned=run.epsilon_planned,
         current_round=newest,
-        rounds_published=len(published) - joins,
+        rounds_published=published,
         rounds_planned=spec.last_round + 1,
         joins_published=joins,
         created_at=run.created_at,

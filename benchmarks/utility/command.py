@@ -33,7 +33,7 @@ from benchmarks.utility.runner import fill
 from benchmarks.utility.splits import Settings
 from benchmarks.utility.store import Store, configuration
 from benchmarks.utility.targets import targets
-from core.evaluation.baselines.common import NoiseMode
+from core.federation.rule import NoiseMode
 from core.synthesis.request import MAX_ROWS
 
 PROGRAM = "python -m benchmarks.utility"

@@ -23,14 +23,14 @@ from benchmarks.utility.plan import (
 )
 from benchmarks.utility.records import Records
 from benchmarks.utility.splits import Settings, Split
-from core.evaluation.baselines.common import Baseline, NoiseMode, Sampler, Terms, spent
+from core.evaluation.baselines.common import Baseline, Sampler, Terms, spent
 from core.evaluation.baselines.linear import LinearSettings, linear_classifier
 from core.evaluation.baselines.methods import METHODS, utility
 from core.evaluation.fidelity import domain_fidelity, mmd, prdc
 from core.evaluation.privacy import membership_attack
 from core.evaluation.utility import tstr
 from core.federation.plan import Plan, PrivacyPlan
-from core.federation.rule import spec_for
+from core.federation.rule import NoiseMode, spec_for
 from core.privacy import accounting
 from core.privacy.noise import NoiseSource, seeded
 from core.simulation import Simulated, SimulatedSite, simulate

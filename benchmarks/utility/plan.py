@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from core.evaluation.baselines.common import NoiseMode
 from core.evaluation.baselines.linear import LEARNING_RATES
 from core.evaluation.baselines.methods import METHODS
+from core.federation.rule import NoiseMode
 
 OURS = "ours"
 OURS_AGGREGATED = "ours-aggregated"  # beside local noise: ours with noise added once, to the sum

@@ -21,7 +21,7 @@ from benchmarks.utility.plan import (
 )
 from benchmarks.utility.plan import OUR_ROWS as OURS
 from benchmarks.utility.store import Cells
-from core.evaluation.baselines.common import NoiseMode
+from core.federation.rule import NoiseMode
 
 ORDER = (*NOT_PRIVATE, LINEAR, *SYNTHETIC_BASELINES, *OURS)
 

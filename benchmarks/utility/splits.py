@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.utility.records import Records
 from benchmarks.utility.refused import Refused
 from core.data import EmbeddingDataset
-from core.evaluation.baselines.common import NoiseMode
+from core.federation.rule import NoiseMode
 
 
 @dataclass(frozen=True)

@@ -146,10 +146,13 @@ def clipped_share(spec: RunSpec, means: Vector) -> Vector:
     return np.asarray(np.minimum(1.0, spec.plan.sketch.residual_radius / np.sqrt(square)))
 
 
-def split_spread(spec: RunSpec, releases: Sequence[Vector]) -> list[dict[str, Vector]]:
-    """Blocks of step 2's released vectors, in float64."""
+def split_spread(
+    spec: RunSpec, positions: Sequence[int], releases: Sequence[Vector]
+) -> dict[str, dict[int, Vector]]:
+    """Step 2's released vectors by block and client position, in float64."""
     layout = spread_layout(spec)
-    return [
-        {name: np.asarray(part, np.float64) for name, part in layout.split(release).items()}
-        for release in releases
-    ]
+    found: dict[str, dict[int, Vector]] = {name: {} for name, _ in layout.blocks}
+    for position, release in zip(positions, releases, strict=True):
+        for name, part in layout.split(release).items():
+            found[name][position] = np.asarray(part, np.float64)
+    return found

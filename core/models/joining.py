@@ -54,7 +54,7 @@ def join(
         raise ValueError(f"clients {sorted(known) or list(client_ids)} would get a second code")
     evidence = from_sketches(spec, sketches, spec.noise.join_multiplier)
     codes = _codes(spec, frame, evidence)
-    deltas = own_means(spec, frame, sketches) - frame.base
+    deltas = own_means(spec, frame, evidence) - frame.base
     directions, outside = frame.directions.copy(), _span(frame.codes)
     for code, delta in zip(codes, deltas, strict=True):
         rest = code - (outside @ code) @ outside
@@ -75,13 +75,11 @@ def join(
     )
 
 
-def own_means(spec: RunSpec, frame: Frame, sketches: Sequence[Vector]) -> Vector:
+def own_means(spec: RunSpec, frame: Frame, evidence: Evidence) -> Vector:
     """[J, C, d] class means of clients by their own sketches, shrunk towards the frame's."""
     root = math.sqrt(spec.space.dim)
     means = frame.base / root
-    _, deviations = site_deviations(
-        from_sketches(spec, sketches, spec.noise.join_multiplier), means
-    )
+    _, deviations = site_deviations(evidence, means)
     own = means + deviations
     # A mean of directions is not longer than 1. Without this an absurd sketch would make changes
     # so large that their float32 rounding moves everybody.

@@ -37,17 +37,15 @@ def with_spread(
     number of units of those who answered.
     """
     centre = frame.base / math.sqrt(spec.space.dim)
-    parts = split_spread(spec, releases)
     positions = [frame.client_ids.index(client) for client in client_ids]
+    blocks = split_spread(spec, positions, releases)
     after = frame
-    if "sums" in parts[0]:
-        answers = {p: part["sums"] for p, part in zip(positions, parts, strict=True)}
-        evidence = refined(spec, evidence, centre, answers)
+    if "sums" in blocks:
+        evidence = refined(spec, evidence, centre, blocks["sums"])
         after = from_evidence(spec, evidence, frame.client_ids, frame.clients)
-    if "moments" not in parts[0]:
+    if "moments" not in blocks:
         return after
-    answers = {p: part["moments"] for p, part in zip(positions, parts, strict=True)}
-    return _along(spec, after, centre, answers)
+    return _along(spec, after, centre, blocks["moments"])
 
 
 def _along(spec: RunSpec, frame: Frame, centre: Vector, answers: Mapping[int, Vector]) -> Frame:
@@ -86,6 +84,8 @@ def _of_clients(
     ``unit`` turns a released moment into one of directions, ``noise_std`` is its noise then:
     u^T (noise) u has the standard deviation of a packed coordinate for every unit vector u.
     """
+    if not len(frame.factors):
+        return frame
     lengths = np.linalg.norm(frame.factors, axis=1)
     along = frame.factors / lengths[:, None]
     root, dim = math.sqrt(spec.space.dim), spec.space.dim
@@ -98,7 +98,7 @@ def _of_clients(
         # Its own means are no spread: codes move the means by themselves.
         moved = share * (frame.base_output(frame.codes[position]) / root - centre)
         shift = frame.class_probs @ (moved @ along.T) ** 2
-        change = (np.einsum("kd,de,ke->k", along, moments, along) - shift) / pooled - 1.0
+        change = (np.sum((along @ moments) * along, axis=1) - shift) / pooled - 1.0
         variances = (noise_std / size / pooled) ** 2
         kept = shrinkage.separate(change[:, None], variances) * change
         logs[position] = np.log(np.clip(1.0 + kept, math.exp(-1.0), math.exp(1.0)))

@@ -72,9 +72,7 @@ def served(env: dict[str, str], port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.communicate(timeout=20)
 
 
-def test_no_pepper_no_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("FHV_")]:
-        monkeypatch.delenv(name)
+def test_no_pepper_no_service(monkeypatch: pytest.MonkeyPatch, no_fhv_environment: None) -> None:
     with pytest.raises(SettingsError, match="FHV_DATABASE_URL") as caught:
         load(Settings)
     assert "FHV_OBJECT_STORE_URL" in str(caught.value)

@@ -21,6 +21,7 @@ from core.evaluation.baselines.common import Baseline, Predictor, Sampler, Terms
 from core.evaluation.baselines.gaussian import SharedGaussian, shared_gaussian
 from core.evaluation.baselines.methods import METHODS, utility
 from core.evaluation.baselines.real import LocalOnly, local_only, real_data
+from core.federation.rule import NoiseMode
 from core.models.build import build
 from core.models.frame import Frame
 from core.privacy import accounting
@@ -55,7 +56,7 @@ def fitted(
             return METHODS[method](sites, space, terms, noise)
 
 
-def terms(epsilon: float = 8.0, mode: common.NoiseMode = "local") -> Terms:
+def terms(epsilon: float = 8.0, mode: NoiseMode = "local") -> Terms:
     return Terms(epsilon, DELTA, noise_mode=mode, secret=worlds.SECRET)
 
 
@@ -93,7 +94,7 @@ def worst(query: Query, data: EmbeddingDataset) -> float:
 @pytest.mark.parametrize("method", PRIVATE)
 @pytest.mark.parametrize("epsilon", [0.5, 8.0])
 def test_epsilon_recomputed_from_executed_events(
-    method: str, epsilon: float, mode: common.NoiseMode
+    method: str, epsilon: float, mode: NoiseMode
 ) -> None:
     found = fitted(method, sites(40), terms(epsilon, mode))
     assert found.private

@@ -14,6 +14,7 @@ from core.federation.aggregate import aggregate
 from core.federation.plan import MAX_JOINS, Noise, RunSpec
 from core.federation.updates import check_update, expectation, read_update
 from core.models.build import build
+from core.models.evidence import from_sketches
 from core.models.frame import Frame
 from core.models.joining import ROOM, join, own_means
 from core.models.layout import sketch_layout
@@ -118,7 +119,8 @@ def test_joiners_reproduce_their_own_shrunken_means_while_there_is_room(
     room = 4 - (founders - 1)
     sketches = [released(spec, site(900 + seed + j), j) for j in range(room)]
     after = joined(spec, frame, sketches)
-    for index, means in enumerate(own_means(spec, frame, sketches)):
+    evidence = from_sketches(spec, sketches, spec.noise.join_multiplier)
+    for index, means in enumerate(own_means(spec, frame, evidence)):
         if share_outside(after.codes[: founders + index], after.code(f"new-{index}")) < 2 * ROOM:
             continue  # by chance a code may lie as good as among those before
         made = after.base_output(after.code(f"new-{index}"))

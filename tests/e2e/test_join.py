@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,9 +70,7 @@ class Finished:
 
 
 @pytest.fixture
-def finished(service_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Finished]:
-    for name in [name for name in os.environ if name.startswith("FHV_")]:
-        monkeypatch.delenv(name)
+def finished(service_folder: Path, no_fhv_environment: None) -> Iterator[Finished]:
     folder, narrator, data = service_folder, Narrator(Console(quiet=True)), clusters()
     plan = load_plan(Options(small=True))
     plan = plan.model_copy(

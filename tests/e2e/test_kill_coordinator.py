@@ -64,9 +64,7 @@ def _plan() -> Plan:
 
 
 @pytest.fixture
-def running(service_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    for name in [name for name in os.environ if name.startswith("FHV_")]:
-        monkeypatch.delenv(name)
+def running(service_folder: Path, no_fhv_environment: None) -> Iterator[Running]:
     folder = service_folder
     narrator = Narrator(Console(quiet=True))
     data, plan = clusters(), _plan()

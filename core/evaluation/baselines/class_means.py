@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data import EmbeddingDataset
-from core.evaluation.baselines.common import EventsBySite, NoiseMode, known, noise_std, released_sum
+from core.evaluation.baselines.common import EventsBySite, known, noise_std, released_sum
 from core.federation.plan import EmbeddingSpace, Plan, PrivacyPlan, RunSpec, calibrate
+from core.federation.rule import NoiseMode
 from core.models.layout import sketch_layout
 from core.privacy.events import PrivacyEvent
 from core.privacy.mechanism import sensitivity

@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data import EmbeddingDataset
+from core.federation.rule import NoiseMode
 from core.models.layout import NULL_COORDINATES
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent, release
 from core.privacy.mechanism import clip_factors, noised
 from core.privacy.noise import NoiseSource
 
-NoiseMode = Literal["local", "aggregated"]
 Vector = NDArray[np.float64]
 Rows = NDArray[np.int64]
 EventsBySite = tuple[tuple[PrivacyEvent, ...], ...]

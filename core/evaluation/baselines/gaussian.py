@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from core.data import EmbeddingDataset
 from core.evaluation.baselines.common import (
     EventsBySite,
-    NoiseMode,
     Terms,
     calibrated,
     gaussian,
@@ -29,6 +28,7 @@ from core.evaluation.baselines.common import (
     released_sum,
 )
 from core.federation.plan import EmbeddingSpace, Noise, Plan, PrivacyPlan, RunSpec
+from core.federation.rule import NoiseMode
 from core.models.build import build
 from core.models.evidence import from_sketches
 from core.models.frame import Frame
