@@ -16,8 +16,8 @@ from core.data import EmbeddingDataset
 from core.federation.aggregate import pack_weights
 from core.federation.plan import Noise
 from core.models.build import build
-from core.models.film import initial_weights
 from core.models.frame import Frame
+from core.models.generator import initial_weights
 from core.privacy.noise import csprng
 from core.training.local import release
 from core.training.sketch import clipped_sketch

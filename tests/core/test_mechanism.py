@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import stats
 
-from core.privacy.mechanism import clip_factors, clip_rows, noised, sensitivity
+from core.privacy.clipping import clip_factors
+from core.privacy.mechanism import clip_rows, noised, sensitivity
 from core.privacy.noise import csprng, seeded
 from tests.core import worlds
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
 from core.federation.plan import Noise
-from core.models import film
+from core.models import generator, grouped
+from core.models.architecture import (
+    Activation,
+    Architecture,
+    Conditioning,
+    Form,
+    architecture_of,
+)
 from core.models.build import build
 from core.models.frame import Frame
-from core.models.hypernetwork import FilmHyperCVAE
+from core.models.hypernetwork import HyperCVAE
 from core.models.layout import NULL_COORDINATES, sketch_layout, train_layout
+from core.models.losses import Records, record_losses
 from core.models.shrinkage import james_stein
 from core.training.sketch import clipped_sketch
 from tests.core import worlds
 
+FORMS: tuple[Form, ...] = ("film", "lowrank", "full")
 TINY = Noise(sketch_multiplier=1e-6, train_multiplier=1.0)
 
 
@@ -31,46 +42,123 @@ def exact_frame(classes: int = 3, sites: int = 3) -> tuple[Frame, list[np.ndarra
     ]
 
 
-def test_numpy_decoder_equals_the_torch_decoder() -> None:
-    spec = worlds.spec()
-    draw = np.random.default_rng(0)
-    phi = draw.normal(size=train_layout(spec).size)
-    code, y = draw.normal(size=4), draw.integers(0, 3, 50)
-    z = draw.normal(size=(50, 2))
-    weights = train_layout(spec).split(phi)
-    theta = film.generate(weights, code, 3)
-    ours = film.decode(weights, theta, z, y)
-
-    module = FilmHyperCVAE(spec).double()
-    module.load(spec, phi)
-    with torch.no_grad():
-        labels = torch.eye(3, dtype=torch.float64)[torch.from_numpy(y)]
-        trunk = torch.tanh(module.trunk(torch.from_numpy(code).expand(50, -1)))
-        scale, shift = module.film(trunk).chunk(2, dim=1)
-        hidden = module.decoder_hidden(torch.cat([torch.from_numpy(z), labels], dim=1)).tanh()
-        theirs = module.decoder_out(hidden * (1 + scale) + shift).numpy()
-        prior = module.prior(labels).numpy()[:, :2]
-        shifts = module.prior_shift(trunk).view(50, 3, 2).numpy()[np.arange(50), y]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(theta.prior_mean[y], prior + shifts, rtol=1e-12, atol=1e-12)
+def random_weights(network: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return {name: 0.5 * draw.normal(size=shape) for name, shape in network.blocks}
 
 
-def test_the_residual_starts_at_zero() -> None:
+def silent_encoder(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same weights with a posterior of N(0, 1) for every record: its draw is its latent."""
+    return {
+        name: np.zeros_like(value) if name.startswith("encoder.") else value
+        for name, value in weights.items()
+    }
+
+
+def expanded_losses(
+    network: Architecture, weights: dict[str, torch.Tensor], code: torch.Tensor, records: Records
+) -> torch.Tensor:
+    """[B] by the module that runs the hypernetwork once a record."""
+    module = HyperCVAE(network).double()
+    module.load(weights)
+    codes = code.expand(len(records.labels), -1)
+    losses: torch.Tensor = module(records.residual, records.labels, records.draws, codes)
+    return losses
+
+
+def grouped_losses(
+    network: Architecture, weights: dict[str, torch.Tensor], code: torch.Tensor, records: Records
+) -> torch.Tensor:
+    """[B] by the layers that run it once a code; the records belong to the second of three."""
+    codes = torch.stack([code + 1.0, code, torch.zeros_like(code)])
+    made = grouped.generate(network, weights, grouped.trunk_outputs(network, weights, codes)[-1])
+    owner = torch.ones(len(records.labels), dtype=torch.int64)
+    layers = grouped.Grouped(network, weights, made, owner, (0, 1, 2))
+    return record_losses(network, layers, records)
+
+
+@pytest.mark.parametrize("losses_of", [expanded_losses, grouped_losses])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("conditioning", ["concat", "embedding"])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "gelu", "silu"])
+@pytest.mark.parametrize("form", FORMS)
+def test_numpy_decoder_equals_the_torch_decoder(
+    form: Form,
+    activation: Activation,
+    conditioning: Conditioning,
+    depth: int,
+    losses_of: Callable[..., torch.Tensor],
+) -> None:
+    """Decoder and prior of the sampler are those of the loss: seen through the loss itself."""
+    network = Architecture(
+        form=form, inputs=5, classes=3, code_dim=4, trunk=(6, 3, 2)[:depth], latent_dim=2,
+        decoder=(7, 4, 3)[:depth], encoder=(4,), rank=2, activation=activation,
+        conditioning=conditioning, conditioning_dim=3, beta=0.7,
+    )  # fmt: skip
+    weights = silent_encoder(random_weights(network))
+    draw = np.random.default_rng(1)
+    code, y, z = draw.normal(size=4), draw.integers(0, 3, 20), draw.normal(size=(20, 2))
+    rho = draw.normal(size=(20, 5))
+    theta = generator.generate(network, weights, code)
+    ours = generator.decode(theta, z, y)
+    mean, log_std = theta.prior_mean[y], theta.prior_log_std[y]
+    divergence = (0.5 * (np.exp(-2 * log_std) * (1 + mean**2) - 1) + log_std).sum(axis=1)
+    expected = 0.5 * np.square(ours - rho).sum(axis=1) + 0.7 * divergence
+
+    residual = torch.from_numpy(rho).requires_grad_(True)
+    records = Records(residual, torch.from_numpy(y), torch.from_numpy(z))
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    losses = losses_of(network, tensors, torch.from_numpy(code), records)
+    # d/d rho of 0.5 |rho - decoded|^2, the encoder being silent.
+    (slope,) = torch.autograd.grad(losses.sum(), residual)
+    np.testing.assert_allclose(ours, rho - slope.numpy(), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(expected, losses.detach().numpy(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "embedding"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_residual_starts_at_zero(form: Form, layers: int, conditioning: Conditioning) -> None:
     """An untrained generator is the class-mean generator it starts from, under every code."""
-    spec = worlds.spec()
-    weights = train_layout(spec).split(film.initial_weights(spec))
-    theta = film.generate(weights, np.ones(4), 3)
-    residual = film.decode(
-        weights, theta, np.random.default_rng(0).normal(size=(9, 2)), np.arange(9) % 3
-    )
-    assert not residual.any()
-    assert not theta.prior_mean.any()
-    np.testing.assert_array_equal(film.initial_weights(spec), film.initial_weights(spec))
+    spec = worlds.spec(
+        model={"form": form, "hidden_layers": layers, "trunk_layers": layers,
+               "conditioning": conditioning}
+    )  # fmt: skip
+    phi = generator.initial_weights(spec)
+    weights = train_layout(spec).split(phi)
+    draw = np.random.default_rng(0)
+    for code in (np.zeros(4), np.ones(4), 100 * draw.normal(size=4)):
+        theta = generator.generate(architecture_of(spec), weights, code)
+        residual = generator.decode(theta, draw.normal(size=(9, 2)), np.arange(9) % 3)
+        assert not residual.any()
+        assert not theta.prior_mean.any()
+    np.testing.assert_array_equal(generator.initial_weights(spec), phi)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_untrained_generator_can_learn_to_follow_its_code(form: Form) -> None:
+    """Zero outputs must not mean zero gradients for ever: a few steps wake every block."""
+    spec = worlds.spec(model={"form": form})
+    network = architecture_of(spec)
+    module = HyperCVAE(network).double()
+    weights = train_layout(spec).split(generator.initial_weights(spec))
+    module.load({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    draw = np.random.default_rng(0)
+    for _ in range(3):
+        module.zero_grad()
+        inputs = [torch.from_numpy(draw.normal(size=(30, k))) for k in (5, 2, 4)]
+        labels = torch.from_numpy(draw.integers(0, 3, 30))
+        module(inputs[0], labels, inputs[1], inputs[2]).sum().backward()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter -= 0.01 * parameter.grad
+    still = [name for name, parameter in module.named_parameters() if not parameter.grad.any()]
+    assert not still
 
 
 def test_log_std_is_bounded_whatever_the_noise_did() -> None:
-    assert np.abs(film.soft_bound(np.array([1e300, -1e300]))).max() <= film.LOG_STD_BOUND
-    assert film.soft_bound(np.array([0.01]))[0] == pytest.approx(0.01, rel=1e-3)
+    assert np.abs(generator.soft_bound(np.array([1e300, -1e300]))).max() <= generator.LOG_STD_BOUND
+    assert generator.soft_bound(np.array([0.01]))[0] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_codes_reproduce_each_sites_means_and_neutral_the_pooled_ones() -> None:

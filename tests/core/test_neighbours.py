@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from core.data import EmbeddingDataset
 from core.federation.plan import RunSpec
+from core.models.architecture import architecture_of
 from core.models.build import build
-from core.models.film import initial_weights
 from core.models.frame import Frame
-from core.models.hypernetwork import FilmHyperCVAE
+from core.models.generator import initial_weights
+from core.models.hypernetwork import HyperCVAE
 from core.models.layout import sketch_layout, train_layout
 from core.privacy.coins import CoinStream
 from core.privacy.mechanism import clip_rows, sensitivity
-from core.training.gradients import clipped_sum, record_inputs
+from core.training.compute import Compute
+from core.training.gradients import Batch, clipped_sum
 from core.training.sketch import clipped_sketch
 from tests.core import worlds
 
@@ -144,26 +146,40 @@ def test_a_nan_record_contributes_nothing_and_harms_nobody() -> None:
 # --- the reference: one record at a time, in float64 ---
 
 
+def gradient_rows(
+    batch: Batch,
+    weights: NDArray[np.float64],
+    reduce: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.sum,
+) -> NDArray[np.float64]:
+    """[n, P] gradients of a batch's records, one at a time, by autograd in float64."""
+    module = HyperCVAE(architecture_of(batch.spec)).double()
+    parts = train_layout(batch.spec).split(weights)
+    module.load({name: torch.from_numpy(np.array(part)) for name, part in parts.items()})
+    rows = []
+    for place in range(len(batch.rows)):
+        inputs = batch.inputs(np.array([place]))
+        codes = batch.codes[batch.code_of[[place]]]
+        module.zero_grad()
+        reduce(module(*[torch.from_numpy(part) for part in (*inputs, codes)])).backward()
+        rows.append(torch.cat([p.grad.flatten() for p in module.parameters()]).numpy())
+    return np.array(rows).reshape(-1, train_layout(batch.spec).size)
+
+
+def by_unit(batch: Batch, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[U, P] sums of [n, P] over the records of each unit."""
+    units, place = np.unique(batch.unit_of, return_inverse=True)
+    total = np.zeros((len(units), rows.shape[1]))
+    np.add.at(total, place, rows)
+    return total
+
+
 def slow_sum(
     spec: RunSpec, data: EmbeddingDataset, frame: Frame, weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    coins = CoinStream(worlds.SECRET, spec.run_id, 1, 1)
-    units = data.unit_ids
-    keep = coins.bernoulli("inclusion", units, spec.plan.privacy.sample_rate)
-    neutral = coins.bernoulli("code-dropout", units, spec.plan.model.code_dropout)
-    module = FilmHyperCVAE(spec).double()
-    module.load(spec, weights)
-    total = np.zeros(train_layout(spec).size)
-    for index in np.flatnonzero(keep):
-        gradient = np.zeros(total.size)
-        for row in np.flatnonzero(data.unit_of == index):
-            inputs = record_inputs(spec, data, frame, "a", np.array([row]), neutral, coins)
-            module.zero_grad()
-            module(*[torch.from_numpy(part) for part in inputs]).sum().backward()
-            gradient += torch.cat([p.grad.flatten() for p in module.parameters()]).numpy()
-        norm = np.linalg.norm(gradient)
-        total += gradient * min(1.0, spec.plan.privacy.clip_norm / norm)
-    return total
+    batch = Batch.draw(spec, data, frame, "a", CoinStream(worlds.SECRET, spec.run_id, 1, 1))
+    gradients = by_unit(batch, gradient_rows(batch, weights))
+    norms = np.linalg.norm(gradients, axis=1, keepdims=True)
+    return (gradients * np.minimum(1.0, spec.plan.privacy.clip_norm / norms)).sum(axis=0)
 
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1e3])
@@ -182,16 +198,22 @@ def test_clipped_sum_is_that_of_a_loop_over_records(clip_norm: float) -> None:
     assert np.linalg.norm(ours - reference) <= 1e-5 * np.linalg.norm(reference)
 
 
-def test_chunks_do_not_change_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = worlds.spec(privacy={"sample_rate": 1.0})
     # Units of four records and one of twenty, which is more than a chunk.
     data = worlds.with_units(worlds.clusters(60), np.maximum(np.arange(60), 20) // 4)
-    query = transcript_queries(spec, data, 1)[0]
-    whole = query(data)
-    monkeypatch.setattr("core.training.gradients._CHUNK_RECORDS", 7)
-    np.testing.assert_allclose(query(data), whole, atol=1e-5)
-    monkeypatch.setattr("core.training.gradients._CHUNK_NUMBERS", 1)
-    np.testing.assert_allclose(query(data), whole, atol=1e-5)
+    frame, weights = frame_for(spec), initial_weights(spec)
+    coins = CoinStream(worlds.SECRET, spec.run_id, 1, 1)
+    slow = Compute(engine="opacus")
+
+    def query() -> NDArray[np.float64]:
+        return clipped_sum(spec, data, frame, weights, "a", coins, compute=slow)
+
+    whole = query()
+    monkeypatch.setattr("core.training.reference._CHUNK_RECORDS", 7)
+    np.testing.assert_allclose(query(), whole, atol=1e-5)
+    monkeypatch.setattr("core.training.reference._CHUNK_NUMBERS", 1)
+    np.testing.assert_allclose(query(), whole, atol=1e-5)
 
 
 # --- known wrong versions, each caught ---
@@ -212,15 +234,8 @@ def _loop(
     reduce: Callable[[torch.Tensor, int], torch.Tensor],
 ) -> NDArray[np.float64]:
     coins = CoinStream(worlds.SECRET, spec.run_id, 1, 1)
-    module = FilmHyperCVAE(spec).double()
-    module.load(spec, initial_weights(spec))
-    rows = []
-    for row in range(len(data)):
-        inputs = record_inputs(spec, data, frame, "a", np.array([row]), neutral, coins)
-        module.zero_grad()
-        reduce(module(*[torch.from_numpy(p) for p in inputs]), len(data)).backward()
-        rows.append(torch.cat([p.grad.flatten() for p in module.parameters()]).numpy().copy())
-    return np.array(rows)
+    batch = Batch(spec, data, frame, coins, frame.code("a"), np.arange(len(data)), neutral)
+    return gradient_rows(batch, initial_weights(spec), lambda loss: reduce(loss, len(data)))
 
 
 def test_defect_whole_batch_clipped_as_one_example() -> None:
