@@ -26,6 +26,7 @@ from core.privacy.events import PrivacyEvent
 from core.privacy.noise import NoiseSource
 from core.storage import sha256_of
 from core.synthesis.sampler import Generator
+from core.training.compute import Compute
 from core.training.local import clipped_total, noised_update, release
 from core.wire.messages import AggregateInput, AggregateJob
 
@@ -55,7 +56,7 @@ def simulate(
     *,
     noise: NoiseSource,
     secret: bytes | None = None,
-    device: str = "cpu",
+    compute: Compute | None = None,
     progress: Callable[[int], None] | None = None,
     noise_mode: NoiseMode = "local",
 ) -> Simulated:
@@ -71,7 +72,7 @@ def simulate(
     for number in range(spec.last_round + 1):
         last = published[-1] if published else None
         inputs = {} if last is None else {"frame": last.frame, "weights": last.weights}
-        released = _released(spec, number, sites, inputs, key, noise, device, noise_mode)
+        released = _released(spec, number, sites, inputs, key, noise, compute, noise_mode)
         updates = []
         for name, body in released.items():
             digest = sha256_of(body)
@@ -109,7 +110,7 @@ def _released(
     inputs: Mapping[str, bytes],
     key: bytes,
     noise: NoiseSource,
-    device: str,
+    compute: Compute | None,
     noise_mode: NoiseMode,
 ) -> dict[str, bytes]:
     """A round's updates by client: one of each site, or one of all sites together."""
@@ -118,14 +119,14 @@ def _released(
         return {
             site.name: release(
                 spec, number, 1, site.name, site.data, inputs,
-                secret=secrets[site.name], noise=noise, device=device,
+                secret=secrets[site.name], noise=noise, compute=compute,
             )
             for site in sites
         }  # fmt: skip
     totals = [
         clipped_total(
             spec, number, ALL_SITES, site.data, inputs,
-            CoinStream(secrets[site.name], spec.run_id, number, 1), device=device,
+            CoinStream(secrets[site.name], spec.run_id, number, 1), compute=compute,
         )
         for site in sites
     ]  # fmt: skip

@@ -118,7 +118,7 @@ def agent_run(
     from worker.agent.loop import run_agent
 
     with _told(), _connected() as (settings, site, coordinator):
-        run_agent(coordinator, site, device=settings.device, poll_s=poll_s)
+        run_agent(coordinator, site, compute=settings.compute, poll_s=poll_s)
 
 
 @agent_app.command("join")
@@ -139,7 +139,7 @@ def agent_join(
             site,
             run_id,
             client,
-            device=settings.device,
+            compute=settings.compute,
             timeout_s=timeout_s,
             say=lambda line: print(line, flush=True),
         )

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.federation.plan import Name, Sha256
+from core.training.compute import Compute, Engine, Precision
 from worker.errors import ConfigError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -26,6 +27,9 @@ _MEND = {
     "token": "Set FHV_TOKEN in the environment (never on a command line).",
     "site_config": "Set FHV_SITE_CONFIG to the path of the site's TOML file.",
     "device": "Set FHV_DEVICE to auto, cpu or cuda:N.",
+    "gradients": "Set FHV_GRADIENTS to ghost or opacus.",
+    "micro_batch": "Set FHV_MICRO_BATCH to a number of records from 1 to 65536, or leave it out.",
+    "precision": "Set FHV_PRECISION to float32 or bfloat16.",
     "log_level": "Set FHV_LOG_LEVEL to debug, info, warning or error.",
     "broker_url": "Set FHV_BROKER_URL, for example redis://127.0.0.1:6379/0.",
     "object_store_url": "Set FHV_OBJECT_STORE_URL to the coordinator's store (file:///... or s3://...).",
@@ -45,6 +49,9 @@ class WorkerSettings(BaseSettings):
     broker_url: SecretStr | None = None  # may hold a password
     object_store_url: str | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:[0-9]+)$")] = "auto"
+    gradients: Engine = "ghost"
+    micro_batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    precision: Precision = "float32"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("coordinator_url")
@@ -71,6 +78,16 @@ class WorkerSettings(BaseSettings):
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @property
+    def compute(self) -> Compute:
+        """How training rounds are computed here."""
+        return Compute(
+            device=self.device,
+            engine=self.gradients,
+            micro_batch=self.micro_batch,
+            precision=self.precision,
+        )
 
     @property
     def plain_http_to_elsewhere(self) -> bool:

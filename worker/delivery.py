@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from core.training.compute import AUTO, Compute
 from core.wire.messages import WorkFailure
 from worker import logs
 from worker.agent.records import ACCEPTED, StoredUpdate
@@ -32,7 +33,7 @@ class Workplace:
 
     site: Site
     coordinator: CoordinatorClient
-    device: str = "auto"
+    compute: Compute = AUTO
     patience_s: float = float("inf")
     stop: threading.Event = field(default_factory=threading.Event)
 

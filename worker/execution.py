@@ -16,10 +16,12 @@ else; why a site is not ready stays in the site's own log.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 
 from core.errors import DataError, DomainError, PlanRefused
+from core.training.compute import resolve_device
 from core.wire.messages import WorkOrder
 from worker import logs
 from worker.agent.policy import judge
@@ -156,11 +158,9 @@ def _noised(
     from core.privacy.noise import csprng
     from core.training.local import execute
 
-    device = "cpu"
+    compute = place.compute
     if order.kind == "train":
-        from core.training.device import resolve_device
-
-        device = resolve_device(place.device)
+        compute = replace(compute, device=resolve_device(compute.device))
     dataset = data.load(config.data, order.spec.space, unit=config.unit, for_round=True)
     if ignored := len(dataset.invalid_rows):
         # Counted here and nowhere else: the update says nothing about them.
@@ -178,7 +178,7 @@ def _noised(
         inputs,
         secret=place.site.key(f"coins/{config.name}"),
         noise=csprng(),
-        device=device,
+        compute=compute,
     )
 
 

@@ -153,7 +153,7 @@ def _recovered(config: ClientConfig, site: Site) -> bool:
 
 def _workplace(site: Site, *, patience_s: float = _PATIENCE_S) -> Workplace:
     return Workplace(
-        site, coordinator(), device=settings().device, patience_s=patience_s, stop=stopping
+        site, coordinator(), compute=settings().compute, patience_s=patience_s, stop=stopping
     )
 
 

@@ -16,8 +16,8 @@ from core.federation.plan import RunSpec
 from core.federation.updates import expectation, read_update
 from core.models.build import build
 from core.models.evidence import from_sketches
-from core.models.film import initial_weights
 from core.models.frame import Frame
+from core.models.generator import initial_weights
 from core.models.joining import join
 from core.models.layout import train_layout
 from core.models.spread import with_spread

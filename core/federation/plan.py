@@ -24,6 +24,9 @@ MAX_COORDINATES = 8_000_000
 # Join rounds of one run at most. A number, so that every round's number has a bound; what a
 # client pays is bounded by its budget.
 MAX_JOINS = 10_000
+# Groups of blocks that may have a clip norm of their own (``core.models.architecture``).
+BlockGroup = Literal["trunk", "heads", "prior", "conditioning", "decoder", "encoder"]
+ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
 RoundKind = Literal["sketch", "spread", "train", "join"]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -75,6 +78,19 @@ class PrivacyPlan(Frozen):
     unit: Literal["record", "patient"] = "record"
     clip_norm: float = Field(
         default=1.0, gt=0, le=1e6, description="C: L2 bound of one unit's gradient."
+    )
+    clipping: Literal["fixed", "automatic"] = Field(
+        default="fixed",
+        description="fixed: longer gradients are cut to C. automatic: every gradient gets nearly "
+        "the length C.",
+    )
+    automatic_gamma: float = Field(
+        default=0.01, gt=0, le=1e6, description="gamma of automatic clipping, C g / (|g| + gamma)."
+    )
+    block_clip_norms: dict[BlockGroup, ClipNorm] = Field(
+        default_factory=dict,
+        description="Groups of blocks that are clipped apart, each to its own C; clip_norm is for "
+        "the rest. One unit then moves the sum by sqrt of the sum of all C^2.",
     )
     sample_rate: float = Field(default=0.25, gt=0, le=1, description="q: Poisson inclusion.")
     rounds: int = Field(default=20, ge=0, le=10_000, description="Training rounds T.")
@@ -134,12 +150,30 @@ class PrivacyPlan(Frozen):
 class ModelPlan(Frozen):
     """Sizes of the hypernetwork CVAE (see docs/model.md). All public."""
 
-    form: Literal["film"] = "film"
+    form: Literal["film", "lowrank", "full"] = Field(
+        default="film",
+        description="What is generated for a client: film, scale and shift of hidden units; "
+        "lowrank, a low-rank change of every layer; full, every weight of the decoder.",
+    )
     code_dim: int = Field(default=16, ge=1, le=1_024)
     trunk_width: int = Field(default=8, ge=1, le=4_096)
+    trunk_layers: int = Field(default=1, ge=1, le=8)
     latent_dim: int = Field(default=8, ge=1, le=1_024)
-    hidden: int = Field(default=32, ge=1, le=8_192)
+    hidden: int = Field(default=32, ge=1, le=8_192, description="Width of the decoder's layers.")
+    hidden_layers: int = Field(default=1, ge=1, le=8)
     encoder_hidden: int = Field(default=32, ge=1, le=8_192)
+    encoder_layers: int = Field(default=1, ge=1, le=8)
+    lowrank: int = Field(
+        default=4, ge=1, le=1_024, description="Rank of a layer's change in the form lowrank."
+    )
+    activation: Literal["tanh", "relu", "gelu", "silu"] = "tanh"
+    conditioning: Literal["concat", "embedding"] = Field(
+        default="concat",
+        description="How encoder and decoder are told the class: one-hot, or a trained vector.",
+    )
+    conditioning_dim: int = Field(
+        default=8, ge=1, le=1_024, description="Width of that trained vector."
+    )
     basis_rank: int = Field(
         default=32, ge=1, le=8_192, description="Residuals live in this many directions."
     )
@@ -234,6 +268,21 @@ class Plan(Frozen):
         default="production",
         description="'simulation' relaxes the delta rule, allows seeded noise, is never served.",
     )
+
+    @model_validator(mode="after")
+    def _clip_norms_have_blocks(self) -> Plan:
+        missing: str | None = None
+        if self.model.form == "full":
+            missing = "decoder"  # generated: its blocks are the heads'
+        for group in self.privacy.block_clip_norms:
+            if group == missing or (
+                group == "conditioning" and self.model.conditioning == "concat"
+            ):
+                raise ValueError(
+                    f"privacy.block_clip_norms.{group}: a model of form {self.model.form!r} with "
+                    f"conditioning {self.model.conditioning!r} has no such blocks; leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _delta_rule(self) -> Plan:

@@ -1,79 +1,120 @@
-"""The hypernetwork CVAE in torch: one record's loss, written so that nothing else enters it.
+"""The hypernetwork CVAE as a torch module over codes expanded to the batch: the reference path.
 
-Codes are expanded to the batch: record i goes through the hypernetwork with ITS code (v_m, or 0
-under code dropout), so hooks that compute per-sample gradients see one example a record and not
-one example a batch. Every reduction is a sum over a record's own coordinates; the loss is a
-vector [B] and depends neither on the batch size nor on other records. (Traps 2 and 6 of
-docs/privacy.md.)
+Record i goes through the hypernetwork with ITS code (v_m, or 0 under code dropout), so hooks that
+compute per-sample gradients see one example a record and not one example a batch (trap 2 of
+docs/privacy.md). Everything trainable is a linear layer: class tables act on one-hot labels, a
+trainable code on a coin that is 0 under the neutral code.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
-from core.federation.plan import RunSpec
-from core.models.film import LOG_STD_BOUND
-from core.models.layout import residual_rank, train_layout
-
-
-def _soft_bound(raw: Tensor) -> Tensor:
-    return LOG_STD_BOUND * torch.tanh(raw / LOG_STD_BOUND)
+from core.models.architecture import Architecture
+from core.models.losses import Records, activate, record_losses
 
 
-class FilmHyperCVAE(nn.Module):
-    """phi as a module; parameter names and shapes are those of ``train_layout``."""
+class HyperCVAE(nn.Module):
+    """phi as a module; parameter names, order and shapes are those of ``network.blocks``."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, network: Architecture) -> None:
         super().__init__()
-        model, classes, rank = spec.plan.model, len(spec.space.classes), residual_rank(spec)
-        latent, hidden = model.latent_dim, model.hidden
-        self.latent_dim, self.classes, self.beta = latent, classes, model.beta
-        self.trunk = nn.Linear(model.code_dim, model.trunk_width)
-        self.film = nn.Linear(model.trunk_width, 2 * hidden)
-        self.prior_shift = nn.Linear(model.trunk_width, classes * latent, bias=False)
-        self.prior = nn.Linear(classes, 2 * latent, bias=False)
-        self.decoder_hidden = nn.Linear(latent + classes, hidden)
-        self.decoder_out = nn.Linear(hidden, rank)
-        self.encoder_hidden = nn.Linear(rank + classes, model.encoder_hidden)
-        self.encoder_out = nn.Linear(model.encoder_hidden, 2 * latent)
-        expected = dict(train_layout(spec).blocks)
-        actual = {name: tuple(p.shape) for name, p in self.named_parameters()}
-        if actual != expected:
-            raise AssertionError("the module and train_layout disagree")
+        self.network = network
+        width = network.trunk[-1]
+        self.trunk = _stack(network.trunk_shapes)
+        heads: dict[str, nn.Module] = {
+            name: nn.Linear(width, size) for name, size in network.generated.items()
+        }
+        heads["prior"] = nn.Linear(width, network.classes * network.latent_dim, bias=False)
+        self.heads = nn.ModuleDict(heads)
+        self.prior = nn.Linear(network.classes, 2 * network.latent_dim, bias=False)
+        if network.conditioning == "embedding":
+            self.conditioning = nn.Linear(network.classes, network.conditioning_dim, bias=False)
+        if network.form != "full":
+            self.decoder = _stack(network.decoder_shapes)
+        self.encoder = _stack(network.encoder_shapes)
+        if network.classifier is not None:
+            self.classifier = _stack(network.classifier_shapes)
+        if network.trains_code:
+            self.code = nn.Linear(1, network.code_dim, bias=False)
+        actual = tuple((name, tuple(p.shape)) for name, p in self.named_parameters())
+        if actual != network.blocks:
+            raise AssertionError("the module and the architecture's blocks disagree")
 
-    def load(self, spec: RunSpec, weights: NDArray[np.floating]) -> None:
-        """Copy a flat phi [P] into the parameters."""
-        parts = train_layout(spec).split(weights)
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy named blocks into the parameters."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                parameter.copy_(torch.from_numpy(np.array(parts[name])))
+                parameter.copy_(weights[name])
 
-    def forward(self, residual: Tensor, labels: Tensor, codes: Tensor, draws: Tensor) -> Tensor:
-        """Loss of each record [B]: 0.5 |rho - decoded|^2 + beta KL(q || prior of its class).
+    def forward(
+        self,
+        residual: Tensor,
+        labels: Tensor,
+        draws: Tensor,
+        codes: Tensor,
+        features: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of each record [B]; arguments as in ``Records``.
 
-        ``residual`` rho [B, r] in units of the residual scale, ``labels`` [B, C] one-hot,
-        ``codes`` [B, c], ``draws`` [B, z] standard normal.
+        ``codes`` [B, c], or with ``trains_code`` [B, 1]: 1 for the client's code, 0 for neutral.
         """
-        trunk = torch.tanh(self.trunk(codes))
-        scale, shift = self.film(trunk).chunk(2, dim=1)
-        prior = self.prior(labels)
-        shifts = self.prior_shift(trunk).view(-1, self.classes, self.latent_dim)
-        prior_mean = prior[:, : self.latent_dim] + (shifts * labels[:, :, None]).sum(1)
-        prior_log_std = _soft_bound(prior[:, self.latent_dim :])
+        values = self.code(codes) if self.network.trains_code else codes
+        for layer in self.trunk:
+            values = activate(self.network.activation, layer(values))
+        layers = _Expanded(self, values)
+        return record_losses(self.network, layers, Records(residual, labels, draws, features))
 
-        seen = torch.tanh(self.encoder_hidden(torch.cat([residual, labels], dim=1)))
-        mean, raw = self.encoder_out(seen).chunk(2, dim=1)
-        log_std = _soft_bound(raw)
-        latent = mean + log_std.exp() * draws
 
-        hidden = torch.tanh(self.decoder_hidden(torch.cat([latent, labels], dim=1)))
-        decoded = self.decoder_out(hidden * (1.0 + scale) + shift)
-        reconstruction = 0.5 * (residual - decoded).square().sum(1)
-        ratio = (2.0 * (log_std - prior_log_std)).exp()
-        distance = ((mean - prior_mean) * (-prior_log_std).exp()).square()
-        divergence = 0.5 * (ratio + distance - 1.0) + prior_log_std - log_std
-        loss: Tensor = reconstruction + self.beta * divergence.sum(1)
-        return loss
+def _stack(shapes: list[tuple[int, int]]) -> nn.ModuleList:
+    return nn.ModuleList([nn.Linear(into, out) for out, into in shapes])
+
+
+class _Expanded:
+    """``Layers`` of a module under one trunk output [B, t] a record."""
+
+    def __init__(self, module: HyperCVAE, trunk: Tensor) -> None:
+        self._module, self._trunk = module, trunk
+        self._network = module.network
+
+    def _one_hot(self, labels: Tensor) -> Tensor:
+        return functional.one_hot(labels, self._network.classes).to(self._trunk.dtype)
+
+    def _generated(self, name: str) -> Tensor:
+        values: Tensor = self._module.heads[name](self._trunk)
+        return values
+
+    def dense(self, name: str, inputs: Tensor) -> Tensor:
+        values: Tensor = self._module.get_submodule(name)(inputs)
+        return values
+
+    def table(self, name: str, labels: Tensor) -> Tensor:
+        return self.dense(name, self._one_hot(labels))
+
+    def decoder(self, layer: int, inputs: Tensor) -> Tensor:
+        out, into = self._network.decoder_shapes[layer]
+        if self._network.form == "full":
+            weight = self._generated(f"weight_{layer}").view(-1, out, into)
+            bias = self._generated(f"bias_{layer}")
+            return torch.einsum("boi,bi->bo", weight, inputs) + bias
+        shared = self.dense(f"decoder.{layer}", inputs)
+        if self._network.form == "film":
+            return shared
+        left = self._generated(f"left_{layer}").view(-1, out, self._network.rank)
+        right = self._generated(f"right_{layer}").view(-1, into + 1, self._network.rank)
+        inner = torch.einsum("bir,bi->br", right[:, :into], inputs) + right[:, into]
+        return shared + torch.einsum("bor,br->bo", left, inner)
+
+    def modulate(self, layer: int, hidden: Tensor) -> Tensor:
+        if self._network.form != "film":
+            return hidden
+        scale, shift = self._generated(f"film_{layer}").chunk(2, dim=1)
+        return hidden * (1.0 + scale) + shift
+
+    def prior_shift(self, labels: Tensor) -> Tensor:
+        shifts = self._generated("prior").view(-1, self._network.classes, self._network.latent_dim)
+        return (shifts * self._one_hot(labels)[:, :, None]).sum(1)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec, digest_of
+from core.models.architecture import architecture_of
 
 NULL_COORDINATES = 256
 
@@ -98,34 +99,8 @@ def residual_rank(spec: RunSpec) -> int:
 
 
 def train_layout(spec: RunSpec) -> Layout:
-    """phi of the form ``film``. Linear weights are [out, in], as in torch."""
-    model = spec.plan.model
-    classes, rank = len(spec.space.classes), residual_rank(spec)
-    code, trunk, latent, hidden = (
-        model.code_dim,
-        model.trunk_width,
-        model.latent_dim,
-        model.hidden,
-    )
-    return Layout(
-        f"train/{model.form}",
-        (
-            ("trunk.weight", (trunk, code)),
-            ("trunk.bias", (trunk,)),
-            ("film.weight", (2 * hidden, trunk)),
-            ("film.bias", (2 * hidden,)),
-            ("prior_shift.weight", (classes * latent, trunk)),
-            ("prior.weight", (2 * latent, classes)),
-            ("decoder_hidden.weight", (hidden, latent + classes)),
-            ("decoder_hidden.bias", (hidden,)),
-            ("decoder_out.weight", (rank, hidden)),
-            ("decoder_out.bias", (rank,)),
-            ("encoder_hidden.weight", (model.encoder_hidden, rank + classes)),
-            ("encoder_hidden.bias", (model.encoder_hidden,)),
-            ("encoder_out.weight", (2 * latent, model.encoder_hidden)),
-            ("encoder_out.bias", (2 * latent,)),
-        ),
-    )
+    """phi: every trainable block of the run's architecture. Linear weights are [out, in]."""
+    return Layout(f"train/{spec.plan.model.form}", architecture_of(spec).blocks)
 
 
 def largest_update(spec: RunSpec) -> tuple[str, int]:

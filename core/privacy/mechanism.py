@@ -28,20 +28,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from core.federation.plan import RunSpec
+from core.federation.plan import PrivacyPlan, RunSpec
+from core.models.architecture import architecture_of
+from core.privacy.clipping import ClipRule, clip_factors
 from core.privacy.noise import NoiseSource
-
-# The factor is shrunk by a few float32 roundings, so that the clipped vector's exact norm stays
-# below C even after it was rounded to float32.
-_ROUNDING = 1.0 - 4.0 * float(np.finfo(np.float32).eps)
-
-
-def clip_factors(norms: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
-    """Factor [U] in [0, 1] for each unit's norm [U]; 0 where the norm is not finite."""
-    finite = np.isfinite(norms)
-    limit = clip_norm * _ROUNDING
-    # max() in the denominator: a zero norm divides by the limit, never by zero.
-    return np.where(finite, limit / np.maximum(np.where(finite, norms, limit), limit), 0.0)
 
 
 def clip_rows(vectors: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
@@ -60,13 +50,40 @@ def clip_rows(vectors: NDArray[np.float64], clip_norm: float) -> NDArray[np.floa
     return np.asarray(safe * clip_factors(norms, clip_norm)[:, None])
 
 
+def clip_parts(
+    vectors: NDArray[np.float64], groups: NDArray[np.str_], rule: ClipRule
+) -> NDArray[np.float64]:
+    """Rows [U, P] clipped part by part; ``groups`` [P] names each coordinate's group of blocks.
+
+    Written-out gradients: the slow reference of ``core.privacy.ghost``.
+    """
+    out = np.array(vectors)
+    out[~np.isfinite(out).all(axis=1)] = 0.0
+    parts = np.array([rule.part(group) for group in groups.tolist()])
+    for part in np.unique(parts):
+        mine = parts == part
+        norms = np.linalg.norm(out[:, mine], axis=1)
+        out[:, mine] *= rule.factors(str(part), norms)[:, None]
+    return out
+
+
+def clip_rule(privacy: PrivacyPlan) -> ClipRule:
+    """How a plan clips the gradients of its training rounds."""
+    gamma = privacy.automatic_gamma if privacy.clipping == "automatic" else None
+    return ClipRule(
+        privacy.clip_norm,
+        {str(group): norm for group, norm in privacy.block_clip_norms.items()},
+        gamma,
+    )
+
+
 def sensitivity(spec: RunSpec, round_number: int) -> float:
     """L2 sensitivity of a round's sum for one added or removed unit.
 
     Sketch, also of who joins: S, the root of the sum of squared block weights: no record's vector
     is longer, and a unit adds the mean over its records. Spread: 1, for a residual r of length at
-    most R adds [sqrt(a) e_y (x) r / R ; sqrt(1 - a) vech2(r r^T) / R^2]. Training: the clip norm
-    C of the joint gradient.
+    most R adds [sqrt(a) e_y (x) r / R ; sqrt(1 - a) vech2(r r^T) / R^2]. Training: the root of
+    the sum of squared clip norms over the parts that are clipped apart; C if there is one.
     """
     match spec.kind(round_number):
         case "sketch" | "join":
@@ -74,7 +91,7 @@ def sensitivity(spec: RunSpec, round_number: int) -> float:
         case "spread":
             return 1.0
         case "train":
-            return spec.plan.privacy.clip_norm
+            return clip_rule(spec.plan.privacy).sensitivity(architecture_of(spec).groups)
 
 
 def noised(

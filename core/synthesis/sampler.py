@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from core.errors import InvalidSynthesisRequest, UnknownMixtureClient
 from core.federation.plan import RunSpec
-from core.models.film import Generated, decode, generate
+from core.models.architecture import architecture_of
 from core.models.frame import Frame
+from core.models.generator import Generated, decode, generate
 from core.models.layout import train_layout
 from core.synthesis.request import SynthesisRequest
 from core.wire import tensors
@@ -89,7 +90,7 @@ class Generator:
         code = self.code(request.mixture)
         labels = self._labels(request, seed)
         classes = self.spec.space.classes
-        theta = generate(self.weights, code, len(classes))
+        theta = generate(architecture_of(self.spec), self.weights, code)
         spread = (self.frame.scale_under(code), self.frame.factors_under(code))
         base = self.frame.base_output(code)
         x = np.empty((len(labels), self.spec.space.dim), np.float32)
@@ -136,7 +137,7 @@ class Generator:
             (len(labels), len(factors))
         )
         rows = base[labels] + scale * isotropic + along @ factors
-        rows += self.frame.colour(decode(self.weights, theta, z, labels))
+        rows += self.frame.colour(decode(theta, z, labels))
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         return np.asarray(np.sqrt(dim) * rows / np.where(norms > 0, norms, 1.0))
 

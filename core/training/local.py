@@ -21,6 +21,8 @@ from core.models.layout import NULL_COORDINATES, layout_of
 from core.privacy.coins import CoinStream
 from core.privacy.mechanism import noised, sensitivity
 from core.privacy.noise import NoiseSource
+from core.training.compute import Compute
+from core.training.gradients import clipped_sum
 from core.training.sketch import clipped_sketch
 from core.training.spread import clipped_spread
 from core.wire import tensors
@@ -34,7 +36,7 @@ def execute(
     *,
     secret: bytes,
     noise: NoiseSource,
-    device: str = "cpu",
+    compute: Compute | None = None,
 ) -> bytes:
     """The update of an order: clipped sum plus noise as a safetensors file.
 
@@ -54,7 +56,7 @@ def execute(
         inputs,
         secret=secret,
         noise=noise,
-        device=device,
+        compute=compute,
     )
 
 
@@ -68,11 +70,11 @@ def release(
     *,
     secret: bytes,
     noise: NoiseSource,
-    device: str = "cpu",
+    compute: Compute | None = None,
 ) -> bytes:
     """``execute`` without the envelope of a work order."""
     coins = CoinStream(secret, spec.run_id, round_number, attempt)
-    total = clipped_total(spec, round_number, client_id, dataset, inputs, coins, device=device)
+    total = clipped_total(spec, round_number, client_id, dataset, inputs, coins, compute=compute)
     return noised_update(spec, round_number, total, noise)
 
 
@@ -84,7 +86,7 @@ def clipped_total(
     inputs: Mapping[str, bytes],
     coins: CoinStream,
     *,
-    device: str = "cpu",
+    compute: Compute | None = None,
 ) -> NDArray[np.float64]:
     """The round's sum over clipped units [P], of L2 sensitivity ``sensitivity``. NOT noised."""
     kind = spec.kind(round_number)
@@ -93,12 +95,9 @@ def clipped_total(
     frame = _frame(spec, inputs, client_id)
     if kind == "spread":
         return clipped_spread(spec, dataset, frame)
-    # torch and opacus take seconds to import and a sketch needs neither.
-    from core.training.gradients import clipped_sum
-
     weights, _ = tensors.unpack(inputs["weights"])
     phi = np.asarray(weights["phi"], np.float64)
-    return clipped_sum(spec, dataset, frame, phi, client_id, coins, device=device)
+    return clipped_sum(spec, dataset, frame, phi, client_id, coins, compute=compute)
 
 
 def noised_update(

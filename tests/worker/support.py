@@ -18,6 +18,7 @@ import numpy as np
 
 from core.federation.plan import EmbeddingSpace, ModelPlan, Noise, Plan, PrivacyPlan, RunSpec
 from core.federation.updates import expectation
+from core.training.compute import Compute
 from core.wire.messages import LEASE_HEADER, ObjectRef, WorkOrder
 from worker.agent.site import Site
 from worker.answers import Retry
@@ -243,4 +244,4 @@ class Script:
         )
 
     def place(self, site: Site, *, patience_s: float = 0.0) -> Workplace:
-        return Workplace(site, self.client(), device="cpu", patience_s=patience_s)
+        return Workplace(site, self.client(), compute=Compute(device="cpu"), patience_s=patience_s)

@@ -15,6 +15,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from core.training.compute import Compute
 from core.wire.messages import WorkOrder
 from tests.worker.support import (
     Script,
@@ -61,7 +62,9 @@ def agent(state_dir: Path, config: ClientConfig) -> Callable[..., None]:
 
         deadline = time.monotonic() + 10
         script.before = before
-        loop.run_agent(script.client(), site, device="cpu", poll_s=0.0, stopper=stopper)
+        loop.run_agent(
+            script.client(), site, compute=Compute(device="cpu"), poll_s=0.0, stopper=stopper
+        )
 
     return run
 
@@ -233,7 +236,9 @@ def test_the_work_in_hand_is_finished(
 ) -> None:
     _during_work(monkeypatch, 1)
     script = Script(orders=[make_order()])
-    loop.run_agent(script.client(), make_site_config(state_dir, config), device="cpu")
+    loop.run_agent(
+        script.client(), make_site_config(state_dir, config), compute=Compute(device="cpu")
+    )
     assert len(script.accepted) == 1
     assert script.failures == []
 
@@ -244,7 +249,9 @@ def test_a_second_signal_gives_the_work_back(
     _during_work(monkeypatch, 2)
     order = make_order()
     script = Script(orders=[order])
-    loop.run_agent(script.client(), make_site_config(state_dir, config), device="cpu")
+    loop.run_agent(
+        script.client(), make_site_config(state_dir, config), compute=Compute(device="cpu")
+    )
     assert script.accepted == {}
     assert script.failures == [(order.work_id, "site-not-ready")]
     with Site.open(state_dir) as site:

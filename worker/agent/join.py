@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from core import data
 from core.errors import DataError, PlanRefused
 from core.federation.plan import EmbeddingSpace, digest_of
+from core.training.compute import AUTO, Compute
 from core.wire.messages import WorkOrder
 from worker.agent.joined import Joined, joined
 from worker.agent.loop import configured
@@ -52,7 +53,7 @@ def join_run(
     run_id: str,
     client: str,
     *,
-    device: str = "auto",
+    compute: Compute = AUTO,
     timeout_s: float = 600.0,
     say: Say = lambda _: None,
 ) -> Joined:
@@ -79,7 +80,7 @@ def join_run(
         with ExitStack() as held:
             place = None
             if join["state"] != "published":
-                place = _workplace(held, site, coordinator, config, device, until, say)
+                place = _workplace(held, site, coordinator, config, compute, until, say)
             attempt.follow(place, until)
         return joined(coordinator, site, config, run_id, attempt.number)
 
@@ -129,7 +130,7 @@ def _workplace(
     site: Site,
     coordinator: CoordinatorClient,
     config: ClientConfig,
-    device: str,
+    compute: Compute,
     until: float,
     say: Say,
 ) -> Workplace | None:
@@ -140,7 +141,7 @@ def _workplace(
         say(f"{config.name}: an agent of this site is running and does the work")
         return None
     patience = max(0.0, until - time.monotonic())
-    place = Workplace(site, coordinator, device=device, patience_s=patience)
+    place = Workplace(site, coordinator, compute=compute, patience_s=patience)
     recover(config, place)
     return place
 

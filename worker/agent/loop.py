@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from core.training.compute import AUTO, Compute
 from worker import logs
 from worker.agent.site import Site
 from worker.answers import JsonObject
@@ -99,7 +100,7 @@ def run_agent(
     coordinator: CoordinatorClient,
     site_config: SiteConfig,
     *,
-    device: str = "auto",
+    compute: Compute = AUTO,
     poll_s: float = POLL_S,
     stopper: Stopper | None = None,
 ) -> None:
@@ -111,7 +112,7 @@ def run_agent(
             client_id, config = _identified(coordinator, site_config, stopper)
             with site.lock(config.name):
                 _log.info("agent_started", client=config.name, coordinator=coordinator.base_url)
-                place = Workplace(site, coordinator, device=device, stop=stopper.event)
+                place = Workplace(site, coordinator, compute=compute, stop=stopper.event)
                 recover(config, place)
                 _serve(client_id, config, place, stopper, poll_s)
         except AgentStopped:

@@ -28,8 +28,9 @@ from core.data import EmbeddingDataset
 from core.federation.rule import NoiseMode
 from core.models.layout import NULL_COORDINATES
 from core.privacy import accounting
+from core.privacy.clipping import clip_factors
 from core.privacy.events import PrivacyEvent, release
-from core.privacy.mechanism import clip_factors, noised
+from core.privacy.mechanism import noised
 from core.privacy.noise import NoiseSource
 
 Vector = NDArray[np.float64]

@@ -37,9 +37,9 @@ from core.evaluation.baselines.common import (
     unit_chunks,
 )
 from core.federation.plan import EmbeddingSpace
+from core.privacy.clipping import clip_factors
 from core.privacy.coins import CoinStream
 from core.privacy.events import PrivacyEvent, release
-from core.privacy.mechanism import clip_factors
 from core.privacy.noise import NoiseSource
 
 if TYPE_CHECKING:

@@ -33,9 +33,9 @@ from core.evaluation.baselines.common import (
     unit_chunks,
 )
 from core.federation.plan import EmbeddingSpace
+from core.privacy.clipping import clip_factors
 from core.privacy.coins import CoinStream
 from core.privacy.events import PrivacyEvent, release
-from core.privacy.mechanism import clip_factors
 from core.privacy.noise import NoiseSource
 
 # Fixed in advance for a "best of three": which one is best depends on epsilon and on the data.

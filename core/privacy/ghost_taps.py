@@ -1,0 +1,322 @@
+"""One tile of records: from taps and their gradients to norms, and to weighted sums.
+
+Per-record gradients are products of short vectors and never written out. At a tap with input a_i
+and gradient delta_i, a linear layer's gradient is delta_i [a_i; 1]^T; that of a head, which is
+linear in u and generates values whose gradient is Gamma_i, is Gamma_i [u; 1]^T. Hence
+
+    |delta a^T|^2 = |delta|^2 |a|^2
+    <delta_i a_i^T, delta_j a_j^T> = <delta_i, delta_j> <a_i, a_j>
+
+for a record's squared norm and for the Gram matrix of a unit's records. Norms, Gram matrices and
+sums are float64: a product of two float32 numbers is exact there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from core.models.architecture import Architecture, group_of
+from core.models.grouped import Tap, Tape, Weights, low_rank_factors, low_rank_inner
+from core.privacy.ghost_sums import Sums
+from core.privacy.ghost_trunk import Trunk
+
+# Gradients at u are made from this many numbers between two products at a time.
+_FOLD_NUMBERS = 1 << 19
+
+
+class Scratch:
+    """Float64 memory for one wide copy at a time in each slot, used again by every tap and tile.
+
+    Fresh memory of this size would come from the operating system, page by page, each time.
+    """
+
+    def __init__(self) -> None:
+        self._slots: dict[str, Tensor] = {}
+
+    def _room(self, slot: str, like: Tensor) -> Tensor:
+        if slot not in self._slots or self._slots[slot].numel() < like.numel():
+            self._slots[slot] = torch.empty(like.numel(), dtype=torch.float64, device=like.device)
+        return self._slots[slot][: like.numel()].view(like.shape)
+
+    def wide(self, slot: str, values: Tensor) -> Tensor:
+        """``values`` in float64, until the slot is used again."""
+        return self._room(slot, values).copy_(values)
+
+    def scaled(self, slot: str, values: Tensor, factors: Tensor) -> Tensor:
+        """``values`` [B, n] times ``factors`` [B] in float64, until the slot is used again."""
+        return torch.mul(values, factors[:, None], out=self._room(slot, values))
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What all tiles of a sum share. ``generated`` as from ``core.models.grouped.generate``."""
+
+    network: Architecture
+    weights: Weights
+    generated: Mapping[str, Tensor]
+    trunk: Trunk
+    scratch: Scratch = field(default_factory=Scratch)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """One block's gradient of each record: left_i (x) [right_i; 1], times sqrt(times_i).
+
+    ``group`` of blocks; ``left`` [B, m]; ``right`` [B, n] or None (then left alone); ``bias``: a 1 is appended to right; ``times`` [B], |u|^2 (+ 1) of a head; ``labels`` [B] if the
+    gradient lies in the column of the record's class.
+    """
+
+    group: str
+    left: Tensor
+    right: Tensor | None = None
+    bias: bool = False
+    times: Tensor | None = None
+    labels: Tensor | None = None
+
+    def gram(self) -> Tensor:
+        """[B, B] float64 inner products of gradients; right for records under one code."""
+        left = self.left.double()
+        result = left @ left.T
+        if self.right is not None:
+            right = self.right.double()
+            result = result * (right @ right.T + float(self.bias))
+        if self.labels is not None:
+            result = result * (self.labels[:, None] == self.labels[None, :])
+        return result if self.times is None else result * self.times[:, None]
+
+
+class TileTaps:
+    """A tile after its backward pass: at every tap what went in and what comes back.
+
+    ``owner`` [B] index of each record's code, ascending; ``codes``: which of them occur.
+    """
+
+    def __init__(
+        self, model: Model, owner: Tensor, codes: tuple[int, ...], tape: Tape, loss: Tensor
+    ) -> None:
+        self._model, self._owner, self._codes = model, owner, codes
+        # ``loss`` is the sum of the records': row i of a gradient depends on record i only.
+        deltas = torch.autograd.grad(loss, [tap.output for tap in tape.taps])
+        # Reduced precision ends here.
+        dtype = model.weights["trunk.0.weight"].dtype
+        self._taps = tape.taps
+        self._pairs = [
+            (tap.inputs if tap.kind == "table" else tap.inputs.to(dtype), delta.to(dtype))
+            for tap, delta in zip(tape.taps, deltas, strict=True)
+        ]
+        self._low_rank = {
+            index: self._inner_and_outer(tap, *self._pairs[index])
+            for index, tap in enumerate(self._taps)
+            if tap.kind == "lowrank"
+        }
+        self._upstream = self._fold().double()
+
+    def _inner_and_outer(self, tap: Tap, inputs: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """(V^T [a; 1], U^T delta), both [B, rank], under each record's code."""
+        left, right = low_rank_factors(self._model.network, self._model.generated, int(tap.name))
+        inner = low_rank_inner(right, inputs, self._owner).sum(1)
+        outer = (delta @ left.reshape(-1, left.shape[2]).T).view(len(delta), *left.shape[:2])
+        return inner, outer[torch.arange(len(delta), device=delta.device), self._owner]
+
+    def _fold(self) -> Tensor:
+        """c [B, t], gradients at u: each head's weights transposed, times what its values get."""
+        network, weights = self._model.network, self._model.weights
+        width = network.trunk[-1]
+        total = self._pairs[0][1].new_zeros(len(self._owner), width)
+        for index, tap in enumerate(self._taps):
+            inputs, delta = self._pairs[index]
+            match tap.kind:
+                case "table" if tap.name == "prior":
+                    head = weights["heads.prior.weight"].view(network.classes, -1, width)
+                    shift = delta[:, None, : network.latent_dim]
+                    total += torch.bmm(shift, head[inputs])[:, 0]
+                case "film":
+                    head = weights[f"heads.film_{tap.name}.weight"]
+                    half = delta.shape[1]
+                    total.addmm_(delta * inputs, head[:half]).addmm_(delta, head[half:])
+                case "full":
+                    total.addmm_(delta, weights[f"heads.bias_{tap.name}.weight"])
+                    total += bilinear(weights[f"heads.weight_{tap.name}.weight"], delta, inputs)
+                case "lowrank":
+                    inner, outer = self._low_rank[index]
+                    total += bilinear(weights[f"heads.left_{tap.name}.weight"], delta, inner)
+                    head = weights[f"heads.right_{tap.name}.weight"]
+                    total += bilinear(head[: -network.rank], inputs, outer)
+                    total.addmm_(outer, head[-network.rank :])
+                case _:
+                    pass  # shared by all codes: nothing of it is generated
+        return total
+
+    def keep(self, rows: Tensor) -> None:
+        """Set everything of records outside ``rows`` [B] to 0."""
+
+        def kept(values: Tensor) -> Tensor:
+            if values.dtype == torch.int64:
+                return values
+            return torch.where(rows[:, None], values, 0.0)
+
+        self._pairs = [(kept(inputs), kept(delta)) for inputs, delta in self._pairs]
+        self._low_rank = {
+            index: (kept(inner), kept(outer)) for index, (inner, outer) in self._low_rank.items()
+        }
+        self._upstream = kept(self._upstream)
+        self.__dict__.pop("products", None)
+
+    @cached_property
+    def products(self) -> list[Product]:
+        """The gradients of all blocks, each record's."""
+        plain = self._model.trunk.squares[self._owner]
+        biased = plain + 1.0
+        products: list[Product] = []
+        for index, tap in enumerate(self._taps):
+            inputs, delta = self._pairs[index]
+            match tap.kind:
+                case "dense":
+                    products.append(Product(group_of(tap.name), delta, inputs, bias=True))
+                case "table":
+                    products.append(Product(tap.name, delta, labels=inputs))
+                    if tap.name == "prior":
+                        shift = delta[:, : self._model.network.latent_dim]
+                        products.append(Product("heads", shift, times=plain, labels=inputs))
+                case "film":
+                    both = torch.cat([delta * inputs, delta], dim=1)
+                    products.append(Product("heads", both, times=biased))
+                case "full":
+                    products.append(Product("heads", delta, inputs, bias=True, times=biased))
+                case "lowrank":
+                    inner, outer = self._low_rank[index]
+                    products += [
+                        Product("decoder", delta, inputs, bias=True),
+                        Product("heads", delta, inner, times=biased),
+                        Product("heads", outer, inputs, bias=True, times=biased),
+                    ]
+        products += [Product(group, self._rooted(group)) for group in self._model.trunk.roots[0]]
+        return products
+
+    def _rooted(self, group: str) -> Tensor:
+        """[B, m] c R of each record's code: as long as its gradient in the trunk (or code)."""
+        roots = [roots[group] for roots in self._model.trunk.roots]
+        out = self._upstream.new_zeros(len(self._owner), max(root.shape[1] for root in roots))
+        for code, part in self._slices():
+            out[part, : roots[code].shape[1]] = self._upstream[part] @ roots[code]
+        return out
+
+    def _slices(self) -> list[tuple[int, slice]]:
+        """(code, its records): they lie together."""
+        if len(self._codes) == 1:
+            return [(self._codes[0], slice(None))]
+        ends = torch.bincount(self._owner).cumsum(0).tolist()
+        return [(code, slice(ends[code - 1] if code else 0, ends[code])) for code in self._codes]
+
+    def squares(self) -> dict[str, Tensor]:
+        """[B] squared norm of each record's gradient, by group of blocks."""
+        known: dict[int, Tensor] = {}
+
+        def length(values: Tensor) -> Tensor:
+            if id(values) not in known:
+                wide = self._model.scratch.wide("left", values)
+                known[id(values)] = torch.linalg.vector_norm(wide, dim=1).square_()
+            return known[id(values)]
+
+        squares: dict[str, Tensor] = {}
+        for product in self.products:
+            value = length(product.left)
+            if product.right is not None:
+                right = length(product.right)
+                value = torch.addcmul(value, value, right) if product.bias else value * right
+            if product.times is not None:
+                value = value * product.times
+            group = product.group
+            squares[group] = squares[group] + value if group in squares else value
+        return squares
+
+    def add_to(self, sums: Sums, factors: Mapping[str, Tensor]) -> None:
+        """Add every record's gradients, block by block times its ``factors`` [B] of that group."""
+        for index, tap in enumerate(self._taps):
+            inputs, delta = self._pairs[index]
+            if tap.kind == "dense":
+                self._add_dense(sums, tap.name, inputs, delta, factors[group_of(tap.name)])
+            elif tap.kind == "table":
+                scaled = delta * factors[tap.name][:, None]  # float64, as factors are
+                sums.shared[f"{tap.name}.weight"].T.index_add_(0, inputs, scaled)
+                if tap.name == "prior":
+                    self._add_prior(sums, inputs, delta * factors["heads"][:, None])
+            else:
+                for code, part in self._slices():
+                    self._add_generated(sums, index, code, part, factors["heads"][part])
+                if tap.kind == "lowrank":
+                    name = f"decoder.{tap.name}"
+                    self._add_dense(sums, name, inputs, delta, factors["decoder"])
+        for group, total in sums.trunk.items():
+            total.index_add_(0, self._owner, self._upstream * factors[group][:, None])
+
+    def _add_prior(self, sums: Sums, labels: Tensor, scaled: Tensor) -> None:
+        network = self._model.network
+        place = sums.heads["prior"].view(-1, network.latent_dim)
+        place.index_add_(0, self._owner * network.classes + labels, scaled[:, : network.latent_dim])
+
+    def _add_dense(
+        self, sums: Sums, name: str, inputs: Tensor, delta: Tensor, factors: Tensor
+    ) -> None:
+        weight, bias = sums.shared[f"{name}.weight"], sums.shared[f"{name}.bias"]
+        self._add_outer(weight, bias, delta, inputs, factors)
+
+    def _add_generated(
+        self, sums: Sums, index: int, code: int, part: slice, factors: Tensor
+    ) -> None:
+        """Sums of the gradients at what heads generate, over the records of one code."""
+        tap, rank = self._taps[index], self._model.network.rank
+        inputs, delta = (values[part] for values in self._pairs[index])
+        match tap.kind:
+            case "film":
+                half = delta.shape[1]
+                total = sums.heads[f"film_{tap.name}"][code]
+                scaled = delta * factors[:, None]
+                total[:half] += (scaled * inputs).sum(0)
+                total[half:] += scaled.sum(0)
+            case "full":
+                weight = sums.heads[f"weight_{tap.name}"][code].view(delta.shape[1], -1)
+                bias = sums.heads[f"bias_{tap.name}"][code]
+                self._add_outer(weight, bias, delta, inputs, factors)
+            case "lowrank":
+                inner, outer = (values[part] for values in self._low_rank[index])
+                left = sums.heads[f"left_{tap.name}"][code].view(-1, rank)
+                self._add_outer(left, None, delta, inner, factors)
+                right = sums.heads[f"right_{tap.name}"][code].view(-1, rank)
+                self._add_outer(right[:-1].T, right[-1], outer, inputs, factors)
+
+    def _add_outer(
+        self, total: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, factors: Tensor
+    ) -> None:
+        """Add the sum over records of factor * left (x) [right; 1] to ``total`` and ``bias``."""
+        scratch = self._model.scratch
+        if left.shape[1] < right.shape[1]:  # the narrower side is scaled
+            left = scratch.scaled("left", left, factors)
+            total.addmm_(left.T, scratch.wide("right", right))
+            if bias is not None:
+                bias += left.sum(0)
+        else:
+            left = scratch.wide("left", left)
+            total.addmm_(left.T, scratch.scaled("right", right, factors))
+            if bias is not None:
+                bias.addmv_(left.T, factors)
+
+
+def bilinear(head: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """[B, t] sum over o, i of left_bo head_(oi)k right_bi, for ``head`` [out * in, t].
+
+    One product [B, out] x [out, in t], then one of [1, in] x [in, t] a record: 2 B out in t flops.
+    """
+    out, into, width = left.shape[1], right.shape[1], head.shape[1]
+    wide = head.reshape(out, into * width)
+    rows = max(1, _FOLD_NUMBERS // (into * width))
+    parts = []
+    for start in range(0, len(left), rows):
+        between = (left[start : start + rows] @ wide).view(-1, into, width)
+        parts.append(torch.bmm(right[start : start + rows, None], between)[:, 0])
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
