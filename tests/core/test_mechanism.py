@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import stats
 
-from core.privacy.clipping import clip_factors
-from core.privacy.mechanism import clip_rows, noised, sensitivity
+from core.privacy.clipping import ROUNDING, ClipRule, clip_factors
+from core.privacy.mechanism import clip_parts, clip_rows, clip_rule, noised, sensitivity
 from core.privacy.noise import csprng, seeded
 from tests.core import worlds
 
@@ -60,6 +60,81 @@ def test_defect_naive_factor_lets_nan_and_zero_through() -> None:
         naive = np.minimum(1.0, 1.0 / norms)
     assert np.isnan(naive[1])
     assert clip_factors(norms, 1.0).tolist() == [1.0, 0.0]
+
+
+GROUPS = np.array(["trunk"] * 2 + ["heads"] * 3 + ["encoder"] * 4)
+RULES = st.builds(
+    ClipRule,
+    st.floats(1e-6, 1e6),
+    st.dictionaries(
+        st.sampled_from(["trunk", "heads", "encoder"]), st.just(0.0) | st.floats(1e-6, 1e6)
+    ),
+    st.none() | st.floats(1e-6, 1e6),
+)
+
+
+@given(hnp.arrays(np.float64, (4, 9), elements=st.floats(-1e100, 1e100) | st.just(np.nan)), RULES)
+@settings(max_examples=200, deadline=None)
+def test_every_part_ends_within_its_clip_norm(rows: NDArray[np.float64], rule: ClipRule) -> None:
+    before = rows.copy()
+    clipped = clip_parts(rows, GROUPS, rule)
+    np.testing.assert_array_equal(rows, before)
+    assert not clipped[~np.isfinite(rows).all(axis=1)].any()
+    parts = np.array([rule.part(str(group)) for group in GROUPS])
+    for part in set(parts.tolist()):
+        lengths = np.linalg.norm(clipped[:, parts == part], axis=1)
+        assert (lengths <= rule.norm_of(part)).all()
+    assert (np.linalg.norm(clipped, axis=1) <= rule.sensitivity(GROUPS) * (1 + 1e-12)).all()
+
+
+@given(hnp.arrays(np.float64, 5, elements=ANY_FLOAT.map(abs)), RULES)
+@settings(max_examples=200, deadline=None)
+def test_factors_of_any_norm_are_finite_and_bounded(
+    norms: NDArray[np.float64], rule: ClipRule
+) -> None:
+    for part in ("joint", *rule.blocks):
+        factors = rule.factors(part, norms)
+        assert np.isfinite(factors).all()
+        assert (factors >= 0).all()
+        assert not factors[~np.isfinite(norms)].any()
+        finite = np.isfinite(norms)
+        assert (factors[finite] * norms[finite] <= rule.norm_of(part)).all()
+
+
+def test_automatic_clipping_is_the_published_formula() -> None:
+    rule = ClipRule(2.0, {"trunk": 0.5}, 0.1)
+    norms = np.array([0.0, 0.1, 3.0, np.nan, np.inf])
+    expected = [20.0, 10.0, 2.0 / 3.1, 0.0, 0.0]
+    np.testing.assert_allclose(rule.factors("joint", norms), expected, rtol=1e-6)
+    np.testing.assert_allclose(rule.factors("trunk", norms), np.array(expected) / 4, rtol=1e-6)
+
+
+def test_parts_are_the_groups_with_a_norm_of_their_own_and_the_rest() -> None:
+    rule = ClipRule(3.0, {"trunk": 4.0, "prior": 12.0})
+    assert rule.sensitivity(["trunk", "heads", "encoder"]) == 5.0
+    assert rule.sensitivity(["trunk", "heads", "prior"]) == 13.0
+    assert rule.sensitivity(["trunk", "prior"]) == pytest.approx(160**0.5)  # there is no rest
+    row = np.full((1, 9), 100.0)
+    clipped = clip_parts(row, GROUPS, rule)
+    assert np.linalg.norm(clipped[0, :2]) == pytest.approx(4.0)
+    assert np.linalg.norm(clipped[0, 2:]) == pytest.approx(3.0)
+    short = clip_parts(row / 1e4, GROUPS, rule)
+    np.testing.assert_array_equal(short, row / 1e4)
+    assert 1 - 1e-6 < ROUNDING < 1
+
+
+def test_a_plan_says_how_its_rounds_clip() -> None:
+    plain = worlds.spec(privacy={"clip_norm": 0.7, "automatic_gamma": 0.5})
+    assert clip_rule(plain.plan.privacy) == ClipRule(0.7)
+    blocks = {"trunk": 0.3, "encoder": 0.4}
+    spec = worlds.spec(
+        privacy={
+            "clip_norm": 1.2, "block_clip_norms": blocks, "clipping": "automatic",
+            "automatic_gamma": 0.5,
+        }
+    )  # fmt: skip
+    assert clip_rule(spec.plan.privacy) == ClipRule(1.2, blocks, 0.5)
+    assert sensitivity(spec, 1) == pytest.approx(1.3)
 
 
 def test_noise_has_the_promised_variance_everywhere_and_is_gaussian() -> None:
