@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from core.models.architecture import Architecture
 from core.models.losses import activate
 
 Weights = Mapping[str, Tensor]
+# Records in one product with a fully generated layer: few, as one product in each tile is made
+# for two codes; enough for the product to be fast.
+_PRODUCT_ROWS = 128
 TapKind = Literal["dense", "table", "film", "lowrank", "full"]
 
 
@@ -32,6 +35,20 @@ class Tap:
     name: str
     inputs: Tensor
     output: Tensor
+
+
+class Span(NamedTuple):
+    """Records ``first`` .. ``end`` - 1 of a batch are under ``code``."""
+
+    code: int
+    first: int
+    end: int
+
+
+def owners(spans: Sequence[Span], device: torch.device) -> Tensor:
+    """[B] index of each record's code."""
+    codes = torch.tensor([span.code for span in spans])
+    return codes.repeat_interleave(torch.tensor([s.end - s.first for s in spans])).to(device)
 
 
 @dataclass
@@ -73,8 +90,10 @@ def generate(network: Architecture, weights: Weights, trunk: Tensor) -> dict[str
 class Grouped:
     """``Layers`` of records [B] that belong to K generated decoders.
 
-    ``generated`` as from ``generate``; ``owner`` [B] int64 says whose a record is; ``codes`` which
-    of them occur in ``owner`` (only these are run where every code costs a product of its own).
+    ``generated`` as from ``generate``; ``spans`` (code, first, end): records of one code lie
+    together; ``owner`` [B] says the same record by record. With a ``tape`` every product has a
+    shape that does not depend on the spans, so that a record's values do not depend on how many
+    records others have (``core.privacy.ghost``).
     """
 
     def __init__(
@@ -82,21 +101,21 @@ class Grouped:
         network: Architecture,
         weights: Weights,
         generated: Mapping[str, Tensor],
-        owner: Tensor,
-        codes: Sequence[int],
+        spans: Sequence[Span],
         tape: Tape | None = None,
     ) -> None:
         self._network, self._weights, self._tape = network, weights, tape
-        self._generated, self._owner, self._codes = generated, owner, codes
+        self._generated, self._spans = generated, spans
+        self.owner = owners(spans, weights["trunk.0.weight"].device)
 
     def _watch(self, kind: TapKind, name: str, inputs: Tensor, output: Tensor) -> Tensor:
         return output if self._tape is None else self._tape.watch(kind, name, inputs, output)
 
     def _own(self, name: str) -> Tensor:
         """[B, size], or [1, size] under one code: what a head generates for each record's code."""
-        if len(self._codes) == 1:
-            return self._generated[name][self._codes[0], None]
-        return self._generated[name][self._owner]
+        if len(self._spans) == 1:
+            return self._generated[name][self._spans[0].code, None]
+        return self._generated[name][self.owner]
 
     def _shared(self, name: str, inputs: Tensor) -> Tensor:
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
@@ -114,7 +133,7 @@ class Grouped:
                 return self.dense(f"decoder.{layer}", inputs)
             case "lowrank":
                 left, right = low_rank_factors(self._network, self._generated, layer)
-                inner = low_rank_inner(right, inputs, self._owner)
+                inner = low_rank_inner(right, inputs, self.owner)
                 output = self._shared(f"decoder.{layer}", inputs)
                 output = torch.addmm(output, inner.flatten(1), left.reshape(-1, left.shape[2]))
                 return self._watch("lowrank", str(layer), inputs, output)
@@ -125,13 +144,25 @@ class Grouped:
         out, into = self._network.decoder_shapes[layer]
         weights = self._generated[f"weight_{layer}"].view(-1, out, into)
         biases = self._generated[f"bias_{layer}"]
-        first, *others = self._codes
-        output = functional.linear(inputs, weights[first], biases[first])
-        # Every product has the same shape whoever is in the batch; see ``core.privacy.ghost``.
-        for code in others:
-            other = functional.linear(inputs, weights[code], biases[code])
-            output = torch.where((self._owner == code)[:, None], other, output)
-        return output
+        if self._tape is None:
+            parts = [
+                functional.linear(inputs[s.first : s.end], weights[s.code], biases[s.code])
+                for s in self._spans
+            ]
+            return torch.cat(parts)
+        rows = _PRODUCT_ROWS if len(inputs) % _PRODUCT_ROWS == 0 else len(inputs)
+        parts = []
+        for index, part in enumerate(torch.split(inputs, rows)):
+            begin = index * rows
+            within = [s for s in self._spans if s.first < begin + rows and s.end > begin]
+            first, *others = within
+            output = functional.linear(part, weights[first.code], biases[first.code])
+            for span in others:
+                other = functional.linear(part, weights[span.code], biases[span.code])
+                mine = self.owner[begin : begin + rows, None] == span.code
+                output = torch.where(mine, other, output)
+            parts.append(output)
+        return torch.cat(parts)
 
     def modulate(self, layer: int, hidden: Tensor) -> Tensor:
         if self._network.form != "film":
@@ -140,7 +171,7 @@ class Grouped:
         return self._watch("film", str(layer), hidden, torch.addcmul(hidden + shift, hidden, scale))
 
     def prior_shift(self, labels: Tensor) -> Tensor:
-        return self._generated["prior"][self._owner, labels]
+        return self._generated["prior"][self.owner, labels]
 
 
 def low_rank_factors(

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.models.architecture import Architecture
-from core.models.grouped import Grouped, Tape, Weights, generate
+from core.models.grouped import Grouped, Span, Tape, Weights, generate
 from core.models.losses import Records, record_losses
 from core.privacy.clipping import ClipRule
 from core.privacy.ghost_sums import Sums
@@ -186,15 +186,12 @@ class _Clipper:
 
     def _taps(self, rows: NDArray[np.int64], codes: NDArray[np.int64]) -> TileTaps:
         """Forward and backward pass of records, padded to the shape of a tile."""
-        present = tuple(range(int(codes[0]), int(codes[-1]) + 1))
-        # Padding follows the last record, under its code: records of a code lie together.
-        owner = np.full(self._tile, codes[-1])
-        owner[: len(rows)] = codes
-        owners = torch.as_tensor(owner, device=self._device)
+        present, firsts = np.unique(codes, return_index=True)
+        # Padding follows the last record, under its code.
+        ends = [*firsts[1:].tolist(), self._tile]
+        spans = [Span(*span) for span in zip(present.tolist(), firsts.tolist(), ends, strict=True)]
         tape = Tape()
-        layers = Grouped(
-            self._network, self._shared.weights, self._shared.generated, owners, present, tape
-        )
+        layers = Grouped(self._network, self._shared.weights, self._shared.generated, spans, tape)
         records = _padded(self._load(rows), self._tile)
         with (
             torch.enable_grad(),
@@ -202,7 +199,7 @@ class _Clipper:
         ):
             loss = record_losses(self._network, layers, records).sum()
         with torch.no_grad():
-            return TileTaps(self._shared, owners, present, tape, loss)
+            return TileTaps(self._shared, spans, layers.owner, tape, loss)
 
     def _by_part(self, squares: dict[str, Tensor]) -> dict[str, Tensor]:
         """[B] squared norms by part, from those by group of blocks."""

@@ -13,7 +13,7 @@ sums are float64: a product of two float32 numbers is exact there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,35 +21,37 @@ import torch
 from torch import Tensor
 
 from core.models.architecture import Architecture, group_of
-from core.models.grouped import Tap, Tape, Weights, low_rank_factors, low_rank_inner
+from core.models.grouped import (
+    Span,
+    Tap,
+    Tape,
+    Weights,
+    low_rank_factors,
+    low_rank_inner,
+)
 from core.privacy.ghost_sums import Sums
 from core.privacy.ghost_trunk import Trunk
 
 # Gradients at u are made from this many numbers between two products at a time.
-_FOLD_NUMBERS = 1 << 19
+_FOLD_NUMBERS = 1 << 20
 
 
 class Scratch:
-    """Float64 memory for one wide copy at a time in each slot, used again by every tap and tile.
+    """Float64 copies of a tile's vectors, in memory that the next tile uses again.
 
-    Fresh memory of this size would come from the operating system, page by page, each time.
+    Fresh memory of this size would come from the operating system, page by page, for each tile.
     """
 
     def __init__(self) -> None:
         self._slots: dict[str, Tensor] = {}
 
-    def _room(self, slot: str, like: Tensor) -> Tensor:
-        if slot not in self._slots or self._slots[slot].numel() < like.numel():
-            self._slots[slot] = torch.empty(like.numel(), dtype=torch.float64, device=like.device)
-        return self._slots[slot][: like.numel()].view(like.shape)
-
     def wide(self, slot: str, values: Tensor) -> Tensor:
-        """``values`` in float64, until the slot is used again."""
-        return self._room(slot, values).copy_(values)
-
-    def scaled(self, slot: str, values: Tensor, factors: Tensor) -> Tensor:
-        """``values`` [B, n] times ``factors`` [B] in float64, until the slot is used again."""
-        return torch.mul(values, factors[:, None], out=self._room(slot, values))
+        """``values`` in float64, until the slot is used again; class ids [B] as they are."""
+        if values.dtype == torch.int64:
+            return values
+        if slot not in self._slots or self._slots[slot].shape != values.shape:
+            self._slots[slot] = torch.empty_like(values, dtype=torch.float64)
+        return self._slots[slot].copy_(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,8 @@ class Model:
 class Product:
     """One block's gradient of each record: left_i (x) [right_i; 1], times sqrt(times_i).
 
-    ``group`` of blocks; ``left`` [B, m]; ``right`` [B, n] or None (then left alone); ``bias``: a 1 is appended to right; ``times`` [B], |u|^2 (+ 1) of a head; ``labels`` [B] if the
+    ``group`` of blocks; ``left`` [B, m]; ``right`` [B, n] or None (then left alone), float64;
+    ``bias``: a 1 is appended to right; ``times`` [B], |u|^2 (+ 1) of a head; ``labels`` [B] if the
     gradient lies in the column of the record's class.
     """
 
@@ -79,27 +82,25 @@ class Product:
     labels: Tensor | None = None
 
     def gram(self) -> Tensor:
-        """[B, B] float64 inner products of gradients; right for records under one code."""
-        left = self.left.double()
-        result = left @ left.T
+        """[B, B] inner products of gradients; right for records under one code."""
+        result = self.left @ self.left.T
         if self.right is not None:
-            right = self.right.double()
-            result = result * (right @ right.T + float(self.bias))
+            result = result * (self.right @ self.right.T + float(self.bias))
         if self.labels is not None:
             result = result * (self.labels[:, None] == self.labels[None, :])
         return result if self.times is None else result * self.times[:, None]
 
 
 class TileTaps:
-    """A tile after its backward pass: at every tap what went in and what comes back.
+    """A tile after its backward pass: at every tap what went in and what comes back, in float64.
 
-    ``owner`` [B] index of each record's code, ascending; ``codes``: which of them occur.
+    ``spans``, ``owner`` [B]: which of its records are under which code.
     """
 
     def __init__(
-        self, model: Model, owner: Tensor, codes: tuple[int, ...], tape: Tape, loss: Tensor
+        self, model: Model, spans: Sequence[Span], owner: Tensor, tape: Tape, loss: Tensor
     ) -> None:
-        self._model, self._owner, self._codes = model, owner, codes
+        self._model, self._spans, self._owner = model, spans, owner
         # ``loss`` is the sum of the records': row i of a gradient depends on record i only.
         deltas = torch.autograd.grad(loss, [tap.output for tap in tape.taps])
         # Reduced precision ends here.
@@ -115,6 +116,15 @@ class TileTaps:
             if tap.kind == "lowrank"
         }
         self._upstream = self._fold().double()
+        wide = model.scratch.wide
+        self._pairs = [
+            (wide(f"inputs {index}", inputs), wide(f"deltas {index}", delta))
+            for index, (inputs, delta) in enumerate(self._pairs)
+        ]
+        self._low_rank = {
+            index: (inner.double(), outer.double())
+            for index, (inner, outer) in self._low_rank.items()
+        }
 
     def _inner_and_outer(self, tap: Tap, inputs: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """(V^T [a; 1], U^T delta), both [B, rank], under each record's code."""
@@ -202,16 +212,10 @@ class TileTaps:
         """[B, m] c R of each record's code: as long as its gradient in the trunk (or code)."""
         roots = [roots[group] for roots in self._model.trunk.roots]
         out = self._upstream.new_zeros(len(self._owner), max(root.shape[1] for root in roots))
-        for code, part in self._slices():
-            out[part, : roots[code].shape[1]] = self._upstream[part] @ roots[code]
+        for code, first, end in self._spans:
+            root = roots[code]
+            out[first:end, : root.shape[1]] = self._upstream[first:end] @ root
         return out
-
-    def _slices(self) -> list[tuple[int, slice]]:
-        """(code, its records): they lie together."""
-        if len(self._codes) == 1:
-            return [(self._codes[0], slice(None))]
-        ends = torch.bincount(self._owner).cumsum(0).tolist()
-        return [(code, slice(ends[code - 1] if code else 0, ends[code])) for code in self._codes]
 
     def squares(self) -> dict[str, Tensor]:
         """[B] squared norm of each record's gradient, by group of blocks."""
@@ -219,8 +223,7 @@ class TileTaps:
 
         def length(values: Tensor) -> Tensor:
             if id(values) not in known:
-                wide = self._model.scratch.wide("left", values)
-                known[id(values)] = torch.linalg.vector_norm(wide, dim=1).square_()
+                known[id(values)] = torch.linalg.vector_norm(values, dim=1).square_()
             return known[id(values)]
 
         squares: dict[str, Tensor] = {}
@@ -242,13 +245,13 @@ class TileTaps:
             if tap.kind == "dense":
                 self._add_dense(sums, tap.name, inputs, delta, factors[group_of(tap.name)])
             elif tap.kind == "table":
-                scaled = delta * factors[tap.name][:, None]  # float64, as factors are
+                scaled = delta * factors[tap.name][:, None]
                 sums.shared[f"{tap.name}.weight"].T.index_add_(0, inputs, scaled)
                 if tap.name == "prior":
                     self._add_prior(sums, inputs, delta * factors["heads"][:, None])
             else:
-                for code, part in self._slices():
-                    self._add_generated(sums, index, code, part, factors["heads"][part])
+                for span in self._spans:
+                    self._add_generated(sums, index, span, factors["heads"])
                 if tap.kind == "lowrank":
                     name = f"decoder.{tap.name}"
                     self._add_dense(sums, name, inputs, delta, factors["decoder"])
@@ -260,17 +263,16 @@ class TileTaps:
         place = sums.heads["prior"].view(-1, network.latent_dim)
         place.index_add_(0, self._owner * network.classes + labels, scaled[:, : network.latent_dim])
 
-    def _add_dense(
-        self, sums: Sums, name: str, inputs: Tensor, delta: Tensor, factors: Tensor
-    ) -> None:
+    @staticmethod
+    def _add_dense(sums: Sums, name: str, inputs: Tensor, delta: Tensor, factors: Tensor) -> None:
         weight, bias = sums.shared[f"{name}.weight"], sums.shared[f"{name}.bias"]
-        self._add_outer(weight, bias, delta, inputs, factors)
+        _add_outer(weight, bias, delta, inputs, factors)
 
-    def _add_generated(
-        self, sums: Sums, index: int, code: int, part: slice, factors: Tensor
-    ) -> None:
+    def _add_generated(self, sums: Sums, index: int, span: Span, factors: Tensor) -> None:
         """Sums of the gradients at what heads generate, over the records of one code."""
-        tap, rank = self._taps[index], self._model.network.rank
+        tap, rank, code = self._taps[index], self._model.network.rank, span.code
+        part = slice(span.first, span.end)
+        factors = factors[part]
         inputs, delta = (values[part] for values in self._pairs[index])
         match tap.kind:
             case "film":
@@ -282,29 +284,28 @@ class TileTaps:
             case "full":
                 weight = sums.heads[f"weight_{tap.name}"][code].view(delta.shape[1], -1)
                 bias = sums.heads[f"bias_{tap.name}"][code]
-                self._add_outer(weight, bias, delta, inputs, factors)
+                _add_outer(weight, bias, delta, inputs, factors)
             case "lowrank":
                 inner, outer = (values[part] for values in self._low_rank[index])
                 left = sums.heads[f"left_{tap.name}"][code].view(-1, rank)
-                self._add_outer(left, None, delta, inner, factors)
+                _add_outer(left, None, delta, inner, factors)
                 right = sums.heads[f"right_{tap.name}"][code].view(-1, rank)
-                self._add_outer(right[:-1].T, right[-1], outer, inputs, factors)
+                _add_outer(right[:-1].T, right[-1], outer, inputs, factors)
 
-    def _add_outer(
-        self, total: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, factors: Tensor
-    ) -> None:
-        """Add the sum over records of factor * left (x) [right; 1] to ``total`` and ``bias``."""
-        scratch = self._model.scratch
-        if left.shape[1] < right.shape[1]:  # the narrower side is scaled
-            left = scratch.scaled("left", left, factors)
-            total.addmm_(left.T, scratch.wide("right", right))
-            if bias is not None:
-                bias += left.sum(0)
-        else:
-            left = scratch.wide("left", left)
-            total.addmm_(left.T, scratch.scaled("right", right, factors))
-            if bias is not None:
-                bias.addmv_(left.T, factors)
+
+def _add_outer(
+    total: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, factors: Tensor
+) -> None:
+    """Add the sum over records of factor * left (x) [right; 1] to ``total`` and ``bias``."""
+    if left.shape[1] < right.shape[1]:  # the narrower side is scaled
+        left = left * factors[:, None]
+        total.addmm_(left.T, right)
+        if bias is not None:
+            bias += left.sum(0)
+    else:
+        total.addmm_(left.T, right * factors[:, None])
+        if bias is not None:
+            bias.addmv_(left.T, factors)
 
 
 def bilinear(head: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -314,9 +315,11 @@ def bilinear(head: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """
     out, into, width = left.shape[1], right.shape[1], head.shape[1]
     wide = head.reshape(out, into * width)
-    rows = max(1, _FOLD_NUMBERS // (into * width))
+    rows = min(len(left), max(1, _FOLD_NUMBERS // (into * width)))
+    room = left.new_empty(rows, into * width)
     parts = []
     for start in range(0, len(left), rows):
-        between = (left[start : start + rows] @ wide).view(-1, into, width)
+        some = left[start : start + rows]
+        between = torch.mm(some, wide, out=room[: len(some)]).view(-1, into, width)
         parts.append(torch.bmm(right[start : start + rows, None], between)[:, 0])
     return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -3,10 +3,11 @@
 All records of a client share v and hence J, the Jacobian of u = trunk(v) in the trunk's parameters
 and in v. With c_i = d loss_i / d u [t], record i's gradient there is J^T c_i, and
 
-    |J^T c_i|^2 = c_i^T (J J^T) c_i,   J J^T = sum over layers of (|h_(l-1)|^2 + 1) M_l M_l^T (+ M_0 M_0^T)
+    |J^T c_i|^2 = c_i^T (J J^T) c_i
+    J J^T = sum over layers l of (|h_(l-1)|^2 + 1) M_l M_l^T, + M_0 M_0^T for a trained code
 
-where h_(l-1) is the layer's input, M_l = d u / d (its output before the activation), and M_0 = d u /
-d v belongs to a trained code. J itself is never needed. Float64 throughout.
+where h_(l-1) is the layer's input, M_l = d u / d (its output before the activation) and M_0 =
+d u / d v. J itself is never needed. Float64 throughout.
 """
 
 from __future__ import annotations

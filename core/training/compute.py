@@ -8,18 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from core.federation.plan import PrivacyPlan
+from core.federation.plan import RunSpec
+from core.models.architecture import Architecture, architecture_of
 
 Engine = Literal["ghost", "opacus"]
 Precision = Literal["float32", "bfloat16"]
-_LEAST_TILE, _LARGEST_TILE = 32, 256
+_LEAST_TILE = 32
+# Numbers that the layers of one tile put out: about what the caches of a CPU core hold.
+_TILE_NUMBERS = 1 << 21
 
 
 @dataclass(frozen=True)
 class Compute:
     """``device``: auto, cpu or cuda:N. ``engine``: ghost clipping, or opacus' per-sample gradients
-    as the slow reference. ``micro_batch``: records worked on at once, which bounds the memory (None:
-    by the plan). ``precision`` of products in the ghost engine.
+    as the slow reference. ``micro_batch``: records worked on at once, which bounds the memory
+    (None: ``tile_rows``). ``precision`` of products in the ghost engine.
     """
 
     device: str = "cpu"
@@ -27,17 +30,25 @@ class Compute:
     micro_batch: int | None = None
     precision: Precision = "float32"
 
-    def tile(self, privacy: PrivacyPlan) -> int:
-        """Records worked on at once. Without a setting: about the expected batch of the largest
-        site that the plan allows, a public number, between 32 and 256.
-        """
+    def tile(self, spec: RunSpec) -> int:
+        """Records worked on at once: the setting, or by the batch of the largest site allowed."""
         if self.micro_batch is not None:
             return self.micro_batch
-        expected = privacy.sample_rate * privacy.n_max
-        tile = _LEAST_TILE
-        while tile < min(expected, _LARGEST_TILE):
-            tile *= 2
-        return tile
+        expected = spec.plan.privacy.sample_rate * spec.plan.privacy.n_max
+        return tile_rows(architecture_of(spec), expected)
+
+
+def tile_rows(network: Architecture, expected: float) -> int:
+    """The power of two, from 32, that holds ``expected`` records unless memory says less.
+
+    Both are public, so the shape of a site's work says nothing about its records.
+    """
+    shapes = network.encoder_shapes + network.decoder_shapes + network.classifier_shapes
+    width = sum(out + into for out, into in shapes)
+    rows = _LEAST_TILE
+    while rows < expected and 2 * rows * width <= _TILE_NUMBERS:
+        rows *= 2
+    return rows
 
 
 # Where nothing is configured.

@@ -38,6 +38,6 @@ def ghost_sum(batch: Batch, weights: NDArray[np.floating], compute: Compute) -> 
     )
     sums = clipped_sum(
         model, batch.unit_of, batch.code_of, load, clip_rule(spec.plan.privacy),
-        tile=compute.tile(spec.plan.privacy),
+        tile=compute.tile(spec),
     )  # fmt: skip
     return sums.vector().cpu().numpy()

@@ -1,4 +1,4 @@
-"""A training round by opacus' per-sample gradients: slow, simple, the cross-check of ghost clipping.
+"""A training round by opacus' per-sample gradients: the slow, simple cross-check of the fast one.
 
 Codes are expanded to the batch and every record's gradient is written out, at B * P memory.
 """
