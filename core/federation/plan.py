@@ -24,8 +24,6 @@ MAX_COORDINATES = 8_000_000
 # Join rounds of one run at most. A number, so that every round's number has a bound; what a
 # client pays is bounded by its budget.
 MAX_JOINS = 10_000
-# Groups of blocks that may have a clip norm of their own (``core.models.architecture``).
-BlockGroup = Literal["trunk", "heads", "prior", "conditioning", "decoder", "encoder"]
 ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
 RoundKind = Literal["sketch", "spread", "train", "join"]
 
@@ -69,6 +67,22 @@ class EmbeddingSpace(Frozen):
         return self
 
 
+class BlockClipNorms(Frozen):
+    """Groups of blocks that are clipped apart, each to its own C (``core.models.architecture``)."""
+
+    trunk: ClipNorm | None = None
+    heads: ClipNorm | None = None
+    prior: ClipNorm | None = None
+    conditioning: ClipNorm | None = None
+    decoder: ClipNorm | None = None
+    encoder: ClipNorm | None = None
+
+    @property
+    def given(self) -> dict[str, float]:
+        """Group -> its C, for the groups that have one."""
+        return {name: norm for name, norm in self if norm is not None}
+
+
 class PrivacyPlan(Frozen):
     """Targets and mechanism parameters. Neighbouring: add or remove one ``unit`` of one site."""
 
@@ -87,8 +101,8 @@ class PrivacyPlan(Frozen):
     automatic_gamma: float = Field(
         default=0.01, gt=0, le=1e6, description="gamma of automatic clipping, C g / (|g| + gamma)."
     )
-    block_clip_norms: dict[BlockGroup, ClipNorm] = Field(
-        default_factory=dict,
+    block_clip_norms: BlockClipNorms = Field(
+        default=BlockClipNorms(),
         description="Groups of blocks that are clipped apart, each to its own C; clip_norm is for "
         "the rest. One unit then moves the sum by sqrt of the sum of all C^2.",
     )
@@ -274,7 +288,7 @@ class Plan(Frozen):
         missing: str | None = None
         if self.model.form == "full":
             missing = "decoder"  # generated: its blocks are the heads'
-        for group in self.privacy.block_clip_norms:
+        for group in self.privacy.block_clip_norms.given:
             if group == missing or (
                 group == "conditioning" and self.model.conditioning == "concat"
             ):

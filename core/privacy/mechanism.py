@@ -72,7 +72,7 @@ def clip_rule(privacy: PrivacyPlan) -> ClipRule:
     gamma = privacy.automatic_gamma if privacy.clipping == "automatic" else None
     return ClipRule(
         privacy.clip_norm,
-        {str(group): norm for group, norm in privacy.block_clip_norms.items()},
+        privacy.block_clip_norms.given,
         gamma,
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from core.training.compute import Compute
 from worker.config import load_settings, load_site
 from worker.errors import ConfigError
 
@@ -116,6 +117,15 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert "password" not in repr(settings)
 
 
+def test_how_gradients_are_computed_is_the_sites_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().compute == Compute(device="auto")
+    monkeypatch.setenv("FHV_GRADIENTS", "opacus")
+    monkeypatch.setenv("FHV_MICRO_BATCH", "64")
+    monkeypatch.setenv("FHV_PRECISION", "bfloat16")
+    monkeypatch.setenv("FHV_DEVICE", "cpu")
+    assert load_settings().compute == Compute("cpu", "opacus", 64, "bfloat16")
+
+
 def test_absent_settings_say_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TOKEN", "SITE_CONFIG", "BROKER_URL", "OBJECT_STORE_URL"):
         monkeypatch.setenv(f"FHV_{name}", "")
@@ -134,6 +144,9 @@ def test_absent_settings_say_what_to_set(monkeypatch: pytest.MonkeyPatch) -> Non
     ("name", "value"),
     [
         ("FHV_DEVICE", "gpu"),
+        ("FHV_GRADIENTS", "naive"),
+        ("FHV_MICRO_BATCH", "0"),
+        ("FHV_PRECISION", "float16"),
         ("FHV_COORDINATOR_URL", "coordinator:8000"),
         ("FHV_COORDINATOR_URL", "https://user:secret@coordinator"),
         ("FHV_LOG_LEVEL", "loud"),
