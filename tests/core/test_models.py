@@ -69,12 +69,16 @@ def expanded_losses(
 def grouped_losses(
     network: Architecture, weights: dict[str, torch.Tensor], code: torch.Tensor, records: Records
 ) -> torch.Tensor:
-    """[B] by the layers that run it once a code; the records belong to the second of three."""
+    """[B] by the layers that run it once a code; others have the same records, before and after."""
     codes = torch.stack([code + 1.0, code, torch.zeros_like(code)])
     made = grouped.generate(network, weights, grouped.trunk_outputs(network, weights, codes)[-1])
-    owner = torch.ones(len(records.labels), dtype=torch.int64)
-    layers = grouped.Grouped(network, weights, made, owner, (0, 1, 2))
-    return record_losses(network, layers, records)
+    count = len(records.labels)
+    spans = [grouped.Span(k, k * count, (k + 1) * count) for k in range(3)]
+    layers = grouped.Grouped(network, weights, made, spans)
+    thrice = Records(
+        records.residual.repeat(3, 1), records.labels.repeat(3), records.draws.repeat(3, 1)
+    )
+    return record_losses(network, layers, thrice)[count : 2 * count]
 
 
 @pytest.mark.parametrize("losses_of", [expanded_losses, grouped_losses])

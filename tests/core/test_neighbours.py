@@ -90,6 +90,10 @@ def worst(query: Query, data: EmbeddingDataset) -> float:
     return max(movement(query, data, unit) for unit in data.unit_ids)
 
 
+def blocks_of(spec: RunSpec) -> dict[str, tuple[int, ...]]:
+    return dict(train_layout(spec).blocks)
+
+
 def coins_of(spec: RunSpec, number: int) -> CoinStream:
     return CoinStream(worlds.SECRET, spec.run_id, number, 1)
 
@@ -181,6 +185,25 @@ def test_training_query_under_any_weights(
     transcript = Transcript(spec, frame_for(spec), [weights])
     query = transcript.query(micro_batch=micro_batch, precision=precision)
     assert worst(query, data) <= transcript.bound
+
+
+@pytest.mark.parametrize("head", ["film_0", "left_0", "right_0", "weight_0", "weight_1", "bias_1"])
+def test_one_codes_infinite_decoder_does_not_touch_records_of_another(head: str) -> None:
+    """Finite weights may generate infinite ones for the client's code and ordinary ones for the
+    neutral code. Whether a neutral record counts must not depend on who else is in its tile.
+    """
+    form = next(f for f in FORMS if f"heads.{head}.weight" in blocks_of(defect_spec(f)))
+    spec, data = defect_spec(form, code_dropout=0.9, trunk_width=50), worlds.clusters(24)
+    layout, draw, frame = train_layout(spec), np.random.default_rng(0), frame_for(spec)
+    parts = {name: 0.1 * draw.normal(size=shape) for name, shape in layout.blocks}
+    # The neutral code makes u = 0, the client's u = (1, ..., 1): 50 of these are too many.
+    parts["trunk.0.weight"] = np.tile(100.0 * np.sign(frame.code("a")), (50, 1))
+    parts["trunk.0.bias"] = np.zeros(50)
+    parts[f"heads.{head}.weight"][0] = 1e37
+    transcript = Transcript(spec, frame, [layout.join(parts)])
+    neutral = transcript.batch(data).neutral
+    assert 0 < (~neutral).sum() < 6
+    assert worst(transcript.query(), data) <= transcript.bound
 
 
 def test_training_query_of_nobody_everybody_and_one_class() -> None:
