@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from core.training.compute import Engine
+
 # Plain tracebacks: decorated ones print local variables, which may hold tokens.
 demo_app = typer.Typer(
     add_completion=False, help="The whole job on real images.", pretty_exceptions_enable=False
@@ -31,6 +33,9 @@ def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the working folder (logs, state, databases).")
     ] = False,
+    gradients: Annotated[
+        Engine, typer.Option(help="How sites compute: ghost clipping, or opacus as the reference.")
+    ] = "ghost",
     serve: Annotated[
         bool,
         typer.Option("--serve", help="Only start the services, for development, until Ctrl-C."),
@@ -41,7 +46,9 @@ def demo(
     from benchmarks.demo.processes import DemoError, Stopped
 
     console = Console()
-    options = Options(small=small, output=output, plan=plan, port=port, keep=keep)
+    options = Options(
+        small=small, output=output, plan=plan, port=port, keep=keep, gradients=gradients
+    )
     try:
         if serve:
             run_services(options, console)

@@ -25,6 +25,7 @@ from benchmarks.demo.small import clusters
 from benchmarks.demo.stack import Stack, services
 from benchmarks.scanner_digits import ScannerDigits
 from core.federation.plan import Plan, RunSpec
+from core.training.compute import Engine
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
 from worker.answers import JsonObject
 from worker.errors import ClientError
@@ -42,6 +43,7 @@ class Options:
     plan: Path | None = None
     port: int | None = None
     keep: bool = False
+    gradients: Engine = "ghost"
 
     @property
     def rows(self) -> int:
@@ -227,7 +229,9 @@ def run_demo(options: Options, console: Console) -> Report:
         stop_on_signals(),
         working_folder(options.keep, console) as folder,
         PeakMemory() as memory,
-        services(folder, narrator, port=options.port, memory=memory) as stack,
+        services(
+            folder, narrator, port=options.port, memory=memory, gradients=options.gradients
+        ) as stack,
         with_logs(stack.processes),
     ):
         tag = f"-{folder.name.rsplit('-', 1)[-1][:6].lower()}" if stack.external_database else ""
@@ -263,7 +267,7 @@ def run_services(options: Options, console: Console) -> None:
     with (
         stop_on_signals(),
         working_folder(options.keep, console) as folder,
-        services(folder, narrator, port=options.port) as stack,
+        services(folder, narrator, port=options.port, gradients=options.gradients) as stack,
         with_logs(stack.processes),
     ):
         with narrator.step(f"Starting the coordinator at {stack.url}"):

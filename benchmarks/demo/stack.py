@@ -20,6 +20,7 @@ from api import embedded
 from benchmarks.demo.memory import PeakMemory
 from benchmarks.demo.narrator import Narrator
 from benchmarks.demo.processes import DemoError, Processes, wait_for
+from core.training.compute import Engine
 from worker.answers import Retry
 from worker.client import CoordinatorClient
 from worker.errors import ClientError
@@ -53,6 +54,7 @@ class Stack:
     store_url: str
     port: int
     external_database: bool
+    gradients: Engine = "ghost"
     pepper: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
 
     @property
@@ -77,6 +79,7 @@ class Stack:
             "FHV_COORDINATOR_URL": self.url,
             "FHV_TOKEN": token,
             "FHV_DEVICE": "cpu",
+            "FHV_GRADIENTS": self.gradients,
         }
 
     def command(self, *arguments: str) -> str:
@@ -159,7 +162,12 @@ def _postmaster(folder: Path) -> int | None:
 
 @contextmanager
 def services(
-    folder: Path, narrator: Narrator, *, port: int | None = None, memory: PeakMemory | None = None
+    folder: Path,
+    narrator: Narrator,
+    *,
+    port: int | None = None,
+    memory: PeakMemory | None = None,
+    gradients: Engine = "ghost",
 ) -> Iterator[Stack]:
     """Postgres and Valkey in ``folder`` (or by URL), the schema, and nothing else yet."""
     external = bool(os.environ.get("FHV_DATABASE_URL"))
@@ -181,6 +189,7 @@ def services(
             store_url=store.resolve().as_uri(),
             port=port or embedded.free_port(),
             external_database=external,
+            gradients=gradients,
         )
         with narrator.step("Building the schema with Alembic (fedhypevae db upgrade)"):
             made.command("db", "upgrade")
