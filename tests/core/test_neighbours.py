@@ -51,6 +51,10 @@ CLIPPING: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# The largest site allowed decides how many records are worked on at once: 32, not 1024.
+SMALL = {"n_max": 30}
+
+
 def frame_for(spec: RunSpec) -> Frame:
     draw = np.random.default_rng(5)
     sketches = [50 * draw.normal(size=sketch_layout(spec).size) for _ in range(2)]
@@ -148,7 +152,7 @@ class Transcript:
 def test_training_query_stays_within_its_sensitivity(
     form: Form, rounds: int, clipping: str
 ) -> None:
-    privacy = {"rounds": 50, "sample_rate": 0.9, "clip_norm": 0.3, **CLIPPING[clipping]}
+    privacy = {"rounds": 50, "sample_rate": 0.9, "clip_norm": 0.3, **SMALL, **CLIPPING[clipping]}
     spec = worlds.spec(privacy=privacy, model={"form": form})
     data = mixed_units(rounds)
     transcript = Transcript.of(spec, data, rounds)
@@ -349,9 +353,8 @@ def columns(spec: RunSpec) -> NDArray[np.str_]:
 
 
 def defect_spec(form: Form, **model: Any) -> RunSpec:
-    return worlds.spec(
-        privacy={"clip_norm": 0.1, "sample_rate": 1.0, "rounds": 50}, model={"form": form, **model}
-    )
+    privacy = {"clip_norm": 0.1, "sample_rate": 1.0, "rounds": 50, **SMALL}
+    return worlds.spec(privacy=privacy, model={"form": form, **model})
 
 
 def one_far_record(n: int = 24) -> EmbeddingDataset:
