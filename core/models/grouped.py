@@ -162,7 +162,7 @@ class Grouped:
                 mine = self.owner[begin : begin + rows, None] == span.code
                 output = torch.where(mine, other, output)
             parts.append(output)
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def modulate(self, layer: int, hidden: Tensor) -> Tensor:
         if self._network.form != "film":

@@ -98,7 +98,8 @@ def record_losses(network: Architecture, layers: Layers, records: Records) -> Te
     gap = log_std - prior_log_std
     distance = ((mean - prior_mean) * (-prior_log_std).exp()).square()
     divergence = (0.5 * ((2.0 * gap).exp() + distance - 1.0) - gap).sum(1)
-    losses: Tensor = 0.5 * (decoded - records.residual).square().sum(1) + network.beta * divergence
+    error = functional.mse_loss(decoded, records.residual, reduction="none").sum(1)
+    losses: Tensor = 0.5 * error + network.beta * divergence
     if network.classifier is None:
         return losses
     return losses + _classification(network, layers, records)

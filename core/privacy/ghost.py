@@ -21,6 +21,7 @@ NaN or infinity in a unit's taps      the unit adds 0 in every block, others are
 records of a unit that cancel         the norm is raised to 1e-6 of the sum of the records'
                                       norms: rounding of what cancels stays below C
 zero gradient                         adds 0
+a generated weight that overflows     is taken as 0, so that no code's records can spoil another's
 no records at all                     the sum is 0
 unit larger than a tile               summed over its tiles first, then clipped: exact
 clip norm 0                           that part is 0 (ablation)
@@ -106,7 +107,8 @@ def tiles(
     if len(unit_of) == 0:
         return
     order = np.lexsort((unit_of, code_of))
-    firsts = np.flatnonzero(np.diff(unit_of[order], prepend=unit_of[order[0]] - 1))
+    changes = (np.diff(unit_of[order]) != 0) | (np.diff(code_of[order]) != 0)
+    firsts = np.append(0, np.flatnonzero(changes) + 1)
     if len(firsts) != len(np.unique(unit_of)):
         raise ValueError("code_of: records of one unit must be under one code")
     ends = np.append(firsts[1:], len(order))
@@ -130,6 +132,11 @@ class _Clipper:
         with torch.no_grad():
             outputs = self._trunk.outputs.to(model.weights["trunk.0.weight"].dtype)
             generated = generate(model.network, model.weights, outputs)
+        # Infinity times the 0 of another code's records would silence them: a unit would move more
+        # than itself. What overflows is taken as 0, for every record.
+        generated = {
+            name: torch.where(value.isfinite(), value, 0.0) for name, value in generated.items()
+        }
         self._shared = Model(model.network, model.weights, generated, self._trunk)
         self.sums = Sums(model.network, self._trunk)
 

@@ -110,6 +110,10 @@ class TileTaps:
             (tap.inputs if tap.kind == "table" else tap.inputs.to(dtype), delta.to(dtype))
             for tap, delta in zip(tape.taps, deltas, strict=True)
         ]
+        for index, tap in enumerate(self._taps):
+            if tap.kind == "film":  # the gradients at scale and shift are all it needs
+                inputs, delta = self._pairs[index]
+                self._pairs[index] = (inputs * delta, delta)
         self._low_rank = {
             index: self._inner_and_outer(tap, *self._pairs[index])
             for index, tap in enumerate(self._taps)
@@ -148,7 +152,7 @@ class TileTaps:
                 case "film":
                     head = weights[f"heads.film_{tap.name}.weight"]
                     half = delta.shape[1]
-                    total.addmm_(delta * inputs, head[:half]).addmm_(delta, head[half:])
+                    total.addmm_(inputs, head[:half]).addmm_(delta, head[half:])
                 case "full":
                     total.addmm_(delta, weights[f"heads.bias_{tap.name}.weight"])
                     total += bilinear(weights[f"heads.weight_{tap.name}.weight"], delta, inputs)
@@ -194,8 +198,8 @@ class TileTaps:
                         shift = delta[:, : self._model.network.latent_dim]
                         products.append(Product("heads", shift, times=plain, labels=inputs))
                 case "film":
-                    both = torch.cat([delta * inputs, delta], dim=1)
-                    products.append(Product("heads", both, times=biased))
+                    products.append(Product("heads", inputs, times=biased))
+                    products.append(Product("heads", delta, times=biased))
                 case "full":
                     products.append(Product("heads", delta, inputs, bias=True, times=biased))
                 case "lowrank":
@@ -240,6 +244,9 @@ class TileTaps:
 
     def add_to(self, sums: Sums, factors: Mapping[str, Tensor]) -> None:
         """Add every record's gradients, block by block times its ``factors`` [B] of that group."""
+        codes = torch.arange(len(self._model.trunk.outputs), device=self._owner.device)
+        own = codes[:, None] == self._owner
+        by_code = {group: own * factors[group] for group in ("heads", *sums.trunk)}  # [K, B]
         for index, tap in enumerate(self._taps):
             inputs, delta = self._pairs[index]
             if tap.kind == "dense":
@@ -249,6 +256,10 @@ class TileTaps:
                 sums.shared[f"{tap.name}.weight"].T.index_add_(0, inputs, scaled)
                 if tap.name == "prior":
                     self._add_prior(sums, inputs, delta * factors["heads"][:, None])
+            elif tap.kind == "film":
+                half, total = delta.shape[1], sums.heads[f"film_{tap.name}"]
+                total[:, :half].addmm_(by_code["heads"], inputs)
+                total[:, half:].addmm_(by_code["heads"], delta)
             else:
                 for span in self._spans:
                     self._add_generated(sums, index, span, factors["heads"])
@@ -256,7 +267,7 @@ class TileTaps:
                     name = f"decoder.{tap.name}"
                     self._add_dense(sums, name, inputs, delta, factors["decoder"])
         for group, total in sums.trunk.items():
-            total.index_add_(0, self._owner, self._upstream * factors[group][:, None])
+            total.addmm_(by_code[group], self._upstream)
 
     def _add_prior(self, sums: Sums, labels: Tensor, scaled: Tensor) -> None:
         network = self._model.network
@@ -275,12 +286,6 @@ class TileTaps:
         factors = factors[part]
         inputs, delta = (values[part] for values in self._pairs[index])
         match tap.kind:
-            case "film":
-                half = delta.shape[1]
-                total = sums.heads[f"film_{tap.name}"][code]
-                scaled = delta * factors[:, None]
-                total[:half] += (scaled * inputs).sum(0)
-                total[half:] += scaled.sum(0)
             case "full":
                 weight = sums.heads[f"weight_{tap.name}"][code].view(delta.shape[1], -1)
                 bias = sums.heads[f"bias_{tap.name}"][code]

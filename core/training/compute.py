@@ -31,22 +31,22 @@ class Compute:
     precision: Precision = "float32"
 
     def tile(self, spec: RunSpec) -> int:
-        """Records worked on at once: the setting, or by the batch of the largest site allowed."""
+        """Records worked on at once: the setting, or as suits a site of a third of ``n_max``."""
         if self.micro_batch is not None:
             return self.micro_batch
-        expected = spec.plan.privacy.sample_rate * spec.plan.privacy.n_max
-        return tile_rows(architecture_of(spec), expected)
+        privacy = spec.plan.privacy
+        return tile_rows(architecture_of(spec), privacy.sample_rate * privacy.n_max / 3)
 
 
-def tile_rows(network: Architecture, expected: float) -> int:
-    """The power of two, from 32, that holds ``expected`` records unless memory says less.
+def tile_rows(network: Architecture, batch: float) -> int:
+    """The power of two, from 32, that holds a ``batch`` unless memory says less.
 
-    Both are public, so the shape of a site's work says nothing about its records.
+    Public numbers only: the shape of a site's work says nothing about its records.
     """
     shapes = network.encoder_shapes + network.decoder_shapes + network.classifier_shapes
     width = sum(out + into for out, into in shapes)
     rows = _LEAST_TILE
-    while rows < expected and 2 * rows * width <= _TILE_NUMBERS:
+    while rows < batch and 2 * rows * width <= _TILE_NUMBERS:
         rows *= 2
     return rows
 

@@ -19,11 +19,13 @@ def ghost_sum(batch: Batch, weights: NDArray[np.floating], compute: Compute) -> 
     """Sum [P] of the batch's clipped unit gradients, by ``core.privacy.ghost``."""
     spec = batch.spec
 
+    tile = compute.tile(spec)
+
     def tensor(values: NDArray[np.floating]) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values), dtype=torch.float32, device=compute.device)
 
     def load(places: NDArray[np.int64]) -> Records:
-        residual, labels, draws = batch.inputs(places)
+        residual, labels, draws = batch.inputs(places, rows_at_once=tile)
         return Records(
             tensor(residual), torch.as_tensor(labels, device=compute.device), tensor(draws)
         )
@@ -36,8 +38,6 @@ def ghost_sum(batch: Batch, weights: NDArray[np.floating], compute: Compute) -> 
         codes=tensor(batch.codes),
         reduced=compute.precision == "bfloat16",
     )
-    sums = clipped_sum(
-        model, batch.unit_of, batch.code_of, load, clip_rule(spec.plan.privacy),
-        tile=compute.tile(spec),
-    )  # fmt: skip
+    rule = clip_rule(spec.plan.privacy)
+    sums = clipped_sum(model, batch.unit_of, batch.code_of, load, rule, tile=tile)
     return sums.vector().cpu().numpy()

@@ -71,19 +71,24 @@ class Batch:
         return np.stack([self.own, np.zeros_like(self.own)])
 
     def inputs(
-        self, places: NDArray[np.int64]
+        self, places: NDArray[np.int64], *, rows_at_once: int = 0
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-        """(rho [B, r], labels [B], draws [B, z]) of the batch's records at ``places``."""
+        """(rho [B, r], labels [B], draws [B, z]) of the batch's records at ``places``.
+
+        ``rows_at_once`` >= B fixes the shape of the arithmetic: then a record's last bits do not
+        depend on how many others are asked for.
+        """
         rows = self.rows[places]
         dataset, frame = self.dataset, self.frame
         labels = dataset.y[rows]
         dropped = self.neutral[dataset.unit_of[rows]]
-        x = np.sqrt(self.spec.space.dim) * dataset.directions[rows]
         own_base = frame.base_output(self.own)
         base = np.where(dropped[:, None], frame.base[labels], own_base[labels])
+        residual = np.zeros((max(len(rows), rows_at_once), self.spec.space.dim))
+        residual[: len(rows)] = np.sqrt(self.spec.space.dim) * dataset.directions[rows] - base
         keys = [dataset.record_keys[row] for row in rows]
         draws = self.coins.normal("latent", keys, self.spec.plan.model.latent_dim)
-        return frame.whiten(x - base), labels, draws
+        return frame.whiten(residual)[: len(rows)], labels, draws
 
 
 def clipped_sum(

@@ -90,4 +90,4 @@ def test_tiles_follow_public_numbers() -> None:
     assert tile_rows(wide, 1e6) < tile_rows(small, 1e6)
     spec = worlds.spec()
     assert Compute(micro_batch=5).tile(spec) == 5
-    assert Compute().tile(spec) == 512  # half of n_max = 1000 units are expected
+    assert Compute().tile(spec) == 256  # half of a third of n_max = 1000 units are expected
