@@ -70,7 +70,14 @@ def _parallel(
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, context, _start, (source, settings))
     try:
-        for future in as_completed([pool.submit(_run, job) for job in wanted]):
+        # Blocked, not lost: children inherit it until ``_start`` has run, so that Ctrl-C does not
+        # find one of them half started.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [pool.submit(_run, job) for job in wanted]
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for future in as_completed(futures):
             yield future.result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)

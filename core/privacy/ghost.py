@@ -18,8 +18,8 @@ Edge cases
 ----------
 ====================================  =====================================================
 NaN or infinity in a unit's taps      the unit adds 0 in every block, others are untouched
-records of a unit that cancel         the norm is raised to 1e-6 of the sum of the records'
-                                      norms: rounding of what cancels stays below C
+records of a unit that cancel         the norm is raised to 2e-3 of the sum of the records'
+                                      norms at least: rounding of what cancels stays small
 zero gradient                         adds 0
 a generated weight that overflows     is taken as 0, so that no code's records can spoil another's
 no records at all                     the sum is 0
@@ -49,9 +49,9 @@ from core.privacy.ghost_trunk import Trunk
 Load = Callable[[NDArray[np.int64]], Records]
 
 # Records of a unit cancel if the norm of their sum is below this share of the sum of their norms.
-# Above it, rounding moves the norm by less than the margin of clip factors (both for sums of up to
-# 8192 terms, the widest layer of a plan); below it, the norm is raised by the second share.
-_CANCELS, _RAISED = 1e-3, 1e-6
+# Above it, rounding moves the norm by less than the margin of clip factors (for inner products of
+# up to 34,000 terms, more than a plan can have); below it, the norm is raised by this share.
+_CANCELS = 2e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,9 +133,11 @@ class _Clipper:
             outputs = self._trunk.outputs.to(model.weights["trunk.0.weight"].dtype)
             generated = generate(model.network, model.weights, outputs)
         # Infinity times the 0 of another code's records would silence them: a unit would move more
-        # than itself. What overflows is taken as 0, for every record.
+        # than itself. What overflows, in the precision of products, is taken as 0, for all records.
+        product = torch.bfloat16 if model.reduced else model.codes.dtype
         generated = {
-            name: torch.where(value.isfinite(), value, 0.0) for name, value in generated.items()
+            name: torch.where(value.to(product).isfinite(), value, 0.0)
+            for name, value in generated.items()
         }
         self._shared = Model(model.network, model.weights, generated, self._trunk)
         self.sums = Sums(model.network, self._trunk)
@@ -245,7 +247,7 @@ class _Clipper:
 
 def _guarded(norms: Tensor, lengths: Tensor) -> Tensor:
     """Norms [U] of sums, raised where the summed vectors, ``lengths`` [U] in all, cancel."""
-    raised = torch.hypot(norms, _RAISED * lengths)
+    raised = torch.hypot(norms, _CANCELS * lengths)
     return torch.where(norms >= _CANCELS * lengths, norms, raised)
 
 

@@ -2,8 +2,9 @@
 
 The sum over records of f_i Gamma_i u_k^T is G_k u_k^T with G_k = sum of f_i Gamma_i: heads need one
 G_k for each code k, not a gradient as large as their weights. ``Sums.vector`` multiplies out.
-Sums are float64: of n terms no longer than C each, rounding moves the total by n^2 C 2^-53 at most,
-far below the margin that clip factors leave (``core.privacy.clipping.ROUNDING``).
+Sums are float64: of n terms no longer than C each, rounding moves the total by n^2 C 2^-53 at most.
+For batches of up to 46,000 records that is within the margin that clip factors leave
+(``core.privacy.clipping.ROUNDING``).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from core.privacy.ghost_sums import Sums
 from core.privacy.ghost_trunk import Trunk
 
 # Gradients at u are made from this many numbers between two products at a time.
-_FOLD_NUMBERS = 1 << 20
+_FOLD_NUMBERS = 1 << 22
 
 
 class Scratch:

@@ -1,6 +1,7 @@
 """How a site computes its training rounds: a matter of the site, never of the plan.
 
-Every choice here gives the same clipped sum, up to rounding.
+Every choice here gives the same clipped sum, up to rounding (bfloat16: of some per cent), and the
+same bound on what one unit adds.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from core.privacy import ghost
 from core.privacy.clipping import ClipRule
 from core.privacy.coins import CoinStream
 from core.privacy.mechanism import clip_rows, clip_rule, sensitivity
-from core.training.compute import Compute
+from core.training.compute import Compute, Precision
 from core.training.gradients import Batch, clipped_sum
 from core.training.sketch import clipped_sketch
 from tests.core import worlds
@@ -191,10 +191,17 @@ def test_training_query_under_any_weights(
     assert worst(query, data) <= transcript.bound
 
 
+@pytest.mark.parametrize(
+    ("value", "precision"),
+    [(1e37, "float32"), (1e37, "bfloat16"), (3.4e38 / 50, "float32"), (3.4e38 / 50, "bfloat16")],
+)
 @pytest.mark.parametrize("head", ["film_0", "left_0", "right_0", "weight_0", "weight_1", "bias_1"])
-def test_one_codes_infinite_decoder_does_not_touch_records_of_another(head: str) -> None:
+def test_one_codes_infinite_decoder_does_not_touch_records_of_another(
+    head: str, value: float, precision: Precision
+) -> None:
     """Finite weights may generate infinite ones for the client's code and ordinary ones for the
     neutral code. Whether a neutral record counts must not depend on who else is in its tile.
+    3.4e38 is finite in float32 and infinite in bfloat16.
     """
     form = next(f for f in FORMS if f"heads.{head}.weight" in blocks_of(defect_spec(f)))
     spec, data = defect_spec(form, code_dropout=0.9, trunk_width=50), worlds.clusters(24)
@@ -203,11 +210,12 @@ def test_one_codes_infinite_decoder_does_not_touch_records_of_another(head: str)
     # The neutral code makes u = 0, the client's u = (1, ..., 1): 50 of these are too many.
     parts["trunk.0.weight"] = np.tile(100.0 * np.sign(frame.code("a")), (50, 1))
     parts["trunk.0.bias"] = np.zeros(50)
-    parts[f"heads.{head}.weight"][0] = 1e37
+    parts[f"heads.{head}.weight"][0] = value
+    parts[f"heads.{head}.bias"][0] = 0.0
     transcript = Transcript(spec, frame, [layout.join(parts)])
     neutral = transcript.batch(data).neutral
     assert 0 < (~neutral).sum() < 6
-    assert worst(transcript.query(), data) <= transcript.bound
+    assert worst(transcript.query(precision=precision), data) <= transcript.bound
 
 
 def test_training_query_of_nobody_everybody_and_one_class() -> None:
