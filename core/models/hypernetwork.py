@@ -12,10 +12,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from core.models.architecture import Architecture
-from core.models.losses import Records, activate, record_losses
+from core.models.losses import Records, activate, one_hot, record_losses
 
 
 class HyperCVAE(nn.Module):
@@ -82,7 +81,7 @@ class _Expanded:
         self._network = module.network
 
     def _one_hot(self, labels: Tensor) -> Tensor:
-        return functional.one_hot(labels, self._network.classes).to(self._trunk.dtype)
+        return one_hot(labels, self._network.classes).to(self._trunk.dtype)
 
     def _generated(self, name: str) -> Tensor:
         values: Tensor = self._module.heads[name](self._trunk)

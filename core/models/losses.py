@@ -70,14 +70,18 @@ def soft_bound(raw: Tensor) -> Tensor:
     return LOG_STD_BOUND * torch.tanh(raw / LOG_STD_BOUND)
 
 
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """[B, C] bool."""
+    return labels[:, None] == torch.arange(classes, device=labels.device)
+
+
 def record_losses(network: Architecture, layers: Layers, records: Records) -> Tensor:
     """[B] 0.5 |rho - decoded|^2 + beta KL(q || prior of its class) (+ cross-entropy)."""
     labels, kind = records.labels, network.activation
     if network.conditioning == "embedding":
         condition = layers.table("conditioning", labels)
     else:
-        classes = torch.arange(network.classes, device=labels.device)
-        condition = (labels[:, None] == classes).to(records.residual.dtype)
+        condition = one_hot(labels, network.classes).to(records.residual.dtype)
 
     seen = torch.cat([records.residual, condition], dim=1)
     for layer in range(len(network.encoder)):
