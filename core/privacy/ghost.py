@@ -135,10 +135,7 @@ class _Clipper:
         # Infinity times the 0 of another code's records would silence them: a unit would move more
         # than itself. What overflows, in the precision of products, is taken as 0, for all records.
         product = torch.bfloat16 if model.reduced else model.codes.dtype
-        generated = {
-            name: torch.where(value.to(product).isfinite(), value, 0.0)
-            for name, value in generated.items()
-        }
+        generated = {name: _finite(value, product) for name, value in generated.items()}
         self._shared = Model(model.network, model.weights, generated, self._trunk)
         self.sums = Sums(model.network, self._trunk)
 
@@ -225,7 +222,7 @@ class _Clipper:
         count = int(unit_of.max()) + 1
         same = unit_of[:, None] == unit_of[None, :]
         grams: dict[str, Tensor] = {}
-        for product in taps.products:
+        for product in taps.products():
             part, values = self._part_of[product.group], product.gram()
             grams[part] = grams[part].add_(values) if part in grams else values
 
@@ -243,6 +240,13 @@ class _Clipper:
         factors = torch.as_tensor(self._rule.factors(part, norms.cpu().numpy()))
         factors = factors.to(norms.device)
         return factors if unit_of is None else factors[unit_of]
+
+
+def _finite(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` with 0 for what is not finite in ``dtype``."""
+    if bool(values.to(dtype).abs().max().isfinite()):
+        return values
+    return torch.where(values.to(dtype).isfinite(), values, 0.0)
 
 
 def _guarded(norms: Tensor, lengths: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ _DERIVED = {"trunk", "heads", "code"}  # groups whose sums are kept factored
 class Sums:
     """Float64 sums of gradients over records of K codes, by block.
 
-    ``shared``: name -> the block's shape; ``heads``: head -> [K, size], the sums of gradients at
+    ``shared``: name -> the block's shape; ``heads``: head -> [K, ...], the sums of gradients at
     what it generates; ``trunk``: ``trunk`` and ``code`` -> [K, t], the sums of gradients at u (two
     of them, as trunk and code may be clipped apart).
     """
@@ -35,10 +35,21 @@ class Sums:
 
         self.network, self._trunk = network, trunk
         codes = len(trunk.outputs)
+        shared = [(name, shape) for name, shape in network.blocks if group_of(name) not in _DERIVED]
+        sizes = [math.prod(shape) for _, shape in shared]
+        # Neighbours in the flat vector, so that one copy moves them there.
+        self._flat = zeros(sum(sizes))
         self.shared = {
-            name: zeros(*shape) for name, shape in network.blocks if group_of(name) not in _DERIVED
+            name: part.view(shape)
+            for (name, shape), part in zip(shared, torch.split(self._flat, sizes), strict=True)
         }
-        self.heads = {name: zeros(codes, size) for name, size in network.generated.items()}
+        self.heads = {
+            # A low-rank factor's codes lie beside each other in memory: [size / rank, K, rank].
+            name: zeros(size // network.rank, codes, network.rank).transpose(0, 1)
+            if network.form == "lowrank"
+            else zeros(codes, size)
+            for name, size in network.generated.items()
+        }
         self.heads["prior"] = zeros(codes, network.classes * network.latent_dim)
         groups = ["trunk", "code"] if network.trains_code else ["trunk"]
         self.trunk = {group: zeros(codes, network.trunk[-1]) for group in groups}
@@ -74,11 +85,16 @@ class Sums:
         start = 0
         for name, shape in self.network.blocks:
             place = out[start : start + math.prod(shape)]
-            start += len(place)
-            if group_of(name) != "heads":
-                place.copy_((derived if name in derived else self.shared)[name].flatten())
+            if name in self.shared:
+                if name == next(iter(self.shared)):
+                    out[start : start + len(self._flat)].copy_(self._flat)
+                start += len(place)
                 continue
-            sums = self.heads[name.split(".")[1]]
+            start += len(place)
+            if name in derived:
+                place.copy_(derived[name].flatten())
+                continue
+            sums = self.heads[name.split(".")[1]].flatten(1)
             if name.endswith(".bias"):
                 place.copy_(sums.sum(0))
                 continue

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from core.models.grouped import (
     Span,
     Tap,
     Tape,
+    TapKind,
     Weights,
     low_rank_factors,
     low_rank_inner,
@@ -34,24 +35,31 @@ from core.privacy.ghost_trunk import Trunk
 
 # Gradients at u are made from this many numbers between two products at a time.
 _FOLD_NUMBERS = 1 << 22
+# Numbers that are widened to float64 at a time.
+_WIDE_NUMBERS = 1 << 17
 
 
 class Scratch:
-    """Float64 copies of a tile's vectors, in memory that the next tile uses again.
+    """Float64 copies of a few rows at a time, in memory that is used again and again.
 
-    Fresh memory of this size would come from the operating system, page by page, for each tile.
+    Fresh memory would come from the operating system, page by page, each time; copies of whole
+    tiles would be twice as large as the tiles.
     """
 
     def __init__(self) -> None:
         self._slots: dict[str, Tensor] = {}
 
     def wide(self, slot: str, values: Tensor) -> Tensor:
-        """``values`` in float64, until the slot is used again; class ids [B] as they are."""
-        if values.dtype == torch.int64:
-            return values
-        if slot not in self._slots or self._slots[slot].shape != values.shape:
-            self._slots[slot] = torch.empty_like(values, dtype=torch.float64)
-        return self._slots[slot].copy_(values)
+        """``values`` [n, w] in float64, until the slot is used again."""
+        if slot not in self._slots or self._slots[slot].numel() < values.numel():
+            self._slots[slot] = values.new_empty(values.numel(), dtype=torch.float64)
+        return self._slots[slot][: values.numel()].view(values.shape).copy_(values)
+
+
+def pieces(rows: int, width: int) -> list[slice]:
+    """Rows that are widened at once: slices of equal length, as few as memory allows."""
+    most = max(32, _WIDE_NUMBERS // width)
+    return [slice(first, min(rows, first + most)) for first in range(0, rows, most)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +77,7 @@ class Model:
 class Product:
     """One block's gradient of each record: left_i (x) [right_i; 1], times sqrt(times_i).
 
-    ``group`` of blocks; ``left`` [B, m]; ``right`` [B, n] or None (then left alone), float64;
+    ``group`` of blocks; ``left`` [B, m]; ``right`` [B, n] or None (then left alone);
     ``bias``: a 1 is appended to right; ``times`` [B], |u|^2 (+ 1) of a head; ``labels`` [B] if the
     gradient lies in the column of the record's class.
     """
@@ -82,17 +90,31 @@ class Product:
     labels: Tensor | None = None
 
     def gram(self) -> Tensor:
-        """[B, B] inner products of gradients; right for records under one code."""
-        result = self.left @ self.left.T
+        """[B, B] float64 inner products of gradients; right for records under one code."""
+        left = self.left.double()
+        result = left @ left.T
         if self.right is not None:
-            result = result * (self.right @ self.right.T + float(self.bias))
+            right = self.right.double()
+            result = result * (right @ right.T + float(self.bias))
         if self.labels is not None:
             result = result * (self.labels[:, None] == self.labels[None, :])
         return result if self.times is None else result * self.times[:, None]
 
 
+class Passed(NamedTuple):
+    """A tap after the backward pass: ``inputs`` [B, in] that went in (labels [B] of a table; for
+    film the gradients at its scales, which are all that it needs), ``delta`` [B, out] that came
+    back.
+    """
+
+    kind: TapKind
+    name: str
+    inputs: Tensor
+    delta: Tensor
+
+
 class TileTaps:
-    """A tile after its backward pass: at every tap what went in and what comes back, in float64.
+    """A tile after its backward pass: at every tap what went in and what came back.
 
     ``spans``, ``owner`` [B]: which of its records are under which code.
     """
@@ -103,63 +125,46 @@ class TileTaps:
         self._model, self._spans, self._owner = model, spans, owner
         # ``loss`` is the sum of the records': row i of a gradient depends on record i only.
         deltas = torch.autograd.grad(loss, [tap.output for tap in tape.taps])
-        # Reduced precision ends here.
-        dtype = model.weights["trunk.0.weight"].dtype
-        self._taps = tape.taps
-        self._pairs = [
-            (tap.inputs if tap.kind == "table" else tap.inputs.to(dtype), delta.to(dtype))
-            for tap, delta in zip(tape.taps, deltas, strict=True)
+        dtype = model.weights["trunk.0.weight"].dtype  # reduced precision ends here
+        self._taps = [
+            _passed(tap, delta.to(dtype)) for tap, delta in zip(tape.taps, deltas, strict=True)
         ]
-        for index, tap in enumerate(self._taps):
-            if tap.kind == "film":  # the gradients at scale and shift are all it needs
-                inputs, delta = self._pairs[index]
-                self._pairs[index] = (inputs * delta, delta)
+        tape.taps.clear()  # lets go of the outputs
         self._low_rank = {
-            index: self._inner_and_outer(tap, *self._pairs[index])
-            for index, tap in enumerate(self._taps)
-            if tap.kind == "lowrank"
+            tap.name: self._inner_and_outer(tap) for tap in self._taps if tap.kind == "lowrank"
         }
         self._upstream = self._fold().double()
-        wide = model.scratch.wide
-        self._pairs = [
-            (wide(f"inputs {index}", inputs), wide(f"deltas {index}", delta))
-            for index, (inputs, delta) in enumerate(self._pairs)
-        ]
-        self._low_rank = {
-            index: (inner.double(), outer.double())
-            for index, (inner, outer) in self._low_rank.items()
-        }
 
-    def _inner_and_outer(self, tap: Tap, inputs: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def _inner_and_outer(self, tap: Passed) -> tuple[Tensor, Tensor]:
         """(V^T [a; 1], U^T delta), both [B, rank], under each record's code."""
         left, right = low_rank_factors(self._model.network, self._model.generated, int(tap.name))
-        inner = low_rank_inner(right, inputs, self._owner).sum(1)
-        outer = (delta @ left.reshape(-1, left.shape[2]).T).view(len(delta), *left.shape[:2])
-        return inner, outer[torch.arange(len(delta), device=delta.device), self._owner]
+        inner = low_rank_inner(right, tap.inputs, self._owner).sum(1)
+        rows = len(self._owner)
+        outer = (tap.delta @ left.reshape(-1, left.shape[2]).T).view(rows, *left.shape[:2])
+        return inner, outer[torch.arange(rows, device=outer.device), self._owner]
 
     def _fold(self) -> Tensor:
         """c [B, t], gradients at u: each head's weights transposed, times what its values get."""
         network, weights = self._model.network, self._model.weights
         width = network.trunk[-1]
-        total = self._pairs[0][1].new_zeros(len(self._owner), width)
-        for index, tap in enumerate(self._taps):
-            inputs, delta = self._pairs[index]
-            match tap.kind:
-                case "table" if tap.name == "prior":
+        total = self._taps[0].delta.new_zeros(len(self._owner), width)
+        for kind, name, inputs, delta in self._taps:
+            match kind:
+                case "table" if name == "prior":
                     head = weights["heads.prior.weight"].view(network.classes, -1, width)
                     shift = delta[:, None, : network.latent_dim]
                     total += torch.bmm(shift, head[inputs])[:, 0]
                 case "film":
-                    head = weights[f"heads.film_{tap.name}.weight"]
+                    head = weights[f"heads.film_{name}.weight"]
                     half = delta.shape[1]
                     total.addmm_(inputs, head[:half]).addmm_(delta, head[half:])
                 case "full":
-                    total.addmm_(delta, weights[f"heads.bias_{tap.name}.weight"])
-                    total += bilinear(weights[f"heads.weight_{tap.name}.weight"], delta, inputs)
+                    total.addmm_(delta, weights[f"heads.bias_{name}.weight"])
+                    total += bilinear(weights[f"heads.weight_{name}.weight"], delta, inputs)
                 case "lowrank":
-                    inner, outer = self._low_rank[index]
-                    total += bilinear(weights[f"heads.left_{tap.name}.weight"], delta, inner)
-                    head = weights[f"heads.right_{tap.name}.weight"]
+                    inner, outer = self._low_rank[name]
+                    total += bilinear(weights[f"heads.left_{name}.weight"], delta, inner)
+                    head = weights[f"heads.right_{name}.weight"]
                     total += bilinear(head[: -network.rank], inputs, outer)
                     total.addmm_(outer, head[-network.rank :])
                 case _:
@@ -174,27 +179,27 @@ class TileTaps:
                 return values
             return torch.where(rows[:, None], values, 0.0)
 
-        self._pairs = [(kept(inputs), kept(delta)) for inputs, delta in self._pairs]
+        self._taps = [
+            Passed(kind, name, kept(inputs), kept(delta))
+            for kind, name, inputs, delta in self._taps
+        ]
         self._low_rank = {
-            index: (kept(inner), kept(outer)) for index, (inner, outer) in self._low_rank.items()
+            name: (kept(inner), kept(outer)) for name, (inner, outer) in self._low_rank.items()
         }
         self._upstream = kept(self._upstream)
-        self.__dict__.pop("products", None)
 
-    @cached_property
     def products(self) -> list[Product]:
         """The gradients of all blocks, each record's."""
         plain = self._model.trunk.squares[self._owner]
         biased = plain + 1.0
         products: list[Product] = []
-        for index, tap in enumerate(self._taps):
-            inputs, delta = self._pairs[index]
-            match tap.kind:
+        for kind, name, inputs, delta in self._taps:
+            match kind:
                 case "dense":
-                    products.append(Product(group_of(tap.name), delta, inputs, bias=True))
+                    products.append(Product(group_of(name), delta, inputs, bias=True))
                 case "table":
-                    products.append(Product(tap.name, delta, labels=inputs))
-                    if tap.name == "prior":
+                    products.append(Product(name, delta, labels=inputs))
+                    if name == "prior":
                         shift = delta[:, : self._model.network.latent_dim]
                         products.append(Product("heads", shift, times=plain, labels=inputs))
                 case "film":
@@ -203,7 +208,7 @@ class TileTaps:
                 case "full":
                     products.append(Product("heads", delta, inputs, bias=True, times=biased))
                 case "lowrank":
-                    inner, outer = self._low_rank[index]
+                    inner, outer = self._low_rank[name]
                     products += [
                         Product("decoder", delta, inputs, bias=True),
                         Product("heads", delta, inner, times=biased),
@@ -224,14 +229,15 @@ class TileTaps:
     def squares(self) -> dict[str, Tensor]:
         """[B] squared norm of each record's gradient, by group of blocks."""
         known: dict[int, Tensor] = {}
+        products = self.products()
 
         def length(values: Tensor) -> Tensor:
             if id(values) not in known:
-                known[id(values)] = torch.linalg.vector_norm(values, dim=1).square_()
+                known[id(values)] = self._row_squares(values)
             return known[id(values)]
 
         squares: dict[str, Tensor] = {}
-        for product in self.products:
+        for product in products:
             value = length(product.left)
             if product.right is not None:
                 right = length(product.right)
@@ -242,75 +248,107 @@ class TileTaps:
             squares[group] = squares[group] + value if group in squares else value
         return squares
 
+    def _row_squares(self, values: Tensor) -> Tensor:
+        """[B] float64 squared lengths of rows."""
+        parts = [
+            torch.linalg.vector_norm(self._model.scratch.wide("left", values[rows]), dim=1)
+            for rows in pieces(*values.shape)
+        ]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).square_()
+
     def add_to(self, sums: Sums, factors: Mapping[str, Tensor]) -> None:
-        """Add every record's gradients, block by block times its ``factors`` [B] of that group."""
+        """Add every record's gradients, block by block times its ``factors`` [B] of that group.
+
+        Once only: what was added is let go of, so that sums take the place of the tile in memory.
+        """
         codes = torch.arange(len(self._model.trunk.outputs), device=self._owner.device)
         own = codes[:, None] == self._owner
         by_code = {group: own * factors[group] for group in ("heads", *sums.trunk)}  # [K, B]
-        for index, tap in enumerate(self._taps):
-            inputs, delta = self._pairs[index]
-            if tap.kind == "dense":
-                self._add_dense(sums, tap.name, inputs, delta, factors[group_of(tap.name)])
-            elif tap.kind == "table":
-                scaled = delta * factors[tap.name][:, None]
-                sums.shared[f"{tap.name}.weight"].T.index_add_(0, inputs, scaled)
-                if tap.name == "prior":
-                    self._add_prior(sums, inputs, delta * factors["heads"][:, None])
-            elif tap.kind == "film":
-                half, total = delta.shape[1], sums.heads[f"film_{tap.name}"]
-                total[:, :half].addmm_(by_code["heads"], inputs)
-                total[:, half:].addmm_(by_code["heads"], delta)
-            else:
-                for span in self._spans:
-                    self._add_generated(sums, index, span, factors["heads"])
-                if tap.kind == "lowrank":
-                    name = f"decoder.{tap.name}"
-                    self._add_dense(sums, name, inputs, delta, factors["decoder"])
         for group, total in sums.trunk.items():
             total.addmm_(by_code[group], self._upstream)
+        while self._taps:
+            self._add_tap(sums, self._taps.pop(), factors, by_code["heads"])
+
+    def _add_tap(
+        self, sums: Sums, tap: Passed, factors: Mapping[str, Tensor], by_code: Tensor
+    ) -> None:
+        kind, name, inputs, delta = tap
+        match kind:
+            case "dense":
+                self._add_dense(sums, name, inputs, delta, factors[group_of(name)])
+            case "table":
+                scaled = delta * factors[name][:, None]
+                sums.shared[f"{name}.weight"].T.index_add_(0, inputs, scaled)
+                if name == "prior":
+                    self._add_prior(sums, inputs, delta * factors["heads"][:, None])
+            case "film":
+                half, total = delta.shape[1], sums.heads[f"film_{name}"]
+                total[:, :half].addmm_(by_code, inputs.double())
+                total[:, half:].addmm_(by_code, delta.double())
+            case "full":
+                for code, first, end in self._spans:
+                    part = slice(first, end)
+                    weight = sums.heads[f"weight_{name}"][code].view(delta.shape[1], -1)
+                    bias = sums.heads[f"bias_{name}"][code]
+                    some = factors["heads"][part]
+                    self._add_outer(weight, bias, delta[part], inputs[part], some)
+            case "lowrank":
+                self._add_low_rank(sums, tap, factors["decoder"], by_code)
 
     def _add_prior(self, sums: Sums, labels: Tensor, scaled: Tensor) -> None:
         network = self._model.network
         place = sums.heads["prior"].view(-1, network.latent_dim)
         place.index_add_(0, self._owner * network.classes + labels, scaled[:, : network.latent_dim])
 
-    @staticmethod
-    def _add_dense(sums: Sums, name: str, inputs: Tensor, delta: Tensor, factors: Tensor) -> None:
+    def _add_dense(
+        self, sums: Sums, name: str, inputs: Tensor, delta: Tensor, factors: Tensor
+    ) -> None:
         weight, bias = sums.shared[f"{name}.weight"], sums.shared[f"{name}.bias"]
-        _add_outer(weight, bias, delta, inputs, factors)
+        self._add_outer(weight, bias, delta, inputs, factors)
 
-    def _add_generated(self, sums: Sums, index: int, span: Span, factors: Tensor) -> None:
-        """Sums of the gradients at what heads generate, over the records of one code."""
-        tap, rank, code = self._taps[index], self._model.network.rank, span.code
-        part = slice(span.first, span.end)
-        factors = factors[part]
-        inputs, delta = (values[part] for values in self._pairs[index])
-        match tap.kind:
-            case "full":
-                weight = sums.heads[f"weight_{tap.name}"][code].view(delta.shape[1], -1)
-                bias = sums.heads[f"bias_{tap.name}"][code]
-                _add_outer(weight, bias, delta, inputs, factors)
-            case "lowrank":
-                inner, outer = (values[part] for values in self._low_rank[index])
-                left = sums.heads[f"left_{tap.name}"][code].view(-1, rank)
-                _add_outer(left, None, delta, inner, factors)
-                right = sums.heads[f"right_{tap.name}"][code].view(-1, rank)
-                _add_outer(right[:-1].T, right[-1], outer, inputs, factors)
+    def _add_low_rank(self, sums: Sums, tap: Passed, factors: Tensor, by_code: Tensor) -> None:
+        """Shared weight, bias and both factors of a layer: its vectors are widened once."""
+        wide = self._model.scratch.wide
+        weight = sums.shared[f"decoder.{tap.name}.weight"]
+        bias = sums.shared[f"decoder.{tap.name}.bias"]
+        left, right = (
+            sums.heads[f"{side}_{tap.name}"].transpose(0, 1).flatten(1)
+            for side in ("left", "right")
+        )
+        own = by_code.T[:, :, None]
+        inner, outer = ((own * part[:, None]).flatten(1) for part in self._low_rank[tap.name])
+        for rows in pieces(len(factors), max(weight.shape)):
+            delta, inputs = wide("left", tap.delta[rows]), wide("right", tap.inputs[rows])
+            weight.addmm_(delta.T, inputs * factors[rows, None])
+            bias.addmv_(delta.T, factors[rows])
+            left.addmm_(delta.T, inner[rows])
+            right[:-1].addmm_(inputs.T, outer[rows])
+        right[-1] += outer.sum(0)
+
+    def _add_outer(
+        self, total: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, factors: Tensor
+    ) -> None:
+        """Add the sum over records of factor * left (x) [right; 1] to ``total`` and ``bias``."""
+        wide = self._model.scratch.wide
+        for rows in pieces(len(left), max(left.shape[1], right.shape[1])):
+            some = factors[rows]
+            if left.shape[1] < right.shape[1]:  # the narrower side is scaled
+                scaled = left[rows] * some[:, None]
+                total.addmm_(scaled.T, wide("right", right[rows]))
+                if bias is not None:
+                    bias += scaled.sum(0)
+            else:
+                widened = wide("left", left[rows])
+                total.addmm_(widened.T, right[rows] * some[:, None])
+                if bias is not None:
+                    bias.addmv_(widened.T, some)
 
 
-def _add_outer(
-    total: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, factors: Tensor
-) -> None:
-    """Add the sum over records of factor * left (x) [right; 1] to ``total`` and ``bias``."""
-    if left.shape[1] < right.shape[1]:  # the narrower side is scaled
-        left = left * factors[:, None]
-        total.addmm_(left.T, right)
-        if bias is not None:
-            bias += left.sum(0)
-    else:
-        total.addmm_(left.T, right * factors[:, None])
-        if bias is not None:
-            bias.addmv_(left.T, factors)
+def _passed(tap: Tap, delta: Tensor) -> Passed:
+    if tap.kind == "table":
+        return Passed(tap.kind, tap.name, tap.inputs, delta)
+    inputs = tap.inputs.to(delta.dtype)
+    return Passed(tap.kind, tap.name, inputs * delta if tap.kind == "film" else inputs, delta)
 
 
 def bilinear(head: Tensor, left: Tensor, right: Tensor) -> Tensor:
