@@ -17,7 +17,7 @@ SOURCES := api benchmarks core migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility run test check lint types layers format lock clean
+.PHONY: help install demo bench-utility bench-clipping run test check lint types layers format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -38,6 +38,9 @@ demo: $(STAMP) ## The whole job on real images, with real processes (about a min
 
 bench-utility: $(STAMP) ## Accuracy of synthetic rows against baselines (BENCH_ARGS="--data FILE.npz")
 	$(BIN)/python -m benchmarks.utility $(BENCH_ARGS)
+
+bench-clipping: $(STAMP) ## Time and memory of clipped sums: ours, opacus, torch.func (about 15 minutes)
+	$(BIN)/python -m benchmarks.clipping $(BENCH_ARGS)
 
 run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordinator, workers
 	$(BIN)/python -m core.cli demo --serve
