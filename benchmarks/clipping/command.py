@@ -59,10 +59,14 @@ def run(rows: Sequence[Row], chosen: Chosen, limits: Limits, folder: Path) -> li
     stdout = Console()
     console = Console(width=max(stdout.width, tables.WIDTH), soft_wrap=False)
     began = time.monotonic()
+    facts = machine.facts()
     measured = measure(rows, chosen, limits, Console(stderr=True))
     seconds = time.monotonic() - began
-    facts = machine.facts()
-    console.print(f"{machine.in_words(facts)}; measured in {seconds / 60:.1f} min", highlight=False)
+    console.print(
+        f"{machine.in_words(facts)}; load before: {facts['load']}; "
+        f"measured in {seconds / 60:.1f} min",
+        highlight=False,
+    )
     console.print(tables.table(measured, limits))
     for note in tables.NOTES:
         console.print(note, highlight=False)

@@ -10,12 +10,14 @@ from pathlib import Path
 from benchmarks.clipping.plan import THREADS
 
 
-def facts() -> dict[str, str | int]:
-    """CPU, cores, memory and the versions that decide about speed."""
+def facts() -> dict[str, str | float]:
+    """CPU, cores, memory, versions that decide about speed, and how many processes were running:
+    two threads on cores that others use measure the others."""
     return {
         "cpu": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
+        "load": round(os.getloadavg()[0], 2),
         "threads": THREADS,
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -23,7 +25,7 @@ def facts() -> dict[str, str | int]:
     }
 
 
-def in_words(found: dict[str, str | int]) -> str:
+def in_words(found: dict[str, str | float]) -> str:
     return (
         f"{found['cpu']}, {found['threads']} threads on {found['cores']} cores, "
         f"torch {found['torch']}, opacus {found['opacus']}, float32"
