@@ -30,6 +30,7 @@ from core.models.grouped import (
     low_rank_factors,
     low_rank_inner,
 )
+from core.models.losses import one_hot
 from core.privacy.ghost_sums import Sums
 from core.privacy.ghost_trunk import Trunk
 
@@ -151,9 +152,8 @@ class TileTaps:
         for kind, name, inputs, delta in self._taps:
             match kind:
                 case "table" if name == "prior":
-                    head = weights["heads.prior.weight"].view(network.classes, -1, width)
-                    shift = delta[:, None, : network.latent_dim]
-                    total += torch.bmm(shift, head[inputs])[:, 0]
+                    head = weights["heads.prior.weight"]
+                    total += by_class(head, delta[:, : network.latent_dim], inputs)
                 case "film":
                     head = weights[f"heads.film_{name}.weight"]
                     half = delta.shape[1]
@@ -349,6 +349,16 @@ def _passed(tap: Tap, delta: Tensor) -> Passed:
         return Passed(tap.kind, tap.name, tap.inputs, delta)
     inputs = tap.inputs.to(delta.dtype)
     return Passed(tap.kind, tap.name, inputs * delta if tap.kind == "film" else inputs, delta)
+
+
+def by_class(head: Tensor, values: Tensor, labels: Tensor) -> Tensor:
+    """[B, t] sum over z of values_bz head_(y_b z)k, for ``head`` [C * z, t] and labels y [B]."""
+    latent, width = values.shape[1], head.shape[1]
+    classes = len(head) // latent
+    if classes < width:  # values moved to their class's place are the smaller intermediate
+        placed = one_hot(labels, classes)[:, :, None] * values[:, None]
+        return placed.flatten(1) @ head
+    return torch.bmm(values[:, None], head.view(classes, latent, width)[labels])[:, 0]
 
 
 def bilinear(head: Tensor, left: Tensor, right: Tensor) -> Tensor:
