@@ -41,10 +41,11 @@ def finish(
     name: str,
     figures: Mapping[str, float],
     targets: Mapping[str, Target],
+    more: Mapping[str, object] | None = None,
 ) -> None:
-    """Write ``folder/name.json`` and print the same as the last line."""
+    """Write ``folder/name.json``, with ``more`` if given, and print the rest as the last line."""
     content = {"bench": name, "figures": dict(figures), "targets": dict(targets)}
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, allow_nan=False)
+    text = json.dumps({**content, **(more or {})}, indent=1, allow_nan=False)
     (folder / f"{name}.json").write_text(text + "\n")
     console.print(json.dumps(content), soft_wrap=True, highlight=False, markup=False)

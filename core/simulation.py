@@ -26,7 +26,7 @@ from core.privacy.events import PrivacyEvent
 from core.privacy.noise import NoiseSource
 from core.storage import sha256_of
 from core.synthesis.sampler import Generator
-from core.training.compute import Compute
+from core.training.compute import CPU, Compute
 from core.training.local import clipped_total, noised_update, release
 from core.wire.messages import AggregateInput, AggregateJob
 
@@ -56,7 +56,7 @@ def simulate(
     *,
     noise: NoiseSource,
     secret: bytes | None = None,
-    compute: Compute | None = None,
+    compute: Compute = CPU,
     progress: Callable[[int], None] | None = None,
     noise_mode: NoiseMode = "local",
 ) -> Simulated:
@@ -110,7 +110,7 @@ def _released(
     inputs: Mapping[str, bytes],
     key: bytes,
     noise: NoiseSource,
-    compute: Compute | None,
+    compute: Compute,
     noise_mode: NoiseMode,
 ) -> dict[str, bytes]:
     """A round's updates by client: one of each site, or one of all sites together."""

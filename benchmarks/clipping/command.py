@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,22 +17,16 @@ from benchmarks.clipping.plan import LIMITS, Limits, Opponent, Row
 from benchmarks.clipping.results import to_json
 from benchmarks.clipping.targets import targets, worsts
 from benchmarks.last_line import RESULTS, finish
+from benchmarks.options import OptionParser
 
 PROGRAM = "python -m benchmarks.clipping"
 NAME = "clipping"
 Chosen = Callable[[Row], Sequence[Opponent]]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line: which option, and what it takes."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help shows all options)\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 whatever was measured, 2 for a wrong option or machine, 130 if stopped."""
-    parser = _Parser(prog=PROGRAM, description=sys.modules["benchmarks.clipping"].__doc__)
+    parser = OptionParser(prog=PROGRAM, description=sys.modules["benchmarks.clipping"].__doc__)
     parser.add_argument(
         "--only-targets", action="store_true",
         help="only what a target is about: B >= 256, opponents on one row; about half the time",
@@ -76,8 +67,8 @@ def run(rows: Sequence[Row], chosen: Chosen, limits: Limits, folder: Path) -> li
                       highlight=False)  # fmt: skip
     figures.time_ratios(measured, machine.in_words(facts), folder / f"{NAME}.png")
     numbers = {"rows": float(len(measured)), "seconds": round(seconds, 1)}
-    finish(stdout, folder, NAME, numbers, targets(measured, limits))
-    _add(folder / f"{NAME}.json", {"machine": facts, "table": to_json(measured)})
+    more = {"machine": facts, "table": to_json(measured)}
+    finish(stdout, folder, NAME, numbers, targets(measured, limits), more)
     return measured
 
 
@@ -103,9 +94,3 @@ def measure(
                     progress.advance(bar)
             measured += found
     return measured
-
-
-def _add(path: Path, more: dict[str, object]) -> None:
-    """The whole table beside the figures of the last line."""
-    content = {**json.loads(path.read_text()), **more}
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import cast
 
 from rich.console import Console
 
 from benchmarks.last_line import RESULTS, finish
+from benchmarks.options import OptionParser
 from benchmarks.utility import tables
 from benchmarks.utility.plan import (
     ALL_METHODS,
@@ -37,13 +38,6 @@ from core.federation.rule import NoiseMode
 from core.synthesis.request import MAX_ROWS
 
 PROGRAM = "python -m benchmarks.utility"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line: which option, and what it takes."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help shows all options)\n")
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:
@@ -74,7 +68,7 @@ def _count(high: int | None = None) -> Callable[[str], int]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog=PROGRAM, description=sys.modules["benchmarks.utility"].__doc__)
+    parser = OptionParser(prog=PROGRAM, description=sys.modules["benchmarks.utility"].__doc__)
     add = parser.add_argument
     standard = Settings()
     add("--data", type=Path, help="npz with x, y and optionally domain, unit")

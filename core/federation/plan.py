@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from core.models.architecture import Activation, Conditioning, Form, from_plan
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent, release
 
@@ -164,7 +165,7 @@ class PrivacyPlan(Frozen):
 class ModelPlan(Frozen):
     """Sizes of the hypernetwork CVAE (see docs/model.md). All public."""
 
-    form: Literal["film", "lowrank", "full"] = Field(
+    form: Form = Field(
         default="film",
         description="What is generated for a client: film, scale and shift of hidden units; "
         "lowrank, a low-rank change of every layer; full, every weight of the decoder.",
@@ -180,8 +181,8 @@ class ModelPlan(Frozen):
     lowrank: int = Field(
         default=4, ge=1, le=1_024, description="Rank of a layer's change in the form lowrank."
     )
-    activation: Literal["tanh", "relu", "gelu", "silu"] = "tanh"
-    conditioning: Literal["concat", "embedding"] = Field(
+    activation: Activation = "tanh"
+    conditioning: Conditioning = Field(
         default="concat",
         description="How encoder and decoder are told the class: one-hot, or a trained vector.",
     )
@@ -285,13 +286,9 @@ class Plan(Frozen):
 
     @model_validator(mode="after")
     def _clip_norms_have_blocks(self) -> Plan:
-        missing: str | None = None
-        if self.model.form == "full":
-            missing = "decoder"  # generated: its blocks are the heads'
+        groups = from_plan(self.model, dim=2, classes=2).groups  # the same in every space
         for group in self.privacy.block_clip_norms.given:
-            if group == missing or (
-                group == "conditioning" and self.model.conditioning == "concat"
-            ):
+            if group not in groups:
                 raise ValueError(
                     f"privacy.block_clip_norms.{group}: a model of form {self.model.form!r} with "
                     f"conditioning {self.model.conditioning!r} has no such blocks; leave it out"

@@ -22,15 +22,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from core.federation.plan import RunSpec
+    from core.federation.plan import ModelPlan, RunSpec
 
 Form = Literal["film", "lowrank", "full"]
 Activation = Literal["tanh", "relu", "gelu", "silu"]
 Conditioning = Literal["concat", "embedding"]
-# First parts of block names. A clip norm may be given to any of them.
-Group = Literal[
-    "trunk", "heads", "prior", "conditioning", "decoder", "encoder", "classifier", "code"
-]
 Shape = tuple[int, ...]
 
 
@@ -160,11 +156,15 @@ def _dense(name: str, shapes: list[tuple[int, int]]) -> list[tuple[str, Shape]]:
 
 def architecture_of(spec: RunSpec) -> Architecture:
     """The architecture of a run's model."""
-    model = spec.plan.model
+    return from_plan(spec.plan.model, spec.space.dim, len(spec.space.classes))
+
+
+def from_plan(model: ModelPlan, dim: int, classes: int) -> Architecture:
+    """The architecture of a plan's model in a space of so many dimensions and classes."""
     return Architecture(
         form=model.form,
-        inputs=min(model.basis_rank, spec.space.dim),
-        classes=len(spec.space.classes),
+        inputs=min(model.basis_rank, dim),
+        classes=classes,
         code_dim=model.code_dim,
         trunk=(model.trunk_width,) * model.trunk_layers,
         latent_dim=model.latent_dim,

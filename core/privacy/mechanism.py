@@ -24,22 +24,30 @@ no units at all     the sum is 0; noise is drawn as always
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import PrivacyPlan, RunSpec
 from core.models.architecture import architecture_of
-from core.privacy.clipping import ClipRule, clip_factors
+from core.privacy.clipping import JOINT, ClipRule
 from core.privacy.noise import NoiseSource
 
 
 def clip_rows(vectors: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
     """Rows [U, P] with L2 norm at most ``clip_norm`` each; rows that are not finite become 0."""
-    scale = np.max(np.abs(vectors), axis=1, initial=0.0, keepdims=True)
-    usable = np.isfinite(scale[:, 0])
-    safe = np.where(usable[:, None], vectors, 0.0)
-    scale = np.where(usable[:, None] & (scale > 0), scale, 1.0)
+    return clip_parts(vectors, np.full(vectors.shape[1], JOINT), ClipRule(clip_norm))
+
+
+def _scaled(
+    rows: NDArray[np.float64], factors: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Finite rows [U, P] times the ``factors`` [U] of their norms [U]."""
+    safe = np.array(rows)
+    scale = np.max(np.abs(safe), axis=1, initial=0.0, keepdims=True)
+    scale = np.where(scale > 0, scale, 1.0)
     # Dividing by the largest entry first: squares of huge finite entries cannot overflow.
     with np.errstate(over="ignore"):
         norms = np.linalg.norm(safe / scale, axis=1) * scale[:, 0]
@@ -47,7 +55,7 @@ def clip_rows(vectors: NDArray[np.float64], clip_norm: float) -> NDArray[np.floa
         huge = ~np.isfinite(norms)
     safe[huge] /= scale[huge]
     norms[huge] = np.linalg.norm(safe[huge], axis=1)
-    return np.asarray(safe * clip_factors(norms, clip_norm)[:, None])
+    return np.asarray(safe * factors(norms)[:, None])
 
 
 def clip_parts(
@@ -55,26 +63,21 @@ def clip_parts(
 ) -> NDArray[np.float64]:
     """Rows [U, P] clipped part by part; ``groups`` [P] names each coordinate's group of blocks.
 
-    Written-out gradients: the slow reference of ``core.privacy.ghost``.
+    Rows that are not finite become 0. For gradients that were written out: the slow reference of
+    ``core.privacy.ghost``.
     """
-    out = np.array(vectors)
-    out[~np.isfinite(out).all(axis=1)] = 0.0
+    out = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, 0.0)
     parts = np.array([rule.part(group) for group in groups.tolist()])
-    for part in np.unique(parts):
+    for part in set(parts.tolist()):
         mine = parts == part
-        norms = np.linalg.norm(out[:, mine], axis=1)
-        out[:, mine] *= rule.factors(str(part), norms)[:, None]
+        out[:, mine] = _scaled(out[:, mine], partial(rule.factors, part))
     return out
 
 
 def clip_rule(privacy: PrivacyPlan) -> ClipRule:
     """How a plan clips the gradients of its training rounds."""
     gamma = privacy.automatic_gamma if privacy.clipping == "automatic" else None
-    return ClipRule(
-        privacy.clip_norm,
-        privacy.block_clip_norms.given,
-        gamma,
-    )
+    return ClipRule(privacy.clip_norm, privacy.block_clip_norms.given, gamma)
 
 
 def sensitivity(spec: RunSpec, round_number: int) -> float:

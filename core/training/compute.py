@@ -39,6 +39,10 @@ class Compute:
         return tile_rows(architecture_of(spec), privacy.sample_rate * privacy.n_max / 3)
 
 
+CPU = Compute()
+AUTO = Compute(device="auto")
+
+
 def tile_rows(network: Architecture, batch: float) -> int:
     """The power of two, from 32, that holds a ``batch`` unless memory says less.
 
@@ -50,10 +54,6 @@ def tile_rows(network: Architecture, batch: float) -> int:
     while rows < batch and 2 * rows * width <= _TILE_NUMBERS:
         rows *= 2
     return rows
-
-
-# Where nothing is configured.
-AUTO = Compute(device="auto")
 
 
 def resolve_device(wanted: str) -> str:

@@ -18,7 +18,6 @@ from core.training.gradients import Batch
 def ghost_sum(batch: Batch, weights: NDArray[np.floating], compute: Compute) -> NDArray[np.float64]:
     """Sum [P] of the batch's clipped unit gradients, by ``core.privacy.ghost``."""
     spec = batch.spec
-
     tile = compute.tile(spec)
 
     def tensor(values: NDArray[np.floating]) -> torch.Tensor:

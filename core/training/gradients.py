@@ -20,7 +20,7 @@ from core.data import EmbeddingDataset
 from core.federation.plan import RunSpec
 from core.models.frame import Frame
 from core.privacy.coins import CoinStream
-from core.training.compute import Compute
+from core.training.compute import CPU, Compute
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +99,12 @@ def clipped_sum(
     client_id: str,
     coins: CoinStream,
     *,
-    compute: Compute | None = None,
+    compute: Compute = CPU,
 ) -> NDArray[np.float64]:
     """Sum [P] over the Poisson-sampled units of their clipped gradients. NOT noised.
 
     ``weights`` phi [P] (any block beyond P, as in a stored update, is refused by the layout).
     """
-    compute = compute or Compute()
     # torch and opacus take seconds to import and a sketch needs neither.
     if compute.engine == "opacus":
         from core.training.reference import reference_sum as engine

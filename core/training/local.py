@@ -21,7 +21,7 @@ from core.models.layout import NULL_COORDINATES, layout_of
 from core.privacy.coins import CoinStream
 from core.privacy.mechanism import noised, sensitivity
 from core.privacy.noise import NoiseSource
-from core.training.compute import Compute
+from core.training.compute import CPU, Compute
 from core.training.gradients import clipped_sum
 from core.training.sketch import clipped_sketch
 from core.training.spread import clipped_spread
@@ -36,7 +36,7 @@ def execute(
     *,
     secret: bytes,
     noise: NoiseSource,
-    compute: Compute | None = None,
+    compute: Compute = CPU,
 ) -> bytes:
     """The update of an order: clipped sum plus noise as a safetensors file.
 
@@ -70,7 +70,7 @@ def release(
     *,
     secret: bytes,
     noise: NoiseSource,
-    compute: Compute | None = None,
+    compute: Compute = CPU,
 ) -> bytes:
     """``execute`` without the envelope of a work order."""
     coins = CoinStream(secret, spec.run_id, round_number, attempt)
@@ -86,7 +86,7 @@ def clipped_total(
     inputs: Mapping[str, bytes],
     coins: CoinStream,
     *,
-    compute: Compute | None = None,
+    compute: Compute = CPU,
 ) -> NDArray[np.float64]:
     """The round's sum over clipped units [P], of L2 sensitivity ``sensitivity``. NOT noised."""
     kind = spec.kind(round_number)

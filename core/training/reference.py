@@ -39,7 +39,7 @@ def reference_sum(
     chosen, sizes = np.unique(units, return_counts=True)
     starts = np.cumsum(sizes) - sizes
     chunk = max(1, min(_CHUNK_RECORDS, _CHUNK_NUMBERS // layout.size))
-    for group in _groups(np.arange(len(chosen)), sizes, chunk):
+    for group in _groups(sizes, chunk):
         mine = order[starts[group[0]] : starts[group[-1]] + sizes[group[-1]]]
         gradients = np.zeros((len(group), layout.size))
         for start in range(0, len(mine), chunk):
@@ -57,15 +57,13 @@ def _columns(layout: Layout) -> NDArray[np.str_]:
     )
 
 
-def _groups(
-    chosen: NDArray[np.int64], sizes: NDArray[np.int64], chunk: int
-) -> list[NDArray[np.int64]]:
-    """Whole units in groups of about ``chunk`` records; larger units stand alone."""
-    if len(chosen) == 0:
+def _groups(sizes: NDArray[np.int64], chunk: int) -> list[NDArray[np.int64]]:
+    """Whole units of these sizes in groups of about ``chunk`` records; larger ones stand alone."""
+    if len(sizes) == 0:
         return []
     ends = np.cumsum(sizes)
     cuts = np.searchsorted(ends, np.arange(chunk, int(ends[-1]), chunk))
-    return [group for group in np.split(chosen, cuts) if len(group)]
+    return [group for group in np.split(np.arange(len(sizes)), cuts) if len(group)]
 
 
 def _module(
