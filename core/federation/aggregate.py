@@ -6,6 +6,7 @@ O(P) whatever the number of clients, and a replay of the round gives the same by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec
+from core.federation.server import Gradient, State, advance, starting_state
 from core.federation.updates import expectation, read_update
 from core.models.build import build
 from core.models.evidence import from_sketches
 from core.models.frame import Frame
-from core.models.generator import initial_weights
 from core.models.joining import join
 from core.models.layout import train_layout
 from core.models.spread import with_spread
@@ -25,8 +26,6 @@ from core.wire import tensors
 from core.wire.messages import AggregateJob
 
 Vector = NDArray[np.float64]
-_ADAM_BETAS = (0.9, 0.99)  # few rounds: the usual 0.999 would not warm up
-_ADAM_EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
@@ -72,32 +71,21 @@ def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
     frame = build(
         spec, sketches, [u.client_id for u in job.updates], [u.client for u in job.updates]
     )
-    phi = initial_weights(spec)
-    zeros = np.zeros(phi.size)
     kept = {}
     if spec.sketch_rounds > 1:  # the second step's estimates combine both releases
         kept["sketches"] = np.asarray(sketches, np.float32)  # as they came: nothing is rounded
-    return Aggregated(
-        frame=frame.to_bytes(spec.digest),
-        weights=pack_weights(spec, 0, phi, phi),
-        optimiser=_pack_optimiser(spec, 0, phi, zeros, zeros, **kept),
-    )
+    return _packed(spec, 0, frame.to_bytes(spec.digest), starting_state(spec, frame), **kept)
 
 
 def _spread_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     spec = job.spec
-    frame_body, weights, optimiser = _previous(job, read)
+    frame_body, _, optimiser = _previous(job, read)
     state, _ = tensors.unpack(optimiser)
     evidence = from_sketches(spec, list(np.asarray(state["sketches"], np.float64)))
     clients = [update.client_id for update in job.updates]
     frame = with_spread(spec, Frame.from_bytes(frame_body), evidence, _released(job, read), clients)
-    phi = np.asarray(tensors.unpack(weights)[0]["phi"], np.float64)
-    zeros = np.zeros(phi.size)
-    return Aggregated(
-        frame=frame.to_bytes(spec.digest),
-        weights=pack_weights(spec, job.round_number, phi, phi),
-        optimiser=_pack_optimiser(spec, job.round_number, phi, zeros, zeros),
-    )
+    body = frame.to_bytes(spec.digest)
+    return _packed(spec, job.round_number, body, starting_state(spec, frame))
 
 
 def _join_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
@@ -131,44 +119,30 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
         total += read_update(read(update.digest), expected)[: expected.size]
         units += float(frame.sizes[frame.client_ids.index(update.client_id)])
     # The expected batch is public post-processing: q and noised counts, never the batch itself.
-    gradient = total / (spec.plan.privacy.sample_rate * units)
+    batch = spec.plan.privacy.sample_rate * units
+    noise_std = expected.noise_std * math.sqrt(len(job.updates)) / batch
     previous, _ = tensors.unpack(weights_body)
-    state, _ = tensors.unpack(optimiser_body)
+    kept, _ = tensors.unpack(optimiser_body)
+    before = State(
+        phi=np.asarray(kept["phi"], np.float64),
+        average=np.asarray(previous["average"], np.float64),
+        first=np.asarray(kept["first"], np.float64),
+        second=np.asarray(kept["second"], np.float64),
+    )
     step = job.round_number - spec.sketch_rounds + 1
-    phi, first, second = server_step(
-        spec,
-        step,
-        np.asarray(state["phi"], np.float64),
-        gradient,
-        np.asarray(state["first"], np.float64),
-        np.asarray(state["second"], np.float64),
-    )
-    decay = min(spec.plan.optimiser.ema_decay, step / (step + 1.0))
-    average = decay * np.asarray(previous["average"], np.float64) + (1.0 - decay) * phi
+    after = advance(spec, frame, step, before, Gradient(total / batch, noise_std))
+    return _packed(spec, job.round_number, frame_body, after)
+
+
+def _packed(
+    spec: RunSpec, round_number: int, frame: bytes, state: State, **kept: NDArray[np.float32]
+) -> Aggregated:
+    """The files of a round."""
     return Aggregated(
-        frame=frame_body,
-        weights=pack_weights(spec, job.round_number, phi, average),
-        optimiser=_pack_optimiser(spec, job.round_number, phi, first, second),
+        frame=frame,
+        weights=pack_weights(spec, round_number, state.phi, state.average),
+        optimiser=_pack_optimiser(spec, round_number, state.phi, state.first, state.second, **kept),
     )
-
-
-def server_step(
-    spec: RunSpec, step: int, phi: Vector, gradient: Vector, first: Vector, second: Vector
-) -> tuple[Vector, Vector, Vector]:
-    """One step of the server's optimiser (Adam, Kingma and Ba 2015; or heavy-ball momentum).
-
-    All vectors [P] in float64; ``step`` counts from 1. Returns (phi, first, second moments).
-    """
-    plan = spec.plan.optimiser
-    if plan.kind == "momentum":
-        first = plan.momentum * first + gradient
-        return phi - plan.learning_rate * first, first, second
-    beta1, beta2 = _ADAM_BETAS
-    first = beta1 * first + (1.0 - beta1) * gradient
-    second = beta2 * second + (1.0 - beta2) * gradient**2
-    corrected = first / (1.0 - beta1**step)
-    scale = np.sqrt(second / (1.0 - beta2**step)) + _ADAM_EPSILON
-    return phi - plan.learning_rate * corrected / scale, first, second
 
 
 def pack_weights(spec: RunSpec, round_number: int, phi: Vector, average: Vector) -> bytes:
@@ -183,8 +157,15 @@ def pack_weights(spec: RunSpec, round_number: int, phi: Vector, average: Vector)
             "layout": train_layout(spec).digest,
             "spec": spec.digest,
             "round": str(round_number),
+            "guided": "yes" if _is_guided(spec, round_number) else "no",
         },
     )
+
+
+def _is_guided(spec: RunSpec, round_number: int) -> bool:
+    """Whether the classifier of this round's weights was trained, so that it may choose labels."""
+    has_one = spec.plan.model.classifier == "linear" and spec.plan.privacy.classifier_clip_norm > 0
+    return has_one and round_number >= spec.sketch_rounds
 
 
 def _pack_optimiser(

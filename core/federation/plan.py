@@ -92,7 +92,18 @@ class PrivacyPlan(Frozen):
     n_max: int = Field(ge=1, description="Public upper bound on the units of one client.")
     unit: Literal["record", "patient"] = "record"
     clip_norm: float = Field(
-        default=1.0, gt=0, le=1e6, description="C: L2 bound of one unit's gradient."
+        default=1.0,
+        ge=0,
+        le=1e6,
+        description="C: L2 bound of one unit's gradient of the generator. 0: the generator stays "
+        "as the sketch made it, and only the classifier is trained.",
+    )
+    classifier_clip_norm: float = Field(
+        default=2.0,
+        ge=0,
+        le=1e6,
+        description="C of the auxiliary classifier's gradient, which is clipped apart. 0: it stays "
+        "as the sketch made it.",
     )
     clipping: Literal["fixed", "automatic"] = Field(
         default="fixed",
@@ -107,7 +118,7 @@ class PrivacyPlan(Frozen):
         description="Groups of blocks that are clipped apart, each to its own C; clip_norm is for "
         "the rest. One unit then moves the sum by sqrt of the sum of all C^2.",
     )
-    sample_rate: float = Field(default=0.25, gt=0, le=1, description="q: Poisson inclusion.")
+    sample_rate: float = Field(default=1.0, gt=0, le=1, description="q: Poisson inclusion.")
     rounds: int = Field(default=20, ge=0, le=10_000, description="Training rounds T.")
     sketch_steps: Literal[1, 2] | None = Field(
         default=None,
@@ -131,17 +142,23 @@ class PrivacyPlan(Frozen):
         description="Public guess at the units of all clients together; steers that rule and "
         "nothing else. Unset: a third of n_max for each client.",
     )
-    sketch_share: float = Field(
-        default=0.8,
+    sketch_share: float | None = Field(
+        default=None,
         gt=0,
         le=1,
-        description="The sketch alone spends sketch_share * epsilon; rounds get the rest.",
+        description="The sketch alone spends sketch_share * epsilon; rounds get the rest. Unset: "
+        "half of the precision (docs/decisions/0017-gradient-rounds-that-pay.md).",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> PrivacyPlan:
-        if self.rounds > 0 and self.sketch_share >= 1.0:
+        if self.rounds > 0 and self.sketch_share == 1.0:
             raise ValueError("sketch_share: must be below 1 when rounds > 0 (nothing is left)")
+        if self.rounds > 0 and self.clip_norm == self.classifier_clip_norm == 0.0:
+            raise ValueError(
+                "clip_norm: with classifier_clip_norm = 0, too, rounds would train nothing; "
+                "give one of them or set rounds = 0"
+            )
         if self.sketch_steps == 1:
             for name in ("mean_share", "refine_share"):
                 if getattr(self, name) is not None:
@@ -152,7 +169,8 @@ class PrivacyPlan(Frozen):
     def is_resolved(self) -> bool:
         """Whether the split of the sketch was chosen (``core.federation.rule``)."""
         two = self.mean_share is not None and self.refine_share is not None
-        return self.sketch_steps == 1 or (self.sketch_steps == 2 and two)
+        parts = self.rounds == 0 or self.sketch_share is not None
+        return parts and (self.sketch_steps == 1 or (self.sketch_steps == 2 and two))
 
     @property
     def refinement(self) -> float:
@@ -188,6 +206,11 @@ class ModelPlan(Frozen):
     )
     conditioning_dim: int = Field(
         default=8, ge=1, le=1_024, description="Width of that trained vector."
+    )
+    classifier: Literal["linear", "none"] = Field(
+        default="linear",
+        description="An auxiliary classifier of whole embeddings, trained in the same rounds; it "
+        "guides the labels of samples.",
     )
     basis_rank: int = Field(
         default=32, ge=1, le=8_192, description="Residuals live in this many directions."
@@ -248,6 +271,31 @@ class OptimiserPlan(Frozen):
     learning_rate: float = Field(default=0.01, gt=0, le=1e3)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
+    classifier_momentum: float = Field(default=0.9, ge=0, lt=1)
+    classifier_noise: float = Field(
+        default=0.5,
+        gt=0,
+        le=10,
+        description="Sets the classifier's step size: how far noise may move it over the whole "
+        "run, in lengths of the classifier that the sketch gives.",
+    )
+
+
+class GuidancePlan(Frozen):
+    """What samplers do with the auxiliary classifier: post-processing, hence free."""
+
+    labels: Literal["relabel", "none"] = Field(
+        default="relabel",
+        description="relabel: a row's label is what the classifier says of it. none: the class "
+        "from whose part of the generator it was drawn.",
+    )
+    widen: float = Field(
+        default=2.0,
+        ge=0,
+        le=100,
+        description="How far proposals spread in the classifier's directions, in units of the "
+        "spread of the class means there: wide enough to cross boundaries.",
+    )
 
 
 class RoundPlan(Frozen):
@@ -269,6 +317,7 @@ class Plan(Frozen):
     model: ModelPlan = ModelPlan()
     sketch: SketchPlan = SketchPlan()
     optimiser: OptimiserPlan = OptimiserPlan()
+    guidance: GuidancePlan = GuidancePlan()
     round: RoundPlan = RoundPlan()
     aggregation: Literal["plain"] = "plain"
     joining: Literal["invited", "open"] = Field(
@@ -293,6 +342,15 @@ class Plan(Frozen):
                     f"privacy.block_clip_norms.{group}: a model of form {self.model.form!r} with "
                     f"conditioning {self.model.conditioning!r} has no such blocks; leave it out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_train_something(self) -> Plan:
+        if self.privacy.rounds and self.model.classifier == "none" and not self.privacy.clip_norm:
+            raise ValueError(
+                "privacy.clip_norm: 0 without a classifier leaves rounds nothing to train; "
+                "set model.classifier = 'linear' or rounds = 0"
+            )
         return self
 
     @model_validator(mode="after")
@@ -412,7 +470,7 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
     alone = privacy.rounds == 0
     share = 1.0 if alone else privacy.sketch_share
 
-    if not privacy.is_resolved:
+    if share is None or not privacy.is_resolved:
         raise ValueError("the split of the sketch was not chosen: see core.federation.rule")
     first_share = privacy.mean_share
 

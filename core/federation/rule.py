@@ -27,9 +27,12 @@ from core.federation.plan import (
     calibrate,
 )
 from core.models.layout import NULL_COORDINATES
+from core.privacy.accounting import epsilon
+from core.privacy.events import release
 
 NoiseMode = Literal["local", "aggregated"]
 
+SKETCH_PRECISION = 0.5  # where training rounds follow: they get as much as the sketch
 MEAN_SHARE = 0.35
 _LITTLE_NOISE = 0.004  # x up to which the means get the least share of step 2
 _LEAST = 0.35
@@ -54,6 +57,8 @@ def resolved(
     privacy: PrivacyPlan, space: EmbeddingSpace, clients: int, noise_mode: NoiseMode = "local"
 ) -> PrivacyPlan:
     """The plan with the split of its sketch chosen wherever it was left open."""
+    if privacy.rounds > 0 and privacy.sketch_share is None:
+        privacy = privacy.model_copy(update={"sketch_share": sketch_share(privacy)})
     if privacy.is_resolved:
         return privacy
     chosen: dict[str, float] = {"sketch_steps": 2}
@@ -66,6 +71,16 @@ def resolved(
             _multiplier_of_one_release(privacy), draws, units, space
         )
     return privacy.model_copy(update=chosen)
+
+
+def sketch_share(privacy: PrivacyPlan) -> float:
+    """The share of epsilon that buys the sketch ``SKETCH_PRECISION`` of the precision 1 / z^2."""
+    everything = _multiplier_of_one_release(privacy.model_copy(update={"sketch_share": 1.0}))
+    alone = release(
+        noise_multiplier=everything / math.sqrt(SKETCH_PRECISION), sample_rate=1.0,
+        unit=privacy.unit,
+    )  # fmt: skip
+    return round(epsilon([alone], privacy.delta) / privacy.epsilon, 3)
 
 
 def refine_share(multiplier: float, draws: int, units: int, space: EmbeddingSpace) -> float:
@@ -82,5 +97,6 @@ def _multiplier_of_one_release(privacy: PrivacyPlan) -> float:
     """z if the whole sketch were a single release."""
     one = {"sketch_steps": 1, "mean_share": None, "refine_share": None, "rounds": 0}
     share = privacy.sketch_share if privacy.rounds > 0 else 1.0
-    alone = privacy.model_copy(update={**one, "epsilon": share * privacy.epsilon})
+    whole = privacy.epsilon if share is None else share * privacy.epsilon
+    alone = privacy.model_copy(update={**one, "epsilon": whole})
     return calibrate(alone).sketch_multiplier

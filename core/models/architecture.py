@@ -175,4 +175,6 @@ def from_plan(model: ModelPlan, dim: int, classes: int) -> Architecture:
         conditioning=model.conditioning,
         conditioning_dim=model.conditioning_dim,
         beta=model.beta,
+        classifier=() if model.classifier == "linear" else None,
+        classifier_inputs=dim if model.classifier == "linear" else 0,
     )

@@ -94,6 +94,12 @@ class Frame:
             raise KeyError(f"client {client_id} has no code: it posted no sketch")
         return np.asarray(self.codes[self.client_ids.index(client_id)])
 
+    @property
+    def centre(self) -> Vector:
+        """[d] the mean of directions x/|x| under the neutral code."""
+        probs = self.class_probs / self.class_probs.sum()
+        return np.asarray(probs @ self.base / np.sqrt(self.base.shape[1]))
+
     def base_output(self, code: Vector) -> Vector:
         """[C, d] class means under a code [c]."""
         return np.asarray(self.base + np.tensordot(code, self.directions, axes=1))

@@ -77,7 +77,8 @@ def clip_parts(
 def clip_rule(privacy: PrivacyPlan) -> ClipRule:
     """How a plan clips the gradients of its training rounds."""
     gamma = privacy.automatic_gamma if privacy.clipping == "automatic" else None
-    return ClipRule(privacy.clip_norm, privacy.block_clip_norms.given, gamma)
+    blocks = {**privacy.block_clip_norms.given, "classifier": privacy.classifier_clip_norm}
+    return ClipRule(privacy.clip_norm, blocks, gamma)
 
 
 def sensitivity(spec: RunSpec, round_number: int) -> float:

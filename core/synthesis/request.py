@@ -33,6 +33,11 @@ class SynthesisRequest(Frozen):
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Drawn and echoed when absent."
     )
+    guidance: Literal["model", "none"] = Field(
+        default="model",
+        description="'model': labels as the model was published to make them, by its trained "
+        "classifier if it has one. 'none': the class from which each row was drawn.",
+    )
     format: Literal["json", "parquet"] = "json"
 
     @field_validator("mixture")

@@ -6,6 +6,9 @@ and the decoder's residual in its directions, in units of that spread. Rows are 
 a fixed size, each from its own counter-based stream, so that a row depends on (model, request,
 seed, its place) and on nothing else.
 
+Where the run trained a classifier, it decides which rows carry which label
+(``core.synthesis.guidance``).
+
 Sampling is post-processing of released values: it costs no privacy, whatever the seed.
 """
 
@@ -18,22 +21,21 @@ from numpy.typing import NDArray
 
 from core.errors import InvalidSynthesisRequest, UnknownMixtureClient
 from core.federation.plan import RunSpec
-from core.models.architecture import architecture_of
+from core.models.classifier import BIAS, WEIGHT, Linear, discriminant
 from core.models.frame import Frame
-from core.models.generator import Generated, decode, generate
 from core.models.layout import train_layout
+from core.synthesis.guidance import guided_rows
+from core.synthesis.proposals import LABELS, Proposals, stream
 from core.synthesis.request import SynthesisRequest
 from core.wire import tensors
-
-BLOCK_ROWS = 4_096
-_LABELS, _ROWS, _ALONG = 1, 2, 3  # purposes of the streams
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
     """``x`` float32 [n, d] of norm sqrt(d), ``y`` int64 [n] ids into ``classes``.
 
-    ``weights`` are the mixture as used (empty for neutral), ``seed`` the one that made the rows.
+    ``weights`` are the mixture as used (empty for neutral), ``seed`` the one that made the rows,
+    ``guided`` whether the trained classifier chose the labels.
     """
 
     x: NDArray[np.float32]
@@ -41,6 +43,7 @@ class Samples:
     classes: tuple[str, ...]
     weights: dict[str, float]
     seed: int
+    guided: bool = False
 
     def labels(self) -> list[str]:
         """Class names [n]."""
@@ -49,11 +52,15 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Generator:
-    """A published model, ready to sample. Build it with ``load``."""
+    """A published model, ready to sample. Build it with ``load``.
+
+    ``guided``: its classifier was trained and is to choose the labels of rows.
+    """
 
     spec: RunSpec
     frame: Frame
     weights: dict[str, NDArray[np.floating]]
+    guided: bool = False
 
     @classmethod
     def load(cls, frame: bytes, weights: bytes, spec: RunSpec) -> Generator:
@@ -63,7 +70,8 @@ class Generator:
         if metadata.get("kind") != "weights" or metadata.get("layout") != layout.digest:
             raise tensors.TensorFileError("these weights do not belong to this run's layout")
         average = np.asarray(content["average"], np.float64)
-        return cls(spec, Frame.from_bytes(frame), layout.split(average))
+        guided = spec.plan.guidance.labels == "relabel" and metadata.get("guided") == "yes"
+        return cls(spec, Frame.from_bytes(frame), layout.split(average), guided)
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -89,21 +97,31 @@ class Generator:
         """Rows for a request. Raises ``InvalidMixture`` or ``InvalidSynthesisRequest``."""
         code = self.code(request.mixture)
         labels = self._labels(request, seed)
-        classes = self.spec.space.classes
-        theta = generate(architecture_of(self.spec), self.weights, code)
-        spread = (self.frame.scale_under(code), self.frame.factors_under(code))
-        base = self.frame.base_output(code)
-        x = np.empty((len(labels), self.spec.space.dim), np.float32)
-        for start in range(0, len(labels), BLOCK_ROWS):
-            part = labels[start : start + BLOCK_ROWS]
-            x[start : start + len(part)] = self._block(theta, base, spread, part, seed, start)
+        proposals = Proposals(self.spec, self.frame, self.weights, code, seed)
+        guided = self.guided and request.guidance == "model"
+        if guided:
+            x = guided_rows(proposals, self.classifier(code), labels)
+        else:
+            x = proposals.rows(labels)
         mixture = {} if isinstance(request.mixture, str) else dict(request.mixture)
-        return Samples(x, labels, classes, mixture, seed)
+        return Samples(x, labels, self.spec.space.classes, mixture, seed, guided)
+
+    def classifier(self, code: NDArray[np.float64]) -> Linear:
+        """The trained classifier under a code [c].
+
+        Rounds train one for all; what the sketch says of how a code's classes lie elsewhere is
+        added to it.
+        """
+        trained = Linear(
+            np.asarray(self.weights[WEIGHT], np.float64), np.asarray(self.weights[BIAS], np.float64)
+        )
+        neutral = np.zeros_like(code)
+        return trained.moved(discriminant(self.frame, code), discriminant(self.frame, neutral))
 
     def _labels(self, request: SynthesisRequest, seed: int) -> NDArray[np.int64]:
         classes = self.spec.space.classes
         if request.class_counts is None:
-            draw = _stream(seed, _LABELS, 0)
+            draw = stream(seed, LABELS, 0)
             probabilities = self.frame.class_probs / self.frame.class_probs.sum()
             return np.asarray(draw.choice(len(classes), size=request.n, p=probabilities))
         unknown = sorted(set(request.class_counts) - set(classes))
@@ -115,32 +133,3 @@ class Generator:
             )
         counts = [request.class_counts.get(name, 0) for name in classes]
         return np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-
-    def _block(
-        self,
-        theta: Generated,
-        base: NDArray[np.float64],
-        spread: tuple[float, NDArray[np.float64]],
-        labels: NDArray[np.int64],
-        seed: int,
-        start: int,
-    ) -> NDArray[np.float64]:
-        """Rows of one block. Draws are made for a whole block, so a shorter request is a prefix."""
-        latent, dim = self.spec.plan.model.latent_dim, self.spec.space.dim
-        draw = _stream(seed, _ROWS, start // BLOCK_ROWS)
-        normal = draw.standard_normal((BLOCK_ROWS, latent))[: len(labels)]
-        isotropic = draw.standard_normal((len(labels), dim), dtype=np.float32)
-        scale, factors = spread
-        z = theta.prior_mean[labels] + np.exp(theta.prior_log_std[labels]) * normal
-        # A stream of its own: what follows another draw's last row would depend on the length.
-        along = _stream(seed, _ALONG, start // BLOCK_ROWS).standard_normal(
-            (len(labels), len(factors))
-        )
-        rows = base[labels] + scale * isotropic + along @ factors
-        rows += self.frame.colour(decode(theta, z, labels))
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return np.asarray(np.sqrt(dim) * rows / np.where(norms > 0, norms, 1.0))
-
-
-def _stream(seed: int, purpose: int, block: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, block, purpose]))

@@ -25,8 +25,12 @@ def ghost_sum(batch: Batch, weights: NDArray[np.floating], compute: Compute) -> 
 
     def load(places: NDArray[np.int64]) -> Records:
         residual, labels, draws = batch.inputs(places, rows_at_once=tile)
+        features = batch.features(places)
         return Records(
-            tensor(residual), torch.as_tensor(labels, device=compute.device), tensor(draws)
+            tensor(residual),
+            torch.as_tensor(labels, device=compute.device),
+            tensor(draws),
+            None if features is None else tensor(features),
         )
 
     # The layout judges the weights before the batch is looked at: they must fail for an empty one.

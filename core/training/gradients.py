@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from core.data import EmbeddingDataset
 from core.federation.plan import RunSpec
+from core.models.classifier import features
 from core.models.frame import Frame
 from core.privacy.coins import CoinStream
 from core.training.compute import CPU, Compute
@@ -89,6 +90,12 @@ class Batch:
         keys = [dataset.record_keys[row] for row in rows]
         draws = self.coins.normal("latent", keys, self.spec.plan.model.latent_dim)
         return frame.whiten(residual)[: len(rows)], labels, draws
+
+    def features(self, places: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """[B, d] what the auxiliary classifier sees of these records; None without one."""
+        if self.spec.plan.model.classifier == "none":
+            return None
+        return features(self.frame, self.dataset.directions[self.rows[places]])
 
 
 def clipped_sum(

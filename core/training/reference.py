@@ -83,9 +83,11 @@ def _gradients(
     device = next(module.parameters()).device
     residual, labels, draws = batch.inputs(places)
     codes = batch.codes[batch.code_of[places]]
+    features = batch.features(places)
     inputs = [
         torch.as_tensor(part, dtype=torch.float32, device=device)
-        for part in (residual, draws, codes)
+        for part in (residual, draws, codes, features)
+        if part is not None
     ]
     module.zero_grad(set_to_none=True)
     with warnings.catch_warnings():

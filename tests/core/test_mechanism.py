@@ -125,15 +125,15 @@ def test_parts_are_the_groups_with_a_norm_of_their_own_and_the_rest() -> None:
 
 def test_a_plan_says_how_its_rounds_clip() -> None:
     plain = worlds.spec(privacy={"clip_norm": 0.7, "automatic_gamma": 0.5})
-    assert clip_rule(plain.plan.privacy) == ClipRule(0.7)
+    assert clip_rule(plain.plan.privacy) == ClipRule(0.7, {"classifier": 2.0})
     blocks = {"trunk": 0.3, "encoder": 0.4}
     spec = worlds.spec(
         privacy={
             "clip_norm": 1.2, "block_clip_norms": blocks, "clipping": "automatic",
-            "automatic_gamma": 0.5,
+            "automatic_gamma": 0.5, "classifier_clip_norm": 0.0,
         }
     )  # fmt: skip
-    assert clip_rule(spec.plan.privacy) == ClipRule(1.2, blocks, 0.5)
+    assert clip_rule(spec.plan.privacy) == ClipRule(1.2, blocks | {"classifier": 0.0}, 0.5)
     assert sensitivity(spec, 1) == pytest.approx(1.3)
 
 
@@ -182,8 +182,12 @@ def test_a_release_without_noise_is_refused(multiplier: float) -> None:
 
 
 def test_sensitivities_are_those_of_the_plan() -> None:
-    spec = worlds.spec(privacy={"clip_norm": 0.7})
-    assert sensitivity(spec, 1) == 0.7
+    spec = worlds.spec(privacy={"clip_norm": 0.7, "classifier_clip_norm": 2.4})
+    assert sensitivity(spec, 1) == pytest.approx(2.5)  # the classifier is clipped apart
+    without = worlds.spec(privacy={"clip_norm": 0.7}, model={"classifier": "none"})
+    assert sensitivity(without, 1) == 0.7
+    alone = worlds.spec(privacy={"clip_norm": 0.0, "classifier_clip_norm": 2.4})
+    assert sensitivity(alone, 1) == 2.4
     weights = spec.plan.sketch
     assert sensitivity(spec, 0) ** 2 == pytest.approx(
         weights.count_weight**2 + weights.mean_weight**2

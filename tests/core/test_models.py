@@ -142,7 +142,7 @@ def test_the_residual_starts_at_zero(form: Form, layers: int, conditioning: Cond
 @pytest.mark.parametrize("form", FORMS)
 def test_an_untrained_generator_can_learn_to_follow_its_code(form: Form) -> None:
     """Zero outputs must not mean zero gradients for ever: a few steps wake every block."""
-    spec = worlds.spec(model={"form": form})
+    spec = worlds.spec(model={"form": form, "classifier": "none"})
     network = architecture_of(spec)
     module = HyperCVAE(network).double()
     weights = train_layout(spec).split(generator.initial_weights(spec))

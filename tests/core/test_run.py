@@ -16,14 +16,16 @@ from core import errors
 from core.evaluation.baselines.class_means import class_means
 from core.evaluation.utility import tstr
 from core.federation import aggregate as aggregation
-from core.federation.plan import PrivacyPlan, calibrate
+from core.federation.plan import OptimiserPlan, PrivacyPlan, calibrate
+from core.federation.server import server_step
 from core.privacy import accounting
 from core.privacy.noise import csprng, seeded
 from core.simulation import Simulated, SimulatedSite, simulate
 from core.storage import sha256_of
 from core.synthesis.formats import RECEIPT_KEY, to_json, to_parquet
+from core.synthesis.proposals import BLOCK_ROWS
 from core.synthesis.request import MAX_ROWS, SynthesisRequest
-from core.synthesis.sampler import BLOCK_ROWS, Generator
+from core.synthesis.sampler import Generator
 from core.training.local import execute, release
 from core.wire.messages import AggregateInput, AggregateJob, WorkOrder
 from tests.core import worlds
@@ -36,7 +38,13 @@ SITES = [
 @pytest.fixture(scope="module")
 def run() -> Simulated:
     privacy = PrivacyPlan(
-        epsilon=4.0, delta=1e-5, n_max=1000, rounds=4, sample_rate=0.5, sketch_steps=1
+        epsilon=4.0,
+        delta=1e-5,
+        n_max=1000,
+        rounds=4,
+        sample_rate=0.5,
+        sketch_steps=1,
+        sketch_share=0.8,
     )
     spec = worlds.spec(privacy=privacy.model_dump(), noise=calibrate(privacy))
     return simulate(spec, SITES, noise=seeded(0), secret=worlds.SECRET)
@@ -135,7 +143,7 @@ def test_aggregation_needs_updates_and_a_model(run: Simulated) -> None:
 
 @pytest.mark.parametrize("kind", ["adam", "momentum"])
 def test_server_step_is_the_textbook_optimiser(kind: str) -> None:
-    spec = worlds.spec(optimiser={"kind": kind, "learning_rate": 0.05})
+    plan = OptimiserPlan.model_validate({"kind": kind, "learning_rate": 0.05})
     phi = np.random.default_rng(0).normal(size=7)
     tensor = torch.from_numpy(phi.copy()).requires_grad_()
     theirs: torch.optim.Optimizer = (
@@ -146,7 +154,7 @@ def test_server_step_is_the_textbook_optimiser(kind: str) -> None:
     first, second = np.zeros(7), np.zeros(7)
     for step in range(1, 6):
         gradient: NDArray[np.float64] = np.random.default_rng(step).normal(size=7)
-        phi, first, second = aggregation.server_step(spec, step, phi, gradient, first, second)
+        phi, first, second = server_step(plan, step, phi, gradient, first, second)
         tensor.grad = torch.from_numpy(gradient)
         theirs.step()
     np.testing.assert_allclose(phi, tensor.detach().numpy(), rtol=1e-10)
