@@ -113,7 +113,10 @@ def _released(
     compute: Compute,
     noise_mode: NoiseMode,
 ) -> dict[str, bytes]:
-    """A round's updates by client: one of each site, or one of all sites together."""
+    """A round's updates by client: one of each site, or one of all sites together.
+
+    Raises ``ValueError`` for a plan whose sites add noise by themselves, in the latter mode.
+    """
     secrets = {site.name: key + site.name.encode() for site in sites}
     if noise_mode == "local":
         return {
@@ -123,6 +126,11 @@ def _released(
             )
             for site in sites
         }  # fmt: skip
+    if spec.plan.privacy.local_steps > 1:
+        raise ValueError(
+            "noise_mode: with privacy.local_steps above 1 a site's next step sees its own noised "
+            "sum, so noise cannot be added to the sum over sites; use 'local'"
+        )
     totals = [
         clipped_total(
             spec, number, ALL_SITES, site.data, inputs,

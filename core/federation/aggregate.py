@@ -131,7 +131,8 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
         total += read_update(read(update.digest), expected)[: expected.size]
         units += float(frame.sizes[frame.client_ids.index(update.client_id)])
     # The expected batch is public post-processing: q and noised counts, never the batch itself.
-    gradient = total / (spec.plan.privacy.sample_rate * units)
+    privacy = spec.plan.privacy
+    gradient = total / (privacy.sample_rate * units * privacy.local_steps)
     previous, _ = tensors.unpack(weights_body)
     state, _ = tensors.unpack(optimiser_body)
     step = job.round_number - spec.sketch_rounds + 1

@@ -109,6 +109,19 @@ class PrivacyPlan(Frozen):
     )
     sample_rate: float = Field(default=0.25, gt=0, le=1, description="q: Poisson inclusion.")
     rounds: int = Field(default=20, ge=0, le=10_000, description="Training rounds T.")
+    local_steps: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="E: DP-SGD steps of a site in one training round, each with a batch and noise "
+        "of its own and each paid for.",
+    )
+    local_learning_rate: float = Field(
+        default=0.1,
+        gt=0,
+        le=1e3,
+        description="Between local steps: weights move by this times the noised mean gradient.",
+    )
     sketch_steps: Literal[1, 2] | None = Field(
         default=None,
         description="1: class counts and sums. 2: then sums and second moments of residuals "
@@ -394,6 +407,7 @@ class RunSpec(Frozen):
             noise_multiplier=multiplier,
             sample_rate=privacy.sample_rate if kind == "train" else 1.0,
             unit=privacy.unit,
+            steps=privacy.local_steps if kind == "train" else 1,
         )
 
     def events(self) -> list[PrivacyEvent]:
@@ -405,9 +419,9 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
     """Noise multipliers whose composition spends at most ``epsilon`` at ``delta`` (PLD).
 
     The sketch alone is calibrated to ``sketch_share * epsilon``; the training noise is then the
-    smallest with which sketch and all T rounds together stay within ``epsilon``. Two sketch steps
-    split the precision 1 / z^2 of one: Gaussian releases of full batches compose to exactly that.
-    Raises ``ValueError`` for a plan whose split was not chosen.
+    smallest with which sketch and the E local steps of all T rounds together stay within
+    ``epsilon``. Two sketch steps split the precision 1 / z^2 of one: Gaussian releases of full
+    batches compose to exactly that. Raises ``ValueError`` for a plan whose split was not chosen.
     """
     alone = privacy.rounds == 0
     share = 1.0 if alone else privacy.sketch_share
@@ -437,8 +451,13 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
     first = sketches(whole)
 
     def composed(sigma: float) -> list[PrivacyEvent]:
-        step = release(noise_multiplier=sigma, sample_rate=privacy.sample_rate, unit=privacy.unit)
-        return [*first, step.model_copy(update={"steps": privacy.rounds})]
+        steps = release(
+            noise_multiplier=sigma,
+            sample_rate=privacy.sample_rate,
+            unit=privacy.unit,
+            steps=privacy.rounds * privacy.local_steps,
+        )
+        return [*first, steps]
 
     train = accounting.calibrate(composed, target=privacy.epsilon, delta=privacy.delta)
     return Noise(sketch_multiplier=sketch, spread_multiplier=spread, train_multiplier=train)

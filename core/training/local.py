@@ -23,6 +23,7 @@ from core.privacy.mechanism import noised, sensitivity
 from core.privacy.noise import NoiseSource
 from core.training.compute import CPU, Compute
 from core.training.gradients import clipped_sum
+from core.training.local_steps import noised_steps
 from core.training.sketch import clipped_sketch
 from core.training.spread import clipped_spread
 from core.wire import tensors
@@ -74,6 +75,13 @@ def release(
 ) -> bytes:
     """``execute`` without the envelope of a work order."""
     coins = CoinStream(secret, spec.run_id, round_number, attempt)
+    if spec.kind(round_number) == "train":
+        frame = _frame(spec, inputs, client_id)
+        weights = _weights(inputs)
+        update = noised_steps(
+            spec, round_number, client_id, dataset, frame, weights, coins, noise, compute
+        )
+        return _pack(spec, round_number, update)
     total = clipped_total(spec, round_number, client_id, dataset, inputs, coins, compute=compute)
     return noised_update(spec, round_number, total, noise)
 
@@ -88,16 +96,18 @@ def clipped_total(
     *,
     compute: Compute = CPU,
 ) -> NDArray[np.float64]:
-    """The round's sum over clipped units [P], of L2 sensitivity ``sensitivity``. NOT noised."""
+    """The round's sum over clipped units [P], of L2 sensitivity ``sensitivity``. NOT noised.
+
+    Of a training round: the first local step's.
+    """
     kind = spec.kind(round_number)
     if kind in ("sketch", "join"):
         return clipped_sketch(spec, dataset)
     frame = _frame(spec, inputs, client_id)
     if kind == "spread":
         return clipped_spread(spec, dataset, frame)
-    weights, _ = tensors.unpack(inputs["weights"])
-    phi = np.asarray(weights["phi"], np.float64)
-    return clipped_sum(spec, dataset, frame, phi, client_id, coins, compute=compute)
+    weights = _weights(inputs)
+    return clipped_sum(spec, dataset, frame, weights, client_id, coins, compute=compute)
 
 
 def noised_update(
@@ -111,9 +121,19 @@ def noised_update(
         bound=sensitivity(spec, round_number),
         noise=noise,
     )
+    return _pack(spec, round_number, update)
+
+
+def _pack(spec: RunSpec, round_number: int, update: NDArray[np.float32]) -> bytes:
     layout = layout_of(spec, round_number)
     metadata = {"layout": layout.digest, "spec": spec.digest, "round": str(round_number)}
     return tensors.pack({TENSOR: update}, metadata)
+
+
+def _weights(inputs: Mapping[str, bytes]) -> NDArray[np.float64]:
+    """phi [P] as the server published it; its length is judged before any record is used."""
+    content, _ = tensors.unpack(inputs["weights"])
+    return np.asarray(content["phi"], np.float64)
 
 
 def _frame(spec: RunSpec, inputs: Mapping[str, bytes], client_id: str) -> Frame:
