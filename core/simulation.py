@@ -126,6 +126,11 @@ def _released(
             )
             for site in sites
         }  # fmt: skip
+    if spec.plan.model.codes == "trained":
+        raise ValueError(
+            "noise_mode: with model.codes = 'trained' each site posts a noised part of its own; "
+            "use 'local'"
+        )
     if spec.plan.privacy.local_steps > 1:
         raise ValueError(
             "noise_mode: with privacy.local_steps above 1 a site's next step sees its own noised "

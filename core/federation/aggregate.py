@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from core.federation import offsets
+from core.federation.offsets import Offsets
+from core.federation.optimiser import server_step
 from core.federation.plan import RunSpec
 from core.federation.updates import expectation, read_update
 from core.models.build import build
@@ -19,14 +22,12 @@ from core.models.evidence import from_sketches
 from core.models.frame import Frame
 from core.models.generator import initial_weights
 from core.models.joining import join
-from core.models.layout import train_layout
+from core.models.layout import posted_layout, shared_layout, train_layout
 from core.models.spread import with_spread
 from core.wire import tensors
 from core.wire.messages import AggregateJob
 
 Vector = NDArray[np.float64]
-_ADAM_BETAS = (0.9, 0.99)  # few rounds: the usual 0.999 would not warm up
-_ADAM_EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,15 @@ def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
     frame = build(
         spec, sketches, [u.client_id for u in job.updates], [u.client for u in job.updates]
     )
-    phi = initial_weights(spec)
+    phi = initial_weights(spec)[train_layout(spec).places(shared_layout(spec))]
     zeros = np.zeros(phi.size)
-    kept = {}
+    own = Offsets.start(spec, len(job.updates))
+    kept = dict(offsets.state(own))
     if spec.sketch_rounds > 1:  # the second step's estimates combine both releases
         kept["sketches"] = np.asarray(sketches, np.float32)  # as they came: nothing is rounded
     return Aggregated(
         frame=frame.to_bytes(spec.digest),
-        weights=pack_weights(spec, 0, phi, phi),
+        weights=pack_weights(spec, 0, phi, phi, **offsets.published(own)),
         optimiser=_pack_optimiser(spec, 0, phi, zeros, zeros, **kept),
     )
 
@@ -93,23 +95,28 @@ def _spread_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
     frame = with_spread(spec, Frame.from_bytes(frame_body), evidence, _released(job, read), clients)
     phi = np.asarray(tensors.unpack(weights)[0]["phi"], np.float64)
     zeros = np.zeros(phi.size)
+    own = Offsets.start(spec, len(frame.client_ids))
     return Aggregated(
         frame=frame.to_bytes(spec.digest),
-        weights=pack_weights(spec, job.round_number, phi, phi),
-        optimiser=_pack_optimiser(spec, job.round_number, phi, zeros, zeros),
+        weights=pack_weights(spec, job.round_number, phi, phi, **offsets.published(own)),
+        optimiser=_pack_optimiser(spec, job.round_number, phi, zeros, zeros, **offsets.state(own)),
     )
 
 
 def _join_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
-    """A frame with more clients; nobody trains, so the other files stay byte for byte."""
+    """A frame with more clients; nobody trains, so the other files stay byte for byte (but for
+    the joiners' own offsets, where codes are trained).
+    """
     frame_body, weights, optimiser = _previous(job, read)
+    before = Frame.from_bytes(frame_body)
     frame = join(
         job.spec,
-        Frame.from_bytes(frame_body),
+        before,
         _released(job, read),
         [update.client_id for update in job.updates],
         [update.client for update in job.updates],
     )
+    weights = offsets.joined(job.spec, before, frame, weights, optimiser)
     return Aggregated(frame.to_bytes(job.spec.digest), weights, optimiser)
 
 
@@ -125,14 +132,19 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     frame_body, weights_body, optimiser_body = _previous(job, read)
     frame = Frame.from_bytes(frame_body)
     expected = expectation(spec, job.round_number)
+    posted, shared = posted_layout(spec), shared_layout(spec)
     total = np.zeros(expected.size)
     units = 0.0
+    codes: dict[int, Vector] = {}  # of each client that answered, by its place in the frame
     for update in job.updates:
-        total += read_update(read(update.digest), expected)[: expected.size]
-        units += float(frame.sizes[frame.client_ids.index(update.client_id)])
+        released = read_update(read(update.digest), expected)[: expected.size]
+        total += released
+        place = frame.client_ids.index(update.client_id)
+        units += float(frame.sizes[place])
+        codes[place] = offsets.code_part(posted, released)
     # The expected batch is public post-processing: q and noised counts, never the batch itself.
     privacy = spec.plan.privacy
-    gradient = total / (privacy.sample_rate * units * privacy.local_steps)
+    gradient = total[posted.places(shared)] / (privacy.sample_rate * units * privacy.local_steps)
     previous, _ = tensors.unpack(weights_body)
     state, _ = tensors.unpack(optimiser_body)
     step = job.round_number - spec.sketch_rounds + 1
@@ -146,42 +158,29 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     )
     decay = min(spec.plan.optimiser.ema_decay, step / (step + 1.0))
     average = decay * np.asarray(previous["average"], np.float64) + (1.0 - decay) * phi
+    own = Offsets.read(spec, previous, state)
+    if own is not None:
+        own = own.after(spec, frame, codes, decay)
     return Aggregated(
         frame=frame_body,
-        weights=pack_weights(spec, job.round_number, phi, average),
-        optimiser=_pack_optimiser(spec, job.round_number, phi, first, second),
+        weights=pack_weights(spec, job.round_number, phi, average, **offsets.published(own)),
+        optimiser=_pack_optimiser(spec, job.round_number, phi, first, second, **offsets.state(own)),
     )
 
 
-def server_step(
-    spec: RunSpec, step: int, phi: Vector, gradient: Vector, first: Vector, second: Vector
-) -> tuple[Vector, Vector, Vector]:
-    """One step of the server's optimiser (Adam, Kingma and Ba 2015; or heavy-ball momentum).
-
-    All vectors [P] in float64; ``step`` counts from 1. Returns (phi, first, second moments).
-    """
-    plan = spec.plan.optimiser
-    if plan.kind == "momentum":
-        first = plan.momentum * first + gradient
-        return phi - plan.learning_rate * first, first, second
-    beta1, beta2 = _ADAM_BETAS
-    first = beta1 * first + (1.0 - beta1) * gradient
-    second = beta2 * second + (1.0 - beta2) * gradient**2
-    corrected = first / (1.0 - beta1**step)
-    scale = np.sqrt(second / (1.0 - beta2**step)) + _ADAM_EPSILON
-    return phi - plan.learning_rate * corrected / scale, first, second
-
-
-def pack_weights(spec: RunSpec, round_number: int, phi: Vector, average: Vector) -> bytes:
+def pack_weights(
+    spec: RunSpec, round_number: int, phi: Vector, average: Vector, **own: tensors.Array
+) -> bytes:
     """The weights file: the iterate (for training) and its running average (for sampling).
 
-    float32, because every client downloads it each round; the server keeps phi in float64.
+    ``own``: what clients have of their own (``core.federation.offsets``). float32, because every
+    client downloads it each round; the server keeps phi in float64.
     """
     return tensors.pack(
-        {"phi": phi.astype(np.float32), "average": average.astype(np.float32)},
+        {"phi": phi.astype(np.float32), "average": average.astype(np.float32), **own},
         {
             "kind": "weights",
-            "layout": train_layout(spec).digest,
+            "layout": shared_layout(spec).digest,
             "spec": spec.digest,
             "round": str(round_number),
         },
@@ -194,8 +193,8 @@ def _pack_optimiser(
     phi: Vector,
     first: Vector,
     second: Vector,
-    **kept: NDArray[np.float32],
+    **kept: tensors.Array,
 ) -> bytes:
-    """The server's own state; ``kept`` are releases that the next round needs again."""
+    """The server's own state; ``kept``: releases that the next round needs again, offsets."""
     metadata = {"kind": "optimiser", "spec": spec.digest, "round": str(round_number)}
     return tensors.pack({"phi": phi, "first": first, "second": second, **kept}, metadata)

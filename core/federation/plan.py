@@ -77,6 +77,7 @@ class BlockClipNorms(Frozen):
     conditioning: ClipNorm | None = None
     decoder: ClipNorm | None = None
     encoder: ClipNorm | None = None
+    code: ClipNorm | None = None
 
     @property
     def given(self) -> dict[str, float]:
@@ -184,6 +185,11 @@ class ModelPlan(Frozen):
         "lowrank, a low-rank change of every layer; full, every weight of the decoder.",
     )
     code_dim: int = Field(default=16, ge=1, le=1_024)
+    codes: Literal["sketch", "trained"] = Field(
+        default="sketch",
+        description="sketch: a client's code is a fixed map of its released sketch. trained: the "
+        "hypernetwork sees that code plus an offset, which is trained like everything else.",
+    )
     trunk_width: int = Field(default=8, ge=1, le=4_096)
     trunk_layers: int = Field(default=1, ge=1, le=8)
     latent_dim: int = Field(default=8, ge=1, le=1_024)
@@ -304,7 +310,8 @@ class Plan(Frozen):
             if group not in groups:
                 raise ValueError(
                     f"privacy.block_clip_norms.{group}: a model of form {self.model.form!r} with "
-                    f"conditioning {self.model.conditioning!r} has no such blocks; leave it out"
+                    f"conditioning {self.model.conditioning!r} and codes {self.model.codes!r} has "
+                    "no such blocks; leave it out"
                 )
         return self
 

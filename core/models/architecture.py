@@ -175,4 +175,5 @@ def from_plan(model: ModelPlan, dim: int, classes: int) -> Architecture:
         conditioning=model.conditioning,
         conditioning_dim=model.conditioning_dim,
         beta=model.beta,
+        trains_code=model.codes == "trained",
     )

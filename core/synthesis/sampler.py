@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from core.errors import InvalidSynthesisRequest, UnknownMixtureClient
 from core.federation.plan import RunSpec
 from core.models.architecture import architecture_of
+from core.models.codes import AVERAGE, read_offsets
 from core.models.frame import Frame
 from core.models.generator import Generated, decode, generate
-from core.models.layout import train_layout
+from core.models.layout import shared_layout
 from core.synthesis.request import SynthesisRequest
 from core.wire import tensors
 
@@ -54,16 +55,19 @@ class Generator:
     spec: RunSpec
     frame: Frame
     weights: dict[str, NDArray[np.floating]]
+    offsets: NDArray[np.float64]  # [M, c] of trained codes; 0 where codes are not trained
 
     @classmethod
     def load(cls, frame: bytes, weights: bytes, spec: RunSpec) -> Generator:
         """From the frame and weights files of one round. Raises ``TensorFileError``."""
         content, metadata = tensors.unpack(weights)
-        layout = train_layout(spec)
+        layout = shared_layout(spec)
         if metadata.get("kind") != "weights" or metadata.get("layout") != layout.digest:
             raise tensors.TensorFileError("these weights do not belong to this run's layout")
         average = np.asarray(content["average"], np.float64)
-        return cls(spec, Frame.from_bytes(frame), layout.split(average))
+        read = Frame.from_bytes(frame)
+        offsets = read_offsets(spec, content, len(read.client_ids), AVERAGE)
+        return cls(spec, read, layout.split(average), offsets)
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -72,6 +76,16 @@ class Generator:
 
     def code(self, mixture: str | dict[str, float]) -> NDArray[np.float64]:
         """[c] the blended code; 0 for "neutral". Raises ``UnknownMixtureClient``."""
+        return self._blend(mixture, self.frame.codes)
+
+    def network_code(self, mixture: str | dict[str, float]) -> NDArray[np.float64]:
+        """[c] what the hypernetwork is given: ``code`` and the blended offset of trained codes."""
+        return self.code(mixture) + self._blend(mixture, self.offsets)
+
+    def _blend(
+        self, mixture: str | dict[str, float], rows: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """[c] the weighted sum of clients' rows [M, c]; 0 for "neutral"."""
         code = np.zeros(self.spec.plan.model.code_dim)
         if isinstance(mixture, str):
             return code
@@ -82,7 +96,7 @@ class Generator:
                     field=f"mixture.{name}",
                     mend=f"Use {', '.join(self.clients)} or 'neutral'.",
                 )
-            code = code + weight * self.frame.codes[self.clients.index(name)]
+            code = code + weight * rows[self.clients.index(name)]
         return code
 
     def sample(self, request: SynthesisRequest, seed: int) -> Samples:
@@ -90,7 +104,8 @@ class Generator:
         code = self.code(request.mixture)
         labels = self._labels(request, seed)
         classes = self.spec.space.classes
-        theta = generate(architecture_of(self.spec), self.weights, code)
+        network_code = self.network_code(request.mixture)
+        theta = generate(architecture_of(self.spec), self.weights, network_code)
         spread = (self.frame.scale_under(code), self.frame.factors_under(code))
         base = self.frame.base_output(code)
         x = np.empty((len(labels), self.spec.space.dim), np.float32)

@@ -24,6 +24,7 @@ from core.privacy.noise import NoiseSource
 from core.training.compute import CPU, Compute
 from core.training.gradients import clipped_sum
 from core.training.local_steps import noised_steps
+from core.training.position import starting_weights
 from core.training.sketch import clipped_sketch
 from core.training.spread import clipped_spread
 from core.wire import tensors
@@ -77,7 +78,7 @@ def release(
     coins = CoinStream(secret, spec.run_id, round_number, attempt)
     if spec.kind(round_number) == "train":
         frame = _frame(spec, inputs, client_id)
-        weights = _weights(inputs)
+        weights = starting_weights(spec, client_id, frame, inputs)
         update = noised_steps(
             spec, round_number, client_id, dataset, frame, weights, coins, noise, compute
         )
@@ -106,7 +107,7 @@ def clipped_total(
     frame = _frame(spec, inputs, client_id)
     if kind == "spread":
         return clipped_spread(spec, dataset, frame)
-    weights = _weights(inputs)
+    weights = starting_weights(spec, client_id, frame, inputs)
     return clipped_sum(spec, dataset, frame, weights, client_id, coins, compute=compute)
 
 
@@ -128,12 +129,6 @@ def _pack(spec: RunSpec, round_number: int, update: NDArray[np.float32]) -> byte
     layout = layout_of(spec, round_number)
     metadata = {"layout": layout.digest, "spec": spec.digest, "round": str(round_number)}
     return tensors.pack({TENSOR: update}, metadata)
-
-
-def _weights(inputs: Mapping[str, bytes]) -> NDArray[np.float64]:
-    """phi [P] as the server published it; its length is judged before any record is used."""
-    content, _ = tensors.unpack(inputs["weights"])
-    return np.asarray(content["phi"], np.float64)
 
 
 def _frame(spec: RunSpec, inputs: Mapping[str, bytes], client_id: str) -> Frame:

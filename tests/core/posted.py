@@ -18,9 +18,10 @@ from core.data import EmbeddingDataset
 from core.federation.aggregate import pack_weights
 from core.federation.plan import RunSpec
 from core.models.build import build
+from core.models.codes import OFFSETS
 from core.models.frame import Frame
 from core.models.generator import initial_weights
-from core.models.layout import sketch_layout
+from core.models.layout import shared_layout, sketch_layout, train_layout
 from core.privacy.coins import CoinStream
 from core.privacy.noise import NoiseSource
 from core.training import local_steps
@@ -38,7 +39,10 @@ def start(spec: RunSpec) -> tuple[dict[str, bytes], Frame, Vector]:
     weights = initial_weights(spec)
     weights = weights + 0.1 * draw.normal(size=weights.size)
     weights = weights.astype(np.float32).astype(np.float64)
-    inputs = {"frame": body, "weights": pack_weights(spec, 0, weights, weights)}
+    phi, own = weights[train_layout(spec).places(shared_layout(spec))], {}
+    if spec.plan.model.codes == "trained":
+        own[OFFSETS] = np.zeros((2, spec.plan.model.code_dim), np.float32)
+    inputs = {"frame": body, "weights": pack_weights(spec, 0, phi, phi, **own)}
     return inputs, Frame.from_bytes(body), weights
 
 
