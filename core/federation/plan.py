@@ -195,6 +195,11 @@ class ModelPlan(Frozen):
     latent_dim: int = Field(default=8, ge=1, le=1_024)
     hidden: int = Field(default=32, ge=1, le=8_192, description="Width of the decoder's layers.")
     hidden_layers: int = Field(default=1, ge=1, le=8)
+    encoder: Literal["shared", "local"] = Field(
+        default="shared",
+        description="local: each client keeps an encoder of its own, made of its noised gradient "
+        "sums, which it does not post.",
+    )
     encoder_hidden: int = Field(default=32, ge=1, le=8_192)
     encoder_layers: int = Field(default=1, ge=1, le=8)
     lowrank: int = Field(

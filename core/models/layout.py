@@ -1,7 +1,8 @@
 """Names and shapes of everything that is released, as one flat vector. Pure Python and numpy.
 
 An update is one float vector: the blocks of its layout in order, then ``NULL_COORDINATES`` more
-coordinates that carry no signal, only the same noise (see ``core.federation.updates``).
+coordinates that carry no signal, only the same noise (see ``core.federation.updates``). A training
+round's vector is made whole (``train_layout``), then divided: posted, and kept by the client.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from core.federation.plan import RunSpec, digest_of
 from core.models.architecture import architecture_of, group_of
 
 NULL_COORDINATES = 256
-CODE = "code"  # group of the client's own trained code
+CODE, ENCODER = "code", "encoder"  # groups: the client's own trained code, the encoder
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,16 @@ def train_layout(spec: RunSpec) -> Layout:
 
 def posted_layout(spec: RunSpec) -> Layout:
     """The blocks whose noised sum a client posts in a training round."""
-    return train_layout(spec)
+    whole = train_layout(spec)
+    if spec.plan.model.encoder == "shared":
+        return whole
+    return whole.only(lambda group: group != ENCODER)
+
+
+def kept_layout(spec: RunSpec) -> Layout:
+    """The blocks whose noised sum a client keeps: those of a local encoder, or none."""
+    local = spec.plan.model.encoder == "local"
+    return train_layout(spec).only(lambda group: local and group == ENCODER)
 
 
 def shared_layout(spec: RunSpec) -> Layout:

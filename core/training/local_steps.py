@@ -81,6 +81,7 @@ def expected_batch(spec: RunSpec, frame: Frame, client_id: str) -> float:
     Raises ``TensorFileError`` if the frame gives it no positive size.
     """
     size = float(frame.sizes[frame.client_ids.index(client_id)])
-    if not size > 0.0:
+    batch = spec.plan.privacy.sample_rate * size
+    if not batch > 0.0:
         raise tensors.TensorFileError("sizes of this frame are not positive")
-    return spec.plan.privacy.sample_rate * size
+    return batch

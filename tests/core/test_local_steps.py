@@ -22,8 +22,8 @@ from core.training import local_steps
 from core.training.gradients import clipped_sum
 from core.wire import tensors
 from tests.core import worlds
-from tests.core.posted import Follower, Recorder, start, update_of
-from tests.core.test_neighbours import TOLERANCE, mixed_units
+from tests.core.posted import SLACK, Follower, Recorder, moved_between, start, update_of
+from tests.core.test_neighbours import mixed_units
 
 SITES = [
     SimulatedSite(name, worlds.clusters(60, seed=s, shift=0.1 * s)) for s, name in enumerate("ab")
@@ -202,7 +202,7 @@ def test_each_local_step_stays_within_its_sensitivity(
         model={"form": form},
     )  # fmt: skip
     inputs, _, _ = start(spec)
-    data, bound = mixed_units(3), sensitivity(spec, 1) * TOLERANCE
+    data, bound = mixed_units(3), sensitivity(spec, 1) * SLACK
     with Recorder(monkeypatch) as recorded:
         update_of(spec, 1, data, inputs, seeded(1))
     assert len(recorded.steps) == 5
@@ -230,20 +230,15 @@ def test_defect_local_weights_moved_by_sums_without_noise(
         model={"code_dropout": 0.5},
     )  # fmt: skip
     inputs, _, _ = start(spec)
-    data, bound = mixed_units(3), sensitivity(spec, 1) * TOLERANCE
-    with Recorder(monkeypatch, noise=False) as recorded:
+    data, bound = mixed_units(3), sensitivity(spec, 1) * SLACK
+    everything = np.arange(train_layout(spec).size)
+    with Recorder(monkeypatch, everything) as recorded:
         update_of(spec, 1, data, inputs, seeded(1))
     worst = 0.0
     for unit in data.unit_ids:
-        with Recorder(monkeypatch, noise=False) as other:
+        with Follower(monkeypatch, recorded, everything) as other:
             update_of(spec, 1, worlds.without_unit(data, unit), inputs, seeded(1))
-        worst = max(
-            worst,
-            *(
-                float(np.linalg.norm(a.total - b.total))
-                for a, b in zip(recorded.steps, other.steps, strict=True)
-            ),
-        )
+        worst = max(worst, *moved_between(recorded, other))
     assert worst > bound
 
 

@@ -104,7 +104,7 @@ def job(run: Simulated, number: int) -> tuple[AggregateJob, dict[str, bytes]]:
         body = release(
             run.generator.spec, number, 1, site.name, site.data, inputs,
             secret=worlds.SECRET, noise=seeded(3),
-        )  # fmt: skip
+        ).update  # fmt: skip
         objects[sha256_of(body)] = body
         updates.append(
             AggregateInput(client_id=site.name, client=site.name, digest=sha256_of(body))

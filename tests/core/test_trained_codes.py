@@ -35,8 +35,8 @@ from core.training.local import release
 from core.wire import tensors
 from core.wire.messages import AggregateInput, AggregateJob
 from tests.core import worlds
-from tests.core.posted import Follower, Recorder, start, update_of
-from tests.core.test_neighbours import FORMS, TOLERANCE, mixed_units
+from tests.core.posted import SLACK, Follower, Recorder, start, update_of
+from tests.core.test_neighbours import FORMS, mixed_units
 
 Vector = NDArray[np.float64]
 SITES = [
@@ -119,7 +119,7 @@ def test_posted_vector_with_the_code_stays_within_its_sensitivity(
     )  # fmt: skip
     inputs, frame, _ = start(spec)
     inputs["weights"] = _weights(spec, np.array([[0.7, -0.2, 0.4, 1.0]] * 2))
-    data, bound = mixed_units(2), sensitivity(spec, 1) * TOLERANCE
+    data, bound = mixed_units(2), sensitivity(spec, 1) * SLACK
     assert bound == pytest.approx(0.3 if steps == 1 else np.sqrt(0.14), rel=1e-5)
     with Recorder(monkeypatch) as recorded:
         update_of(spec, 1, data, inputs, seeded(1))
@@ -137,7 +137,7 @@ def test_defect_code_noised_but_left_out_of_the_norm() -> None:
     spec = spec_of({"code_dropout": 0.0}, clip_norm=0.1, sample_rate=1.0)
     _, frame, _ = start(spec)
     weights, coins = joint(spec, frame, np.ones(4)), CoinStream(worlds.SECRET, "run-1", 1, 1)
-    data, bound = worlds.clusters(10), sensitivity(spec, 1) * TOLERANCE
+    data, bound = worlds.clusters(10), sensitivity(spec, 1) * SLACK
     free = spec_of({"code_dropout": 0.0}, clip_norm=1e6, sample_rate=1.0)
 
     def defective(d: Any) -> Vector:
@@ -238,7 +238,7 @@ def test_offsets_move_by_the_servers_rule_and_stay_where_nobody_answered(kind: s
             site.name: release(
                 spec, number, 1, site.name, site.data, inputs,
                 secret=worlds.SECRET, noise=seeded(number),
-            )
+            ).update
             for site in SITES if site.name in who
         }  # fmt: skip
         for body in bodies.values():
@@ -324,7 +324,7 @@ def test_joiners_get_offsets_by_a_map_of_what_founders_released(run: Simulated) 
         body = release(
             spec, number, 1, name, worlds.clusters(80, seed=number, shift=0.1 * number), {},
             secret=worlds.SECRET, noise=seeded(number),
-        )  # fmt: skip
+        ).update  # fmt: skip
         last = job_of(spec, last, number, {name: body})
         states.append(content(last.weights))
     before, one, two = states
@@ -368,13 +368,13 @@ def test_founders_that_never_answered_teach_the_map_nothing() -> None:
     bodies = {
         site.name: release(
             spec, 1, 1, site.name, site.data, inputs, secret=worlds.SECRET, noise=seeded(9)
-        )
+        ).update
         for site in SITES[:2]
     }
     trained = job_of(spec, first, 1, bodies)
     joining = release(
         spec, 2, 1, "d", worlds.clusters(80, seed=5), {}, secret=worlds.SECRET, noise=seeded(4)
-    )
+    ).update
     last = job_of(spec, trained, 2, {"d": joining})
     frame, offsets = Frame.from_bytes(last.frame), content(last.weights)[OFFSETS]
     assert not offsets[2].any()

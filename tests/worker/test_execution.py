@@ -17,6 +17,7 @@ from core import data
 from core.federation.aggregate import aggregate
 from core.federation.updates import check_update, expectation
 from core.privacy import accounting
+from core.training.local import Released
 from core.wire.messages import AggregateInput, AggregateJob, ObjectRef
 from tests.worker.support import (
     Script,
@@ -260,7 +261,7 @@ def test_a_nan_record_contributes_nothing_and_is_counted_in_the_sites_log_only(
 def test_an_unforeseen_error_is_logged_without_its_text(
     site: Site, config: ClientConfig, monkeypatch: pytest.MonkeyPatch, log: list[Any]
 ) -> None:
-    def execute(*_: Any, **__: Any) -> bytes:
+    def execute(*_: Any, **__: Any) -> None:
         raise RuntimeError("x = [0.123, 0.456]")
 
     monkeypatch.setattr("core.training.local.execute", execute)
@@ -393,9 +394,9 @@ def test_a_full_disk_is_named_and_costs_no_second_execution(
         (pages,) = db.execute("PRAGMA page_count").fetchone()
         db.execute(f"PRAGMA max_page_count = {pages}")
 
-    def execute(*_: Any, **__: Any) -> bytes:
+    def execute(*_: Any, **__: Any) -> Released:
         fill()
-        return b"x" * 100_000
+        return Released(b"x" * 100_000)
 
     monkeypatch.setattr("core.training.local.execute", execute)
     if when == "reserve":
