@@ -25,6 +25,8 @@ MAX_COORDINATES = 8_000_000
 # Join rounds of one run at most. A number, so that every round's number has a bound; what a
 # client pays is bounded by its budget.
 MAX_JOINS = 10_000
+# Releases of one client's training at most: what the accountant composes in seconds.
+MAX_STEPS = 100_000
 ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
 RoundKind = Literal["sketch", "spread", "train", "join"]
 
@@ -156,6 +158,11 @@ class PrivacyPlan(Frozen):
     def _consistent(self) -> PrivacyPlan:
         if self.rounds > 0 and self.sketch_share >= 1.0:
             raise ValueError("sketch_share: must be below 1 when rounds > 0 (nothing is left)")
+        if self.rounds * self.local_steps > MAX_STEPS:
+            raise ValueError(
+                f"local_steps: {self.local_steps} steps in each of {self.rounds} rounds are more "
+                f"than {MAX_STEPS:,} releases; lower local_steps or rounds"
+            )
         if self.sketch_steps == 1:
             for name in ("mean_share", "refine_share"):
                 if getattr(self, name) is not None:

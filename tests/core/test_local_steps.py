@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from core.errors import UpdateNoiseImplausible
 from core.federation.plan import PrivacyPlan, RunSpec, calibrate
@@ -90,6 +91,14 @@ def test_defect_one_charge_for_all_steps_of_a_round() -> None:
     assert accounting.epsilon(booked, 1e-5) <= 2.0
     assert accounting.epsilon(spec.events(), 1e-5) > 2.0 * 1.2
     assert calibrate(ran).train_multiplier > 1.5 * calibrate(planned).train_multiplier  # type: ignore[operator]
+
+
+def test_a_plan_of_too_many_steps_names_the_field_and_the_mend() -> None:
+    with pytest.raises(ValidationError, match=r"local_steps: .* lower local_steps or rounds"):
+        worlds.spec(privacy={"local_steps": 11, "rounds": 10_000})
+    for wrong in ({"local_steps": 0}, {"local_steps": 65}, {"local_learning_rate": 0.0}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            worlds.spec(privacy=wrong)
 
 
 # --- what is posted ---

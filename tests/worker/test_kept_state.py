@@ -1,4 +1,4 @@
-"""What clients keep between rounds: written with the commit, counted once accepted, never altered."""
+"""What clients keep between rounds: written with the commit, counted once accepted, immutable."""
 
 from __future__ import annotations
 
