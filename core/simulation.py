@@ -27,7 +27,7 @@ from core.privacy.noise import NoiseSource
 from core.storage import sha256_of
 from core.synthesis.sampler import Generator
 from core.training.compute import CPU, Compute
-from core.training.local import clipped_total, noised_update, release
+from core.training.local import Released, clipped_total, noised_update, release
 from core.wire.messages import AggregateInput, AggregateJob
 
 ALL_SITES = "all-sites"
@@ -43,11 +43,14 @@ class SimulatedSite:
 
 @dataclass(frozen=True)
 class Simulated:
-    """The final model, every round's files, and the events that each client executed."""
+    """The final model, every round's files, the events that each client executed, and what each
+    client has kept at the end (nothing unless encoders are local).
+    """
 
     generator: Generator
     rounds: tuple[Aggregated, ...]
     events: dict[str, tuple[PrivacyEvent, ...]]
+    kept: dict[str, bytes]
 
 
 def simulate(
@@ -69,14 +72,17 @@ def simulate(
     objects: dict[str, bytes] = {}
     events: dict[str, list[PrivacyEvent]] = {site.name: [] for site in sites}
     published: list[Aggregated] = []
+    kept: dict[str, bytes] = {}
     for number in range(spec.last_round + 1):
         last = published[-1] if published else None
         inputs = {} if last is None else {"frame": last.frame, "weights": last.weights}
-        released = _released(spec, number, sites, inputs, key, noise, compute, noise_mode)
+        released = _released(spec, number, sites, inputs, key, noise, compute, noise_mode, kept)
         updates = []
-        for name, body in released.items():
-            digest = sha256_of(body)
-            objects[digest] = body
+        for name, made in released.items():
+            digest = sha256_of(made.update)
+            objects[digest] = made.update
+            if made.kept is not None:  # every update is accepted here
+                kept[name] = made.kept
             updates.append(AggregateInput(client_id=name, client=name, digest=digest))
         for site in sites:
             events[site.name].append(spec.event(number))
@@ -100,6 +106,7 @@ def simulate(
         generator=Generator.load(final.frame, final.weights, spec),
         rounds=tuple(published),
         events={name: tuple(done) for name, done in events.items()},
+        kept=kept,
     )
 
 
@@ -112,17 +119,32 @@ def _released(
     noise: NoiseSource,
     compute: Compute,
     noise_mode: NoiseMode,
-) -> dict[str, bytes]:
-    """A round's updates by client: one of each site, or one of all sites together."""
+    kept: Mapping[str, bytes],
+) -> dict[str, Released]:
+    """A round's updates by client: one of each site, or one of all sites together.
+
+    Raises ``ValueError`` for a plan whose sites add noise by themselves, in the latter mode.
+    """
     secrets = {site.name: key + site.name.encode() for site in sites}
     if noise_mode == "local":
         return {
             site.name: release(
                 spec, number, 1, site.name, site.data, inputs,
                 secret=secrets[site.name], noise=noise, compute=compute,
+                kept=kept.get(site.name),
             )
             for site in sites
         }  # fmt: skip
+    if spec.plan.model.codes == "trained" or spec.plan.model.encoder == "local":
+        raise ValueError(
+            "noise_mode: with model.codes = 'trained' or model.encoder = 'local' each site has a "
+            "noised part of its own; use 'local'"
+        )
+    if spec.plan.privacy.local_steps > 1:
+        raise ValueError(
+            "noise_mode: with privacy.local_steps above 1 a site's next step sees its own noised "
+            "sum, so noise cannot be added to the sum over sites; use 'local'"
+        )
     totals = [
         clipped_total(
             spec, number, ALL_SITES, site.data, inputs,
@@ -130,4 +152,4 @@ def _released(
         )
         for site in sites
     ]  # fmt: skip
-    return {ALL_SITES: noised_update(spec, number, np.sum(totals, axis=0), noise)}
+    return {ALL_SITES: Released(noised_update(spec, number, np.sum(totals, axis=0), noise))}

@@ -5,8 +5,9 @@ The order of steps is the privacy argument (each is durable before the next begi
 1. ``judge``: the site's policy, from its own ledger. Refused orders touch no data.
 2. ``reserve``: the attempt is charged. From here on it counts, whatever happens.
 3. load the records, check that they are the run's, compute, draw noise (once).
-4. ``commit``: the event and the noised bytes are written together.
-5. ``PUT`` of the stored bytes, repeated as they are until the coordinator has answered.
+4. ``commit``: the event, the noised bytes and what the client keeps are written together.
+5. ``PUT`` of the stored bytes, repeated as they are until the coordinator has answered. Once it has
+   accepted them, and not before, what was kept is where the client's next training round begins.
 
 A process that dies between 2 and 4 leaves a reservation, which becomes ``lost`` at the next
 start: it is never executed again, because it is unknown whether noise was drawn. One that dies
@@ -19,6 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
+from typing import TYPE_CHECKING
 
 from core.errors import DataError, DomainError, PlanRefused
 from core.training.compute import resolve_device
@@ -30,6 +32,9 @@ from worker.config import ClientConfig
 from worker.delivery import Workplace, deliver, give_back
 from worker.errors import AttemptKnown, ClientError, SiteStateError, WorkerError
 from worker.lease import Renewed
+
+if TYPE_CHECKING:
+    from core.training.local import Released
 
 _log = logs.get("worker.execution")
 
@@ -130,8 +135,8 @@ def _execute(
     """Compute and commit; None if the attempt was lost instead."""
     key = AttemptKey.of(order)
     try:
-        body = _noised(order, config, inputs, place, lease)
-        update = place.site.ledger.commit(key, body)
+        released = _noised(order, config, inputs, place, lease)
+        update = place.site.ledger.commit(key, released.update, released.kept)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         known = place.site.ledger.attempt(key)
         if known is not None and known.state == "committed":
@@ -152,20 +157,20 @@ def _noised(
     inputs: dict[str, bytes],
     place: Workplace,
     lease: Renewed,
-) -> bytes:
+) -> Released:
     """Open the records, check them against the run, train, add noise."""
     from core import data
     from core.privacy.noise import csprng
     from core.training.local import execute
 
-    compute = place.compute
+    key, compute = AttemptKey.of(order), place.compute
     if order.kind == "train":
         compute = replace(compute, device=resolve_device(compute.device))
     dataset = data.load(config.data, order.spec.space, unit=config.unit, for_round=True)
     if ignored := len(dataset.invalid_rows):
         # Counted here and nowhere else: the update says nothing about them.
         _log.warning(
-            "records_ignored", **AttemptKey.of(order)._asdict(), records=ignored,
+            "records_ignored", **key._asdict(), records=ignored,
             mend="Run 'fedhypevae agent check' at the site: it names them.",
         )  # fmt: skip
     fingerprint = dataset.fingerprint(place.site.key(f"records/{config.population}"))
@@ -179,6 +184,7 @@ def _noised(
         secret=place.site.key(f"coins/{config.name}"),
         noise=csprng(),
         compute=compute,
+        kept=place.site.ledger.kept(key),
     )
 
 

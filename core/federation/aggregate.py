@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from core.federation import offsets
+from core.federation.offsets import Offsets
 from core.federation.plan import RunSpec
-from core.federation.server import Gradient, State, advance, starting_state
+from core.federation.server import Gradient, State, advance, average_decay, starting_state
 from core.federation.updates import expectation, read_update
 from core.models.build import build
 from core.models.evidence import from_sketches
 from core.models.frame import Frame
 from core.models.joining import join
-from core.models.layout import train_layout
+from core.models.layout import posted_layout, shared_layout
 from core.models.spread import with_spread
 from core.wire import tensors
 from core.wire.messages import AggregateJob
@@ -71,10 +73,12 @@ def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
     frame = build(
         spec, sketches, [u.client_id for u in job.updates], [u.client for u in job.updates]
     )
+    own = Offsets.start(spec, len(job.updates))
     kept = {}
     if spec.sketch_rounds > 1:  # the second step's estimates combine both releases
         kept["sketches"] = np.asarray(sketches, np.float32)  # as they came: nothing is rounded
-    return _packed(spec, 0, frame.to_bytes(spec.digest), starting_state(spec, frame), **kept)
+    body = frame.to_bytes(spec.digest)
+    return _packed(spec, 0, body, starting_state(spec, frame), own, **kept)
 
 
 def _spread_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
@@ -84,20 +88,25 @@ def _spread_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
     evidence = from_sketches(spec, list(np.asarray(state["sketches"], np.float64)))
     clients = [update.client_id for update in job.updates]
     frame = with_spread(spec, Frame.from_bytes(frame_body), evidence, _released(job, read), clients)
+    own = Offsets.start(spec, len(frame.client_ids))
     body = frame.to_bytes(spec.digest)
-    return _packed(spec, job.round_number, body, starting_state(spec, frame))
+    return _packed(spec, job.round_number, body, starting_state(spec, frame), own)
 
 
 def _join_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
-    """A frame with more clients; nobody trains, so the other files stay byte for byte."""
+    """A frame with more clients; nobody trains, so the other files stay byte for byte (but for
+    the joiners' own offsets, where codes are trained).
+    """
     frame_body, weights, optimiser = _previous(job, read)
+    before = Frame.from_bytes(frame_body)
     frame = join(
         job.spec,
-        Frame.from_bytes(frame_body),
+        before,
         _released(job, read),
         [update.client_id for update in job.updates],
         [update.client for update in job.updates],
     )
+    weights = offsets.joined(job.spec, before, frame, weights, optimiser)
     return Aggregated(frame.to_bytes(job.spec.digest), weights, optimiser)
 
 
@@ -113,13 +122,19 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     frame_body, weights_body, optimiser_body = _previous(job, read)
     frame = Frame.from_bytes(frame_body)
     expected = expectation(spec, job.round_number)
+    posted, shared = posted_layout(spec), shared_layout(spec)
     total = np.zeros(expected.size)
     units = 0.0
+    codes: dict[int, Vector] = {}  # of each client that answered, by its place in the frame
     for update in job.updates:
-        total += read_update(read(update.digest), expected)[: expected.size]
-        units += float(frame.sizes[frame.client_ids.index(update.client_id)])
+        released = read_update(read(update.digest), expected)[: expected.size]
+        total += released
+        place = frame.client_ids.index(update.client_id)
+        units += float(frame.sizes[place])
+        codes[place] = offsets.code_part(posted, released)
     # The expected batch is public post-processing: q and noised counts, never the batch itself.
-    batch = spec.plan.privacy.sample_rate * units
+    privacy = spec.plan.privacy
+    batch = privacy.sample_rate * units * privacy.local_steps
     noise_std = expected.noise_std * math.sqrt(len(job.updates)) / batch
     previous, _ = tensors.unpack(weights_body)
     kept, _ = tensors.unpack(optimiser_body)
@@ -130,31 +145,47 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
         second=np.asarray(kept["second"], np.float64),
     )
     step = job.round_number - spec.sketch_rounds + 1
-    after = advance(spec, frame, step, before, Gradient(total / batch, noise_std))
-    return _packed(spec, job.round_number, frame_body, after)
+    gradient = Gradient(total[posted.places(shared)] / batch, noise_std)
+    after = advance(spec, frame, step, before, gradient)
+    own = Offsets.read(spec, previous, kept)
+    if own is not None:
+        own = own.after(spec, frame, codes, average_decay(spec, step))
+    return _packed(spec, job.round_number, frame_body, after, own)
 
 
 def _packed(
-    spec: RunSpec, round_number: int, frame: bytes, state: State, **kept: NDArray[np.float32]
+    spec: RunSpec,
+    round_number: int,
+    frame: bytes,
+    state: State,
+    own: Offsets | None,
+    **kept: tensors.Array,
 ) -> Aggregated:
     """The files of a round."""
     return Aggregated(
         frame=frame,
-        weights=pack_weights(spec, round_number, state.phi, state.average),
-        optimiser=_pack_optimiser(spec, round_number, state.phi, state.first, state.second, **kept),
+        weights=pack_weights(
+            spec, round_number, state.phi, state.average, **offsets.published(own)
+        ),
+        optimiser=_pack_optimiser(
+            spec, round_number, state.phi, state.first, state.second, **offsets.state(own), **kept
+        ),
     )
 
 
-def pack_weights(spec: RunSpec, round_number: int, phi: Vector, average: Vector) -> bytes:
+def pack_weights(
+    spec: RunSpec, round_number: int, phi: Vector, average: Vector, **own: tensors.Array
+) -> bytes:
     """The weights file: the iterate (for training) and its running average (for sampling).
 
-    float32, because every client downloads it each round; the server keeps phi in float64.
+    ``own``: what clients have of their own (``core.federation.offsets``). float32, because every
+    client downloads it each round; the server keeps phi in float64.
     """
     return tensors.pack(
-        {"phi": phi.astype(np.float32), "average": average.astype(np.float32)},
+        {"phi": phi.astype(np.float32), "average": average.astype(np.float32), **own},
         {
             "kind": "weights",
-            "layout": train_layout(spec).digest,
+            "layout": shared_layout(spec).digest,
             "spec": spec.digest,
             "round": str(round_number),
             "guided": "yes" if _is_guided(spec, round_number) else "no",
@@ -174,8 +205,8 @@ def _pack_optimiser(
     phi: Vector,
     first: Vector,
     second: Vector,
-    **kept: NDArray[np.float32],
+    **kept: tensors.Array,
 ) -> bytes:
-    """The server's own state; ``kept`` are releases that the next round needs again."""
+    """The server's own state; ``kept``: releases that the next round needs again, offsets."""
     metadata = {"kind": "optimiser", "spec": spec.digest, "round": str(round_number)}
     return tensors.pack({"phi": phi, "first": first, "second": second, **kept}, metadata)

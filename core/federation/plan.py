@@ -25,6 +25,8 @@ MAX_COORDINATES = 8_000_000
 # Join rounds of one run at most. A number, so that every round's number has a bound; what a
 # client pays is bounded by its budget.
 MAX_JOINS = 10_000
+# Releases of one client's training at most: what the accountant composes in seconds.
+MAX_STEPS = 100_000
 ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
 RoundKind = Literal["sketch", "spread", "train", "join"]
 
@@ -77,6 +79,7 @@ class BlockClipNorms(Frozen):
     conditioning: ClipNorm | None = None
     decoder: ClipNorm | None = None
     encoder: ClipNorm | None = None
+    code: ClipNorm | None = None
 
     @property
     def given(self) -> dict[str, float]:
@@ -120,6 +123,19 @@ class PrivacyPlan(Frozen):
     )
     sample_rate: float = Field(default=1.0, gt=0, le=1, description="q: Poisson inclusion.")
     rounds: int = Field(default=20, ge=0, le=10_000, description="Training rounds T.")
+    local_steps: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="E: DP-SGD steps of a site in one training round, each with a batch and noise "
+        "of its own and each paid for.",
+    )
+    local_learning_rate: float = Field(
+        default=0.1,
+        gt=0,
+        le=1e3,
+        description="Between local steps: weights move by this times the noised mean gradient.",
+    )
     sketch_steps: Literal[1, 2] | None = Field(
         default=None,
         description="1: class counts and sums. 2: then sums and second moments of residuals "
@@ -159,6 +175,11 @@ class PrivacyPlan(Frozen):
                 "clip_norm: with classifier_clip_norm = 0, too, rounds would train nothing; "
                 "give one of them or set rounds = 0"
             )
+        if self.rounds * self.local_steps > MAX_STEPS:
+            raise ValueError(
+                f"local_steps: {self.local_steps} steps in each of {self.rounds} rounds are more "
+                f"than {MAX_STEPS:,} releases; lower local_steps or rounds"
+            )
         if self.sketch_steps == 1:
             for name in ("mean_share", "refine_share"):
                 if getattr(self, name) is not None:
@@ -189,11 +210,21 @@ class ModelPlan(Frozen):
         "lowrank, a low-rank change of every layer; full, every weight of the decoder.",
     )
     code_dim: int = Field(default=16, ge=1, le=1_024)
+    codes: Literal["sketch", "trained"] = Field(
+        default="sketch",
+        description="sketch: a client's code is a fixed map of its released sketch. trained: the "
+        "hypernetwork sees that code plus an offset, which is trained like everything else.",
+    )
     trunk_width: int = Field(default=8, ge=1, le=4_096)
     trunk_layers: int = Field(default=1, ge=1, le=8)
     latent_dim: int = Field(default=8, ge=1, le=1_024)
     hidden: int = Field(default=32, ge=1, le=8_192, description="Width of the decoder's layers.")
     hidden_layers: int = Field(default=1, ge=1, le=8)
+    encoder: Literal["shared", "local"] = Field(
+        default="shared",
+        description="local: each client keeps an encoder of its own, made of its noised gradient "
+        "sums, which it does not post.",
+    )
     encoder_hidden: int = Field(default=32, ge=1, le=8_192)
     encoder_layers: int = Field(default=1, ge=1, le=8)
     lowrank: int = Field(
@@ -340,7 +371,8 @@ class Plan(Frozen):
             if group not in groups:
                 raise ValueError(
                     f"privacy.block_clip_norms.{group}: a model of form {self.model.form!r} with "
-                    f"conditioning {self.model.conditioning!r} has no such blocks; leave it out"
+                    f"conditioning {self.model.conditioning!r} and codes {self.model.codes!r} has "
+                    "no such blocks; leave it out"
                 )
         return self
 
@@ -452,6 +484,7 @@ class RunSpec(Frozen):
             noise_multiplier=multiplier,
             sample_rate=privacy.sample_rate if kind == "train" else 1.0,
             unit=privacy.unit,
+            steps=privacy.local_steps if kind == "train" else 1,
         )
 
     def events(self) -> list[PrivacyEvent]:
@@ -463,9 +496,9 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
     """Noise multipliers whose composition spends at most ``epsilon`` at ``delta`` (PLD).
 
     The sketch alone is calibrated to ``sketch_share * epsilon``; the training noise is then the
-    smallest with which sketch and all T rounds together stay within ``epsilon``. Two sketch steps
-    split the precision 1 / z^2 of one: Gaussian releases of full batches compose to exactly that.
-    Raises ``ValueError`` for a plan whose split was not chosen.
+    smallest with which sketch and the E local steps of all T rounds together stay within
+    ``epsilon``. Two sketch steps split the precision 1 / z^2 of one: Gaussian releases of full
+    batches compose to exactly that. Raises ``ValueError`` for a plan whose split was not chosen.
     """
     alone = privacy.rounds == 0
     share = 1.0 if alone else privacy.sketch_share
@@ -495,8 +528,13 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
     first = sketches(whole)
 
     def composed(sigma: float) -> list[PrivacyEvent]:
-        step = release(noise_multiplier=sigma, sample_rate=privacy.sample_rate, unit=privacy.unit)
-        return [*first, step.model_copy(update={"steps": privacy.rounds})]
+        steps = release(
+            noise_multiplier=sigma,
+            sample_rate=privacy.sample_rate,
+            unit=privacy.unit,
+            steps=privacy.rounds * privacy.local_steps,
+        )
+        return [*first, steps]
 
     train = accounting.calibrate(composed, target=privacy.epsilon, delta=privacy.delta)
     return Noise(sketch_multiplier=sketch, spread_multiplier=spread, train_multiplier=train)

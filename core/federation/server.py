@@ -19,16 +19,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from core.federation.plan import OptimiserPlan, RunSpec
+from core.federation.optimiser import server_step
+from core.federation.plan import RunSpec
 from core.models.architecture import group_of
 from core.models.classifier import BIAS, WEIGHT, discriminant
 from core.models.frame import Frame
 from core.models.generator import initial_weights
-from core.models.layout import train_layout
+from core.models.layout import shared_layout, train_layout
 
 Vector = NDArray[np.float64]
-_ADAM_BETAS = (0.9, 0.99)  # few rounds: the usual 0.999 would not warm up
-_ADAM_EPSILON = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +50,10 @@ class Gradient:
 
 def starting_state(spec: RunSpec, frame: Frame) -> State:
     """Before the first training round: the public weights, and the frame's classifier."""
-    phi = initial_weights(spec)
+    layout = shared_layout(spec)
+    phi = initial_weights(spec)[train_layout(spec).places(layout)]
     if spec.plan.model.classifier == "linear":
-        parts = train_layout(spec).split(phi)
+        parts = layout.split(phi)
         found = discriminant(frame, np.zeros(spec.plan.model.code_dim))
         parts[WEIGHT][...], parts[BIAS][...] = found.weight, found.bias
     return State(phi, phi.copy(), np.zeros(phi.size), np.zeros(phi.size))
@@ -87,36 +87,22 @@ def _classifier_coordinates(spec: RunSpec) -> NDArray[np.bool_]:
     return np.concatenate(
         [
             np.full(math.prod(shape), group_of(name) == "classifier")
-            for name, shape in train_layout(spec).blocks
+            for name, shape in shared_layout(spec).blocks
         ]
     )
 
 
 def _generator_step(spec: RunSpec, step: int, state: State, gradient: Gradient) -> State:
-    plan = spec.plan.optimiser
     phi, first, second = server_step(
-        plan, step, state.phi, gradient.values, state.first, state.second
+        spec, step, state.phi, gradient.values, state.first, state.second
     )
-    decay = min(plan.ema_decay, step / (step + 1.0))
+    decay = average_decay(spec, step)
     return State(phi, decay * state.average + (1.0 - decay) * phi, first, second)
 
 
-def server_step(
-    plan: OptimiserPlan, step: int, phi: Vector, gradient: Vector, first: Vector, second: Vector
-) -> tuple[Vector, Vector, Vector]:
-    """One step of the generator's optimiser (Adam, Kingma and Ba 2015; or heavy-ball momentum).
-
-    All vectors [P] in float64; ``step`` counts from 1. Returns (phi, first, second moments).
-    """
-    if plan.kind == "momentum":
-        first = plan.momentum * first + gradient
-        return phi - plan.learning_rate * first, first, second
-    beta1, beta2 = _ADAM_BETAS
-    first = beta1 * first + (1.0 - beta1) * gradient
-    second = beta2 * second + (1.0 - beta2) * gradient**2
-    corrected = first / (1.0 - beta1**step)
-    scale = np.sqrt(second / (1.0 - beta2**step)) + _ADAM_EPSILON
-    return phi - plan.learning_rate * corrected / scale, first, second
+def average_decay(spec: RunSpec, step: int) -> float:
+    """Of the moving average after round ``step``: it forgets its start while it is young."""
+    return min(spec.plan.optimiser.ema_decay, step / (step + 1.0))
 
 
 def _classifier_step(

@@ -2,12 +2,13 @@
 
 The null-coordinate test. Every update ends with 256 coordinates whose gradient is zero by
 construction and whose noise is the same N(0, s^2) as everywhere else, s = noise multiplier times
-sensitivity. For an honest site sum(null^2) / s^2 is chi-square with 256 degrees of freedom, so a
-two-sided test with 0.5e-9 in each tail raises a false alarm once in a thousand million updates.
+sensitivity (times the root of E for the sum of E local steps). For an honest site sum(null^2) / s^2
+is chi-square with 256 degrees of freedom, so a two-sided test with 0.5e-9 in each tail raises a
+false alarm once in a thousand million updates.
 It finds broken sites (no noise, noise of the wrong scale, a wrong layout), not malicious ones: a
 site that wants to can put honest noise there and none elsewhere.
 
-The norm limit likewise finds broken sites only: at most N_max clipped units plus the noise.
+The norm limit likewise finds broken sites only: at most N_max clipped units a step, and the noise.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def expectation(spec: RunSpec, round_number: int) -> UpdateExpectation:
     """Layout digest, length (coordinates), size limit (bytes), noise and norm of a round."""
     layout = layout_of(spec, round_number)
     bound = sensitivity(spec, round_number)
-    noise_std = spec.event(round_number).noise_multiplier * bound
+    event = spec.event(round_number)
+    noise_std = event.noise_multiplier * bound * float(np.sqrt(event.steps))
     # The noise part's norm concentrates at s * sqrt(P); 10 s more is never reached by chance.
     noise_norm = noise_std * (np.sqrt(layout.size) + 10.0)
     return UpdateExpectation(
@@ -62,7 +64,7 @@ def expectation(spec: RunSpec, round_number: int) -> UpdateExpectation:
         length=layout.update_length,
         max_bytes=4 * layout.update_length + _HEADER_ALLOWANCE,
         noise_std=noise_std,
-        norm_limit=float(spec.plan.privacy.n_max * bound + noise_norm),
+        norm_limit=float(event.steps * spec.plan.privacy.n_max * bound + noise_norm),
     )
 
 

@@ -177,4 +177,5 @@ def from_plan(model: ModelPlan, dim: int, classes: int) -> Architecture:
         beta=model.beta,
         classifier=() if model.classifier == "linear" else None,
         classifier_inputs=dim if model.classifier == "linear" else 0,
+        trains_code=model.codes == "trained",
     )

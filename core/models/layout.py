@@ -1,22 +1,24 @@
 """Names and shapes of everything that is released, as one flat vector. Pure Python and numpy.
 
 An update is one float vector: the blocks of its layout in order, then ``NULL_COORDINATES`` more
-coordinates that carry no signal, only the same noise (see ``core.federation.updates``).
+coordinates that carry no signal, only the same noise (see ``core.federation.updates``). A training
+round's vector is made whole (``train_layout``), then divided: posted, and kept by the client.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec, digest_of
-from core.models.architecture import architecture_of
+from core.models.architecture import architecture_of, group_of
 
 NULL_COORDINATES = 256
+CODE, ENCODER = "code", "encoder"  # groups: the client's own trained code, the encoder
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ class Layout:
             views[name] = flat[start:stop].reshape(shape)
             start = stop
         return views
+
+    def only(self, keep: Callable[[str], bool]) -> Layout:
+        """The layout of those blocks whose group ``keep`` accepts, in the same order."""
+        blocks = tuple(block for block in self.blocks if keep(group_of(block[0])))
+        return Layout(self.kind, blocks)
+
+    def places(self, part: Layout) -> NDArray[np.int64]:
+        """[p] where the coordinates of ``part``, some of these blocks, lie in this vector."""
+        views = self.split(np.arange(self.size, dtype=np.float64))
+        wanted = [views[name].ravel() for name, _ in part.blocks]
+        return np.concatenate([*wanted, np.zeros(0)]).astype(np.int64)
 
     def join(self, parts: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
         """The flat vector [P] of named blocks, in float64. Missing or misshapen blocks raise."""
@@ -99,8 +112,30 @@ def residual_rank(spec: RunSpec) -> int:
 
 
 def train_layout(spec: RunSpec) -> Layout:
-    """phi: every trainable block of the run's architecture. Linear weights are [out, in]."""
+    """Every trainable block of the run's architecture: what one unit's gradient is clipped over.
+
+    Linear weights are [out, in].
+    """
     return Layout(f"train/{spec.plan.model.form}", architecture_of(spec).blocks)
+
+
+def posted_layout(spec: RunSpec) -> Layout:
+    """The blocks whose noised sum a client posts in a training round."""
+    whole = train_layout(spec)
+    if spec.plan.model.encoder == "shared":
+        return whole
+    return whole.only(lambda group: group != ENCODER)
+
+
+def kept_layout(spec: RunSpec) -> Layout:
+    """The blocks whose noised sum a client keeps: those of a local encoder, or none."""
+    local = spec.plan.model.encoder == "local"
+    return train_layout(spec).only(lambda group: local and group == ENCODER)
+
+
+def shared_layout(spec: RunSpec) -> Layout:
+    """phi: the posted blocks that all clients share; not the client's own code."""
+    return posted_layout(spec).only(lambda group: group != CODE)
 
 
 def largest_update(spec: RunSpec) -> tuple[str, int]:
@@ -121,4 +156,4 @@ def layout_of(spec: RunSpec, round_number: int) -> Layout:
         case "spread":
             return spread_layout(spec)
         case "train":
-            return train_layout(spec)
+            return posted_layout(spec)

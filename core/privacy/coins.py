@@ -4,14 +4,15 @@ Every value is a keyed hash of (run, round, attempt, purpose, unit id) under the
 Removing a unit therefore changes no other unit's coins: what a unit contributes is a function of
 that unit alone, which is what makes the clipped sum's sensitivity C. A stream by batch position
 would reassign everybody behind the removed unit. Inclusion must stay secret and independent
-across rounds, otherwise the amplification by sampling that the accountant books is void.
+across rounds and local steps, otherwise the amplification by sampling that the accountant books is
+void.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,19 @@ _WORDS = 8  # 64-bit words in one BLAKE2b digest
 class CoinStream:
     """The secret stream of one attempt at one round of one run.
 
-    ``secret`` is at least 32 bytes that never leave the site.
+    ``secret`` is at least 32 bytes that never leave the site. ``step`` counts local steps from 0:
+    each has coins of its own.
     """
 
     secret: bytes
     run_id: str
     round_number: int
     attempt: int
+    step: int = 0
+
+    def at_step(self, step: int) -> CoinStream:
+        """The independent stream of another local step of the same attempt."""
+        return replace(self, step=step)
 
     def __post_init__(self) -> None:
         if len(self.secret) < 32:
@@ -37,6 +44,8 @@ class CoinStream:
 
     def _words(self, purpose: str, unit_ids: Sequence[bytes], blocks: int) -> NDArray[np.uint64]:
         """[units, blocks * 8] uniform 64-bit words."""
+        if self.step:  # no purpose has a slash, so no two streams share a scope
+            purpose = f"step-{self.step}/{purpose}"
         scope = f"{self.run_id}\0{self.round_number}\0{self.attempt}\0{purpose}\0".encode()
         key = hashlib.blake2b(self.secret, person=b"fhv-coin-stream").digest()
         parts = []

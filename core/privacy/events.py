@@ -41,12 +41,17 @@ class PrivacyEvent(BaseModel):
         return self
 
 
-def release(*, noise_multiplier: float, sample_rate: float, unit: str) -> PrivacyEvent:
-    """The event of one release; full batches are booked as plain Gaussian (the exact curve)."""
+def release(
+    *, noise_multiplier: float, sample_rate: float, unit: str, steps: int = 1
+) -> PrivacyEvent:
+    """The event of one release, or of ``steps`` that each draw a batch and noise of their own.
+
+    Full batches are booked as plain Gaussian (the exact curve).
+    """
     return PrivacyEvent(
         mechanism="gaussian" if sample_rate == 1.0 else "poisson-subsampled-gaussian",
         noise_multiplier=noise_multiplier,
         sample_rate=sample_rate,
-        steps=1,
+        steps=steps,
         unit=unit,
     )

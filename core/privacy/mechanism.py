@@ -86,8 +86,9 @@ def sensitivity(spec: RunSpec, round_number: int) -> float:
 
     Sketch, also of who joins: S, the root of the sum of squared block weights: no record's vector
     is longer, and a unit adds the mean over its records. Spread: 1, for a residual r of length at
-    most R adds [sqrt(a) e_y (x) r / R ; sqrt(1 - a) vech2(r r^T) / R^2]. Training: the root of
-    the sum of squared clip norms over the parts that are clipped apart; C if there is one.
+    most R adds [sqrt(a) e_y (x) r / R ; sqrt(1 - a) vech2(r r^T) / R^2]. Training, of each local
+    step: the root of the sum of squared clip norms over the parts that are clipped apart; C if
+    there is one.
     """
     match spec.kind(round_number):
         case "sketch" | "join":

@@ -25,17 +25,22 @@ LABELS, _ROWS, _ALONG, GUIDED = 1, 2, 3, 4  # purposes of the streams
 
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """What a model (``spec``, ``frame``, ``weights``) makes under one code [c] and seed."""
+    """What a model (``spec``, ``frame``, ``weights``) makes under one code and seed.
+
+    ``code`` [c] is the frame's, ``network_code`` [c] the hypernetwork's: they differ where codes
+    are trained.
+    """
 
     spec: RunSpec
     frame: Frame
     weights: Weights
     code: Vector
+    network_code: Vector
     seed: int
 
     @cached_property
     def _theta(self) -> Generated:
-        return generate(architecture_of(self.spec), self.weights, self.code)
+        return generate(architecture_of(self.spec), self.weights, self.network_code)
 
     @cached_property
     def base(self) -> Vector:

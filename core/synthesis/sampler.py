@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from core.errors import InvalidSynthesisRequest, UnknownMixtureClient
 from core.federation.plan import RunSpec
 from core.models.classifier import BIAS, WEIGHT, Linear, discriminant
+from core.models.codes import AVERAGE, read_offsets
 from core.models.frame import Frame
-from core.models.layout import train_layout
+from core.models.layout import shared_layout
 from core.synthesis.guidance import guided_rows
 from core.synthesis.proposals import LABELS, Proposals, stream
 from core.synthesis.request import SynthesisRequest
@@ -60,18 +61,21 @@ class Generator:
     spec: RunSpec
     frame: Frame
     weights: dict[str, NDArray[np.floating]]
+    offsets: NDArray[np.float64]  # [M, c] of trained codes; 0 where codes are not trained
     guided: bool = False
 
     @classmethod
     def load(cls, frame: bytes, weights: bytes, spec: RunSpec) -> Generator:
         """From the frame and weights files of one round. Raises ``TensorFileError``."""
         content, metadata = tensors.unpack(weights)
-        layout = train_layout(spec)
+        layout = shared_layout(spec)
         if metadata.get("kind") != "weights" or metadata.get("layout") != layout.digest:
             raise tensors.TensorFileError("these weights do not belong to this run's layout")
         average = np.asarray(content["average"], np.float64)
+        read = Frame.from_bytes(frame)
+        offsets = read_offsets(spec, content, len(read.client_ids), AVERAGE)
         guided = spec.plan.guidance.labels == "relabel" and metadata.get("guided") == "yes"
-        return cls(spec, Frame.from_bytes(frame), layout.split(average), guided)
+        return cls(spec, read, layout.split(average), offsets, guided)
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -80,6 +84,16 @@ class Generator:
 
     def code(self, mixture: str | dict[str, float]) -> NDArray[np.float64]:
         """[c] the blended code; 0 for "neutral". Raises ``UnknownMixtureClient``."""
+        return self._blend(mixture, self.frame.codes)
+
+    def network_code(self, mixture: str | dict[str, float]) -> NDArray[np.float64]:
+        """[c] what the hypernetwork is given: ``code`` and the blended offset of trained codes."""
+        return self.code(mixture) + self._blend(mixture, self.offsets)
+
+    def _blend(
+        self, mixture: str | dict[str, float], rows: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """[c] the weighted sum of clients' rows [M, c]; 0 for "neutral"."""
         code = np.zeros(self.spec.plan.model.code_dim)
         if isinstance(mixture, str):
             return code
@@ -90,14 +104,15 @@ class Generator:
                     field=f"mixture.{name}",
                     mend=f"Use {', '.join(self.clients)} or 'neutral'.",
                 )
-            code = code + weight * self.frame.codes[self.clients.index(name)]
+            code = code + weight * rows[self.clients.index(name)]
         return code
 
     def sample(self, request: SynthesisRequest, seed: int) -> Samples:
         """Rows for a request. Raises ``InvalidMixture`` or ``InvalidSynthesisRequest``."""
         code = self.code(request.mixture)
         labels = self._labels(request, seed)
-        proposals = Proposals(self.spec, self.frame, self.weights, code, seed)
+        network_code = self.network_code(request.mixture)
+        proposals = Proposals(self.spec, self.frame, self.weights, code, network_code, seed)
         guided = self.guided and request.guidance == "model"
         if guided:
             x = guided_rows(proposals, self.classifier(code), labels)

@@ -35,10 +35,12 @@ def ghost_sum(batch: Batch, weights: NDArray[np.floating], compute: Compute) -> 
 
     # The layout judges the weights before the batch is looked at: they must fail for an empty one.
     parts = train_layout(spec).split(weights)
+    network = architecture_of(spec)
     model = HyperModel(
-        network=architecture_of(spec),
+        network=network,
         weights={name: tensor(part) for name, part in parts.items()},
-        codes=tensor(batch.codes),
+        codes=tensor(batch.network_codes(parts)),
+        client_code=0 if network.trains_code else None,
         reduced=compute.precision == "bfloat16",
     )
     rule = clip_rule(spec.plan.privacy)

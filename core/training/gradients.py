@@ -11,6 +11,7 @@ gradient depend on that unit, the released inputs and the unit's own secret stre
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from core.data import EmbeddingDataset
 from core.federation.plan import RunSpec
 from core.models.classifier import features
+from core.models.codes import TRAINED
 from core.models.frame import Frame
 from core.privacy.coins import CoinStream
 from core.training.compute import CPU, Compute
@@ -71,6 +73,15 @@ class Batch:
         """[2, c] the client's code and the neutral one."""
         return np.stack([self.own, np.zeros_like(self.own)])
 
+    def network_codes(self, parts: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
+        """[2, c] what the hypernetwork is given for these weights: a trained code is one of them.
+
+        The frame's own parts (class means) always go by the sketch's code, ``codes``.
+        """
+        if TRAINED not in parts:
+            return self.codes
+        return np.stack([parts[TRAINED][:, 0].astype(np.float64), np.zeros_like(self.own)])
+
     def inputs(
         self, places: NDArray[np.int64], *, rows_at_once: int = 0
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
@@ -110,7 +121,8 @@ def clipped_sum(
 ) -> NDArray[np.float64]:
     """Sum [P] over the Poisson-sampled units of their clipped gradients. NOT noised.
 
-    ``weights`` phi [P] (any block beyond P, as in a stored update, is refused by the layout).
+    ``weights`` [P of ``train_layout``] with the client's own code where codes are trained (any
+    block beyond P, as in a stored update, is refused by the layout).
     """
     # torch and opacus take seconds to import and a sketch needs neither.
     if compute.engine == "opacus":

@@ -1,5 +1,8 @@
 """One site's part of one round: from a work order to the noised bytes that leave the house.
 
+With a local encoder the client also keeps a part of what was noised (``core.training.kept``): a
+blob that its next round needs, once this round's update was accepted.
+
 The same function serves Celery workers, site agents and simulations. It draws noise exactly once
 for an order; callers persist the returned bytes before they send anything and resend those bytes
 on every retry. A new attempt is a new order, a new draw and a new event in the ledger.
@@ -8,6 +11,7 @@ on every retry. A new attempt is a new order, a new draw and a new event in the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +27,24 @@ from core.privacy.mechanism import noised, sensitivity
 from core.privacy.noise import NoiseSource
 from core.training.compute import CPU, Compute
 from core.training.gradients import clipped_sum
+from core.training.kept import Kept, posted_part
+from core.training.local_steps import expected_batch, noised_steps
+from core.training.position import starting_weights
 from core.training.sketch import clipped_sketch
 from core.training.spread import clipped_spread
 from core.wire import tensors
 from core.wire.messages import WorkOrder
+
+
+@dataclass(frozen=True)
+class Released:
+    """What one order's noise was drawn for. Both parts are noised; only ``update`` leaves.
+
+    ``kept`` (None unless the plan has local encoders) counts once ``update`` was accepted.
+    """
+
+    update: bytes
+    kept: bytes | None = None
 
 
 def execute(
@@ -37,12 +55,14 @@ def execute(
     secret: bytes,
     noise: NoiseSource,
     compute: Compute = CPU,
-) -> bytes:
-    """The update of an order: clipped sum plus noise as a safetensors file.
+    kept: bytes | None = None,
+) -> Released:
+    """The update of an order: clipped sum plus noise as a safetensors file; and what is kept.
 
     ``inputs`` holds the order's downloaded objects by role (``frame`` and ``weights``; none for a
-    sketch). ``secret`` (32 bytes or more) keys inclusion, coins and latent draws and never
-    leaves the site. Sensitivity and neighbouring relation: ``core.privacy.mechanism``.
+    sketch); ``kept`` what the client kept of its last accepted training round, if it has one.
+    ``secret`` (32 bytes or more) keys inclusion, coins and latent draws and never leaves the site.
+    Sensitivity and neighbouring relation: ``core.privacy.mechanism``.
     Raises ``PlanRefused`` for seeded noise outside simulation.
     """
     if not noise.private and order.spec.plan.purpose != "simulation":
@@ -57,6 +77,7 @@ def execute(
         secret=secret,
         noise=noise,
         compute=compute,
+        kept=kept,
     )
 
 
@@ -71,11 +92,24 @@ def release(
     secret: bytes,
     noise: NoiseSource,
     compute: Compute = CPU,
-) -> bytes:
+    kept: bytes | None = None,
+) -> Released:
     """``execute`` without the envelope of a work order."""
     coins = CoinStream(secret, spec.run_id, round_number, attempt)
+    if spec.kind(round_number) == "train":
+        frame = _frame(spec, inputs, client_id)
+        state = Kept.read(spec, round_number, client_id, kept)
+        weights = starting_weights(spec, client_id, frame, inputs, state)
+        sums = noised_steps(
+            spec, round_number, client_id, dataset, frame, weights, coins, noise, compute
+        )
+        update = _pack(spec, round_number, posted_part(spec, sums))
+        if state is None:
+            return Released(update)
+        after = state.after(spec, expected_batch(spec, frame, client_id), sums)
+        return Released(update, after.to_bytes(spec, round_number, client_id))
     total = clipped_total(spec, round_number, client_id, dataset, inputs, coins, compute=compute)
-    return noised_update(spec, round_number, total, noise)
+    return Released(noised_update(spec, round_number, total, noise))
 
 
 def clipped_total(
@@ -88,16 +122,18 @@ def clipped_total(
     *,
     compute: Compute = CPU,
 ) -> NDArray[np.float64]:
-    """The round's sum over clipped units [P], of L2 sensitivity ``sensitivity``. NOT noised."""
+    """The round's sum over clipped units [P], of L2 sensitivity ``sensitivity``. NOT noised.
+
+    Of a training round: the first local step's, of a client that has kept nothing.
+    """
     kind = spec.kind(round_number)
     if kind in ("sketch", "join"):
         return clipped_sketch(spec, dataset)
     frame = _frame(spec, inputs, client_id)
     if kind == "spread":
         return clipped_spread(spec, dataset, frame)
-    weights, _ = tensors.unpack(inputs["weights"])
-    phi = np.asarray(weights["phi"], np.float64)
-    return clipped_sum(spec, dataset, frame, phi, client_id, coins, compute=compute)
+    weights = starting_weights(spec, client_id, frame, inputs)
+    return clipped_sum(spec, dataset, frame, weights, client_id, coins, compute=compute)
 
 
 def noised_update(
@@ -111,6 +147,10 @@ def noised_update(
         bound=sensitivity(spec, round_number),
         noise=noise,
     )
+    return _pack(spec, round_number, update)
+
+
+def _pack(spec: RunSpec, round_number: int, update: NDArray[np.float32]) -> bytes:
     layout = layout_of(spec, round_number)
     metadata = {"layout": layout.digest, "spec": spec.digest, "round": str(round_number)}
     return tensors.pack({TENSOR: update}, metadata)

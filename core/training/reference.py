@@ -82,8 +82,11 @@ def _gradients(
     """[B, P] one gradient a record, float32 from torch, widened to float64."""
     device = next(module.parameters()).device
     residual, labels, draws = batch.inputs(places)
-    codes = batch.codes[batch.code_of[places]]
     features = batch.features(places)
+    if architecture_of(batch.spec).trains_code:  # a coin: the code is one of the weights
+        codes = 1.0 - batch.code_of[places, None]
+    else:
+        codes = batch.codes[batch.code_of[places]]
     inputs = [
         torch.as_tensor(part, dtype=torch.float32, device=device)
         for part in (residual, draws, codes, features)

@@ -72,7 +72,7 @@ def test_noise_follows_the_sensitivity_of_all_parts() -> None:
         inputs = {"frame": before.frame, "weights": before.weights}
         body = release(
             spec, 1, 1, "a", SITES[0].data, inputs, secret=worlds.SECRET, noise=seeded(1)
-        )
+        ).update
         content, _ = tensors.unpack(body)
         return np.asarray(content[TENSOR][-NULL_COORDINATES:], np.float64)
 

@@ -246,7 +246,7 @@ def joining_update(
     spec: RunSpec, number: int, data: EmbeddingDataset, noise_seed: int = 3
 ) -> bytes:
     noise = seeded(noise_seed)
-    return release(spec, number, 1, "new", data, {}, secret=worlds.SECRET, noise=noise)
+    return release(spec, number, 1, "new", data, {}, secret=worlds.SECRET, noise=noise).update
 
 
 @pytest.mark.parametrize("multiplier", [0.5, 3.0])

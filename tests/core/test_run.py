@@ -16,8 +16,8 @@ from core import errors
 from core.evaluation.baselines.class_means import class_means
 from core.evaluation.utility import tstr
 from core.federation import aggregate as aggregation
-from core.federation.plan import OptimiserPlan, PrivacyPlan, calibrate
-from core.federation.server import server_step
+from core.federation.optimiser import server_step
+from core.federation.plan import PrivacyPlan, calibrate
 from core.privacy import accounting
 from core.privacy.noise import csprng, seeded
 from core.simulation import Simulated, SimulatedSite, simulate
@@ -112,7 +112,7 @@ def job(run: Simulated, number: int) -> tuple[AggregateJob, dict[str, bytes]]:
         body = release(
             run.generator.spec, number, 1, site.name, site.data, inputs,
             secret=worlds.SECRET, noise=seeded(3),
-        )  # fmt: skip
+        ).update  # fmt: skip
         objects[sha256_of(body)] = body
         updates.append(
             AggregateInput(client_id=site.name, client=site.name, digest=sha256_of(body))
@@ -143,7 +143,7 @@ def test_aggregation_needs_updates_and_a_model(run: Simulated) -> None:
 
 @pytest.mark.parametrize("kind", ["adam", "momentum"])
 def test_server_step_is_the_textbook_optimiser(kind: str) -> None:
-    plan = OptimiserPlan.model_validate({"kind": kind, "learning_rate": 0.05})
+    spec = worlds.spec(optimiser={"kind": kind, "learning_rate": 0.05})
     phi = np.random.default_rng(0).normal(size=7)
     tensor = torch.from_numpy(phi.copy()).requires_grad_()
     theirs: torch.optim.Optimizer = (
@@ -154,7 +154,7 @@ def test_server_step_is_the_textbook_optimiser(kind: str) -> None:
     first, second = np.zeros(7), np.zeros(7)
     for step in range(1, 6):
         gradient: NDArray[np.float64] = np.random.default_rng(step).normal(size=7)
-        phi, first, second = server_step(plan, step, phi, gradient, first, second)
+        phi, first, second = server_step(spec, step, phi, gradient, first, second)
         tensor.grad = torch.from_numpy(gradient)
         theirs.step()
     np.testing.assert_allclose(phi, tensor.detach().numpy(), rtol=1e-10)

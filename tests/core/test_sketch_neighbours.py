@@ -207,8 +207,8 @@ def test_every_released_coordinate_carries_noise(number: int) -> None:
     data, inputs = worlds.clusters(50), transcript(spec, 8)
 
     def sent(seed: int) -> Vector:
-        body = release(spec, number, 1, "a", data, inputs, secret=worlds.SECRET, noise=seeded(seed))
-        return np.asarray(read_update(body, expectation(spec, number)), np.float64)
+        made = release(spec, number, 1, "a", data, inputs, secret=worlds.SECRET, noise=seeded(seed))
+        return np.asarray(read_update(made.update, expectation(spec, number)), np.float64)
 
     first, second = sent(1), sent(2)
     assert not (first == second).any()

@@ -23,7 +23,7 @@ Vector = NDArray[np.float32]
 
 def body() -> bytes:
     data = worlds.clusters(30)
-    return release(SPEC, 0, 1, "a", data, {}, secret=worlds.SECRET, noise=csprng())
+    return release(SPEC, 0, 1, "a", data, {}, secret=worlds.SECRET, noise=csprng()).update
 
 
 def changed(change: Callable[[Vector], Vector], layout: str | None = None) -> bytes:

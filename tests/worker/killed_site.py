@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 
 from core.training import local
-from tests.worker.support import Script, make_config, make_order
+from core.wire.messages import WorkOrder
+from tests.worker.support import Script, make_config, make_order, make_spec, training_inputs
 from worker.agent.site import Site
 from worker.execution import perform
 
@@ -24,9 +25,16 @@ def _wait_for_death(point: str) -> None:
     time.sleep(300)
 
 
-def main(state_dir: str, data: str, point: str) -> None:
-    order = make_order()
-    script = Script(orders=[order])
+def local_encoder_order(number: int, attempt: int = 1) -> tuple[WorkOrder, dict[str, bytes]]:
+    """A training order of a run with local encoders, and the objects that it names."""
+    spec = make_spec(model={"encoder": "local"})
+    objects, inputs = training_inputs(spec)
+    return make_order(spec, round_number=number, attempt=attempt, inputs=inputs), objects
+
+
+def main(state_dir: str, data: str, point: str, kind: str = "sketch") -> None:
+    order, objects = (make_order(), {}) if kind == "sketch" else local_encoder_order(1)
+    script = Script(orders=[order], objects=objects)
 
     def before(request: httpx.Request) -> httpx.Response | None:
         if point == "sending" and request.method == "PUT":
@@ -34,13 +42,15 @@ def main(state_dir: str, data: str, point: str) -> None:
         return None
 
     script.before = before
+    if point == "accepted":  # the coordinator has the update, its answer has not been read
+        script.after_put = lambda: _wait_for_death(point)
     real = local.execute
 
-    def execute(*args: Any, **kwargs: Any) -> bytes:
-        body = real(*args, **kwargs)
+    def execute(*args: Any, **kwargs: Any) -> local.Released:
+        released = real(*args, **kwargs)
         if point == "noise drawn":
             _wait_for_death(point)
-        return body
+        return released
 
     local.execute = execute
     with Site.open(Path(state_dir)) as site, site.lock("site-a"):

@@ -16,13 +16,17 @@ from typing import Any
 import httpx
 import numpy as np
 
+from core.federation.aggregate import pack_weights
 from core.federation.plan import EmbeddingSpace, ModelPlan, Noise, Plan, PrivacyPlan, RunSpec
 from core.federation.updates import expectation
+from core.models.build import build
+from core.models.generator import initial_weights
+from core.models.layout import shared_layout, sketch_layout, train_layout
 from core.training.compute import Compute
 from core.wire.messages import LEASE_HEADER, ObjectRef, WorkOrder
 from worker.agent.site import Site
 from worker.answers import Retry
-from worker.cache import ObjectCache
+from worker.cache import ObjectCache, digest_of_bytes
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig, SiteConfig, SiteSection
 from worker.delivery import Workplace
@@ -52,18 +56,21 @@ def make_spec(
     run_id: str = "run-1",
     noise: Noise | None = None,
     purpose: str = "production",
+    model: Mapping[str, Any] | None = None,
     **privacy: Any,
 ) -> RunSpec:
     """A small production run with noise multipliers 2 (about epsilon 3.5 at delta 1e-5)."""
     base = {"epsilon": 6.0, "delta": 1e-5, "n_max": 1000, "rounds": 2, "sample_rate": 0.5}
     base["sketch_steps"] = 1
+    sizes = {
+        "code_dim": 4, "trunk_width": 3, "latent_dim": 2, "hidden": 6, "encoder_hidden": 5,
+        "basis_rank": 5,
+    }  # fmt: skip
     plan = Plan(
         name="test",
         space="clusters",
         privacy=PrivacyPlan.model_validate(base | privacy),
-        model=ModelPlan(
-            code_dim=4, trunk_width=3, latent_dim=2, hidden=6, encoder_hidden=5, basis_rank=5
-        ),
+        model=ModelPlan.model_validate(sizes | dict(model or {})),
         purpose=purpose,
     )
     return RunSpec(
@@ -102,6 +109,22 @@ def make_order(
         max_update_bytes=expected.max_bytes,
         inputs=inputs,
     )
+
+
+def training_inputs(spec: RunSpec) -> tuple[dict[str, bytes], tuple[ObjectRef, ...]]:
+    """A frame and initial weights in which site-a and another client have codes: their bytes by
+    digest, and how an order names them. The same for the same spec.
+    """
+    draw = np.random.default_rng(5)
+    sketches = [50 * draw.normal(size=sketch_layout(spec).size) for _ in range(2)]
+    frame = build(spec, sketches, ["id-of-site-a", "id-of-b"], ["site-a", "b"])
+    phi = initial_weights(spec)[train_layout(spec).places(shared_layout(spec))]
+    bodies = {"frame": frame.to_bytes(spec.digest), "weights": pack_weights(spec, 0, phi, phi)}
+    refs = tuple(
+        ObjectRef(role=role, digest=digest_of_bytes(body), size=len(body))  # type: ignore[arg-type]
+        for role, body in bodies.items()
+    )
+    return {digest_of_bytes(body): body for body in bodies.values()}, refs
 
 
 def write_records(path: Path, *, n: int = 60, seed: int = 0) -> Path:

@@ -223,7 +223,7 @@ def _during_work(monkeypatch: pytest.MonkeyPatch, signals: int) -> None:
 
     real = local.execute
 
-    def execute(order: WorkOrder, *args: Any, **kwargs: Any) -> bytes:
+    def execute(order: WorkOrder, *args: Any, **kwargs: Any) -> local.Released:
         for _ in range(signals):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(order, *args, **kwargs)

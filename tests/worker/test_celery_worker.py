@@ -199,8 +199,8 @@ def job(config: ClientConfig, tmp_path: Path) -> tuple[AggregateJob, str]:
 
     spec, url = make_spec(), f"file://{tmp_path / 'store'}"
     records = data.load(config.data, spec.space, unit="record")
-    body = local.execute(make_order(spec), records, {}, secret=bytes(32), noise=csprng())
-    stored = ObjectStore(url).put(body)
+    released = local.execute(make_order(spec), records, {}, secret=bytes(32), noise=csprng())
+    stored = ObjectStore(url).put(released.update)
     update = AggregateInput(client_id="id-of-site-a", client="site-a", digest=stored.digest)
     made = AggregateJob(
         job_id="job-1", lease_token="job-lease", lease_s=60, run_id=spec.run_id, round_number=0,

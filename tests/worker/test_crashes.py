@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 from core import data
 from core.training import local
 from core.wire.messages import WorkOrder
+from tests.worker.killed_site import local_encoder_order
 from tests.worker.support import Killed, Script, make_order
+from worker.agent.records import AttemptKey
 from worker.agent.site import Site
 from worker.agent.spend import SiteLedger
 from worker.cache import digest_of_bytes
@@ -54,18 +56,25 @@ CRASHES = [f"{when} {name}" for name in POINTS for when in ("before", "after")] 
 class World:
     """A coordinator that reissues what is given back, and a count of real noise draws."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.script = Script(orders=[make_order()])
-        self.script.reissue = lambda attempt: make_order(attempt=attempt)
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        make: Callable[[int], WorkOrder] = lambda attempt: make_order(attempt=attempt),
+    ) -> None:
+        self.script = Script(orders=[make(1)], reissue=make)
         self.executed: Counter[int] = Counter()
         self.produced: defaultdict[int, set[bytes]] = defaultdict(set)
+        self.released: dict[str, local.Released] = {}  # by the update's digest
+        self.given: list[bytes | None] = []  # what each execution was told that was kept
         real = local.execute
 
-        def execute(order: WorkOrder, *args: Any, **kwargs: Any) -> bytes:
+        def execute(order: WorkOrder, *args: Any, **kwargs: Any) -> local.Released:
             self.executed[order.attempt] += 1
-            body = real(order, *args, **kwargs)
-            self.produced[order.attempt].add(body)
-            return body
+            released = real(order, *args, **kwargs)
+            self.produced[order.attempt].add(released.update)
+            self.released[digest_of_bytes(released.update)] = released
+            self.given.append(kwargs["kept"])
+            return released
 
         monkeypatch.setattr(local, "execute", execute)
 
@@ -127,13 +136,14 @@ def life(state_dir: Path, config: ClientConfig, world: World) -> bool:
     pytest.fail("the work never ended")
 
 
-def check(state_dir: Path, config: ClientConfig, world: World) -> None:
+def check(state_dir: Path, config: ClientConfig, world: World, number: int = 0) -> None:
     assert len(world.script.accepted) == 1
     assert all(count == 1 for count in world.executed.values())
     for attempt, digests in world.sent().items():
         assert digests == {digest_of_bytes(body) for body in world.produced[attempt]}
     with Site.open(state_dir) as site:
-        rows = site.ledger.entries(config.population)
+        every = site.ledger.entries(config.population)
+        rows = [row for row in every if row.key.round_number == number]
         charged = Counter(row.key.attempt for row in rows if row.kind == "reserve")
         committed = [row.key.attempt for row in rows if row.kind == "commit"]
         lost = [row.key.attempt for row in rows if row.kind == "lost"]
@@ -180,13 +190,13 @@ def test_several_deaths_in_a_row(
 
 
 @pytest.fixture
-def killed(state_dir: Path, config: ClientConfig) -> Callable[[str], None]:
+def killed(state_dir: Path, config: ClientConfig) -> Callable[..., None]:
     """Run an order in a process of its own up to a point, then SIGKILL it."""
 
-    def run(point: str) -> None:
+    def run(point: str, kind: str = "sketch") -> None:
         command = [sys.executable, "-m", "tests.worker.killed_site"]
         process = subprocess.Popen(
-            [*command, str(state_dir), str(config.data), point],
+            [*command, str(state_dir), str(config.data), point, kind],
             cwd=ROOT, stdout=subprocess.PIPE, text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
@@ -231,3 +241,60 @@ def test_sigkill_after_the_noise_was_drawn_loses_the_attempt(
         assert perform(script.orders[0], config, script.place(site)) is Outcome.ACCEPTED
         kinds = [(row.kind, row.key.attempt) for row in site.ledger.entries()]
         assert kinds == [("reserve", 1), ("lost", 1), ("reserve", 2), ("commit", 2)]
+
+
+# --- what a client keeps ---
+
+
+def local_encoder_world(monkeypatch: pytest.MonkeyPatch, number: int) -> World:
+    """A training round of a run with local encoders."""
+    world = World(monkeypatch, lambda attempt: local_encoder_order(number, attempt)[0])
+    world.script.objects = local_encoder_order(number)[1]
+    return world
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_after_one_death_anywhere_the_accepted_attempts_encoder_goes_on(
+    crash: str, state_dir: Path, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all attempts of a round, the next one begins with what the accepted one has kept."""
+    with monkeypatch.context() as patch:
+        one = local_encoder_world(patch, 1)
+        arm(crash, one, patch)
+        assert [life(state_dir, config, one) for _ in range(2)] == [False, True]
+        check(state_dir, config, one, 1)
+    assert set(one.given) <= {None}
+    (digest,) = one.script.accepted.values()
+    accepted = one.released[digest].kept
+    assert accepted is not None
+    assert all(other.kept != accepted for name, other in one.released.items() if name != digest)
+    with monkeypatch.context() as patch:
+        two = local_encoder_world(patch, 2)
+        assert life(state_dir, config, two)
+    assert two.given == [accepted]
+    with Site.open(state_dir) as site:
+        (left,) = site.ledger._db.execute("SELECT round, attempt FROM kept").fetchall()
+        assert left == (2, 1)
+
+
+@pytest.mark.parametrize("point", ["noise drawn", "sending", "accepted"])
+def test_sigkill_with_a_local_encoder(
+    killed: Callable[..., None], point: str, state_dir: Path, config: ClientConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    killed(point, "train")
+    order = local_encoder_order(2)[0]
+    with Site.open(state_dir) as site:
+        stored = site.ledger._db.execute("SELECT body FROM kept").fetchall()
+        assert site.ledger.kept(AttemptKey.of(order)) is None  # no answer is known yet
+    world = local_encoder_world(monkeypatch, 1)
+    assert life(state_dir, config, world)
+    (digest,) = world.script.accepted.values()
+    with Site.open(state_dir) as site:
+        kept = site.ledger.kept(AttemptKey.of(order))
+        if point == "noise drawn":  # that attempt is lost, and what it would have kept with it
+            assert stored == []
+            assert kept == world.released[digest].kept
+        else:
+            assert stored == [(kept,)]
+            assert world.executed == {}

@@ -17,6 +17,8 @@ from core import data
 from core.federation.aggregate import aggregate
 from core.federation.updates import check_update, expectation
 from core.privacy import accounting
+from core.synthesis.sampler import Generator
+from core.training.local import Released
 from core.wire.messages import AggregateInput, AggregateJob, ObjectRef
 from tests.worker.support import (
     Script,
@@ -26,6 +28,7 @@ from tests.worker.support import (
     problem,
     write_records,
 )
+from worker.agent.records import AttemptKey
 from worker.agent.site import Site
 from worker.cache import digest_of_bytes
 from worker.config import ClientConfig
@@ -101,11 +104,53 @@ def test_a_training_round_end_to_end(site: Site, config: ClientConfig) -> None:
     assert kinds(site) == ["reserve", "commit"] * 2
 
 
+def test_rounds_with_everything_of_ones_own(site: Site, config: ClientConfig) -> None:
+    """Local steps, a trained code and a local encoder: orders, aggregation and what is kept."""
+    spec = make_spec(model={"codes": "trained", "encoder": "local"}, local_steps=2)
+    script, files, kept = Script(), {}, []
+    for number in range(3):
+        inputs = tuple(
+            ObjectRef(role=role, digest=digest_of_bytes(files[role]), size=len(files[role]))
+            for role in ("frame", "weights") if files
+        )  # fmt: skip
+        order = make_order(spec, round_number=number, inputs=inputs)
+        script.orders = [order]
+        assert perform(order, config, script.place(site)) is Outcome.ACCEPTED
+        digest = script.puts[-1][1]
+        check_update(script.bodies[digest], expectation(spec, number))
+        job = AggregateJob(
+            job_id="j", lease_token="l", lease_s=60, run_id=spec.run_id, round_number=number,
+            kind=order.kind, spec=spec,
+            updates=(AggregateInput(client_id=order.client_id, client="site-a", digest=digest),),
+            **{role: digest_of_bytes(body) for role, body in files.items()},
+        )  # fmt: skip
+        made = aggregate(job, (script.bodies | script.objects).__getitem__)
+        files = {role: getattr(made, role) for role in ("frame", "weights", "optimiser")}
+        script.objects = {digest_of_bytes(body): body for body in files.values()}
+        key = AttemptKey.of(make_order(spec, round_number=number))
+        kept.append(site.ledger.kept(key._replace(round_number=number + 1)))
+    assert kinds(site) == ["reserve", "commit"] * 3
+    assert kept[0] is None
+    assert None not in kept[1:]
+    assert kept[1] != kept[2]
+    executed = [entry.event.steps for entry in site.ledger.entries() if entry.kind == "commit"]
+    assert executed == [1, 2, 2]
+    assert site.ledger.epsilon(config.population, 1e-5) == accounting.epsilon(spec.events(), 1e-5)
+    generator = Generator.load(files["frame"], files["weights"], spec)
+    assert generator.network_code({"site-a": 1.0}).any()
+
+
 def refused_orders() -> dict[str, Any]:
     spec = make_spec()
     return {
         "little noise": (make_order(spec), {"min_noise_multiplier": 5.0}),
         "inflated q": (make_order(make_spec(sample_rate=1.0)), {"max_sample_rate": 0.5}),
+        "one charge for two steps": (
+            make_order(make_spec(local_steps=2), round_number=1).model_copy(
+                update={"event": make_spec().event(1)}
+            ),
+            {},
+        ),
         "booked event differs": (
             make_order(spec).model_copy(
                 update={
@@ -260,7 +305,7 @@ def test_a_nan_record_contributes_nothing_and_is_counted_in_the_sites_log_only(
 def test_an_unforeseen_error_is_logged_without_its_text(
     site: Site, config: ClientConfig, monkeypatch: pytest.MonkeyPatch, log: list[Any]
 ) -> None:
-    def execute(*_: Any, **__: Any) -> bytes:
+    def execute(*_: Any, **__: Any) -> None:
         raise RuntimeError("x = [0.123, 0.456]")
 
     monkeypatch.setattr("core.training.local.execute", execute)
@@ -393,9 +438,9 @@ def test_a_full_disk_is_named_and_costs_no_second_execution(
         (pages,) = db.execute("PRAGMA page_count").fetchone()
         db.execute(f"PRAGMA max_page_count = {pages}")
 
-    def execute(*_: Any, **__: Any) -> bytes:
+    def execute(*_: Any, **__: Any) -> Released:
         fill()
-        return b"x" * 100_000
+        return Released(b"x" * 100_000)
 
     monkeypatch.setattr("core.training.local.execute", execute)
     if when == "reserve":

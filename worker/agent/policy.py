@@ -60,7 +60,7 @@ def _same_order(order: WorkOrder, config: ClientConfig) -> None:
             "the event that the coordinator booked is not the one that the plan implies "
             f"(noise multiplier {order.event.noise_multiplier:g} for "
             f"{planned.noise_multiplier:g}, sample rate {order.event.sample_rate:g} for "
-            f"{planned.sample_rate:g})",
+            f"{planned.sample_rate:g}, steps {order.event.steps} for {planned.steps})",
             "event",
         )
 

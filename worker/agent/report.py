@@ -75,7 +75,7 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
             markup=False,
             highlight=False,
         )
-        table = Table("at", "kind", "run", "round", "attempt", "client", "noise", "rate")
+        table = Table("at", "kind", "run", "round", "attempt", "client", "noise", "rate", "steps")
         for entry in account["entries"]:
             event = entry["event"]
             table.add_row(
@@ -87,5 +87,6 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
                 entry["client"],
                 f"{event['noise_multiplier']:.4g}",
                 f"{event['sample_rate']:g}",
+                str(event["steps"]),
             )
         console.print(table)

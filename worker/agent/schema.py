@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
-# Tables whose rows stay as they are. ``payload`` may lose a row, but only once it was delivered.
+# Tables whose rows stay as they are. ``payload`` may lose a row, but only once it was delivered,
+# ``kept`` once it is of no more use.
 APPEND_ONLY = ("site", "binding", "entry", "lease", "stored", "delivery")
-UNCHANGEABLE = (*APPEND_ONLY, "payload")
+UNCHANGEABLE = (*APPEND_ONLY, "payload", "kept")
 
 TABLES = """
 CREATE TABLE site (
@@ -96,12 +97,53 @@ BEGIN SELECT RAISE(ABORT, 'undelivered bytes stay'); END;
 """
 
 
+# What a client keeps of a training round (noised): of use from when its update was accepted until a
+# later round's was. Which rows count is not stored but follows from delivery.
+_ACCEPTED = """EXISTS (
+    SELECT 1 FROM stored s JOIN delivery d USING (update_id)
+    WHERE s.run_id = {row}.run_id AND s.round = {row}.round AND s.attempt = {row}.attempt
+      AND s.client = {row}.client AND d.outcome {outcome} 'accepted'
+)"""
+_LATER = f"""EXISTS (
+    SELECT 1 FROM kept k
+    WHERE k.run_id = OLD.run_id AND k.client = OLD.client AND k.round > OLD.round
+      AND {_ACCEPTED.format(row="k", outcome="=")}
+)"""  # noqa: S608 (constants only)
+KEPT = (
+    """CREATE TABLE kept (
+    run_id      TEXT NOT NULL,
+    round       INTEGER NOT NULL,
+    attempt     INTEGER NOT NULL,
+    client      TEXT NOT NULL,
+    digest      TEXT NOT NULL,
+    body        BLOB NOT NULL,
+    PRIMARY KEY (run_id, round, attempt, client),
+    FOREIGN KEY (run_id, round, attempt, client)
+        REFERENCES stored (run_id, round, attempt, client)
+) STRICT""",
+    f"""CREATE TRIGGER kept_while_of_use BEFORE DELETE ON kept
+WHEN NOT {_ACCEPTED.format(row="OLD", outcome="<>")} AND NOT {_LATER}
+BEGIN SELECT RAISE(ABORT, 'what is kept stays while it is of use'); END""",
+)
+
+
+def _append_only(table: str, verb: str) -> str:
+    return (
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+    )
+
+
+# Version -> the statements that lead to the next one.
+MIGRATIONS = {1: (*KEPT, _append_only("kept", "UPDATE"))}
+
+
 def script() -> str:
     """The whole schema, as SQL statements."""
     triggers = [
-        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;"
+        _append_only(table, verb)
         for verb, tables in (("UPDATE", UNCHANGEABLE), ("DELETE", APPEND_ONLY))
         for table in tables
     ]
-    return "\n".join((TABLES, *triggers, f"PRAGMA user_version = {VERSION};\n"))
+    rest = "".join(f"{statement};\n" for statement in (*KEPT, *triggers))
+    return f"{TABLES}\n{rest}PRAGMA user_version = {VERSION};\n"

@@ -6,6 +6,8 @@ Guarantees, on which ``worker.execution`` builds:
   is executed at most once: executed <= charged, also after ``kill -9`` at any point.
 * The row ``commit`` and the noised bytes appear in one transaction, before anything is sent.
   There is one byte string per attempt, and a resend is that string.
+* What a client keeps of a round appears in that transaction, too, and counts once the update was
+  accepted (``worker.agent.state``).
 * Rows are append-only (triggers). A reservation without a commit stays charged: it is ``lost``.
 * Epsilon is recomputed from the events each time, never stored.
 
@@ -26,7 +28,7 @@ import uuid_utils
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import WorkOrder
-from worker.agent import schema
+from worker.agent import schema, state
 from worker.agent.records import Attempt, AttemptKey, Entry, StoredUpdate, charged
 from worker.cache import digest_of_bytes
 from worker.config import ClientConfig
@@ -117,6 +119,10 @@ class SiteLedger:
         found = self._updates(_KEY, key)
         return found[0] if found else None
 
+    def kept(self, key: AttemptKey) -> bytes | None:
+        """What the client kept of its last accepted round of this run before this attempt's."""
+        return state.latest(self._db, key)
+
     # --- writing ---
 
     def reserve(
@@ -157,7 +163,7 @@ class SiteLedger:
                     mend="Put the old file back, or wait for a run that starts after the change.",
                 )
 
-    def commit(self, key: AttemptKey, body: bytes) -> StoredUpdate:
+    def commit(self, key: AttemptKey, body: bytes, kept: bytes | None = None) -> StoredUpdate:
         """Noise was drawn: book it and keep the bytes, in one transaction, before sending."""
         update_id, digest = str(uuid_utils.uuid7()), digest_of_bytes(body)
         with self._transaction():
@@ -167,6 +173,8 @@ class SiteLedger:
                 (update_id, *key, digest, len(body), _now()),
             )
             self._db.execute("INSERT INTO payload VALUES (?, ?)", (update_id, body))
+            if kept is not None:
+                state.store(self._db, key, kept)
         stored = self.update_of(key)
         if stored is None:
             raise SiteStateError(f"attempt {key} vanished from the ledger while it was committed.")
@@ -185,6 +193,7 @@ class SiteLedger:
                 (update_id, outcome, _now()),
             )
             self._db.execute("DELETE FROM payload WHERE update_id = ?", (update_id,))
+            state.forget_useless(self._db, update_id)
 
     # --- inside ---
 
@@ -192,6 +201,8 @@ class SiteLedger:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version == 0 and site_id is not None:
             self._create(site_id)
+        elif 0 < version < schema.VERSION:
+            self._migrate()
         elif version != schema.VERSION:
             raise SiteStateError(
                 f"{self.path} has schema version {version}, this software knows {schema.VERSION}.",
@@ -202,6 +213,15 @@ class SiteLedger:
         quoted = site_id.replace("'", "''")
         first_row = f"INSERT INTO site VALUES ('{quoted}', '{_now()}');\n"  # noqa: S608
         self._db.executescript(f"BEGIN IMMEDIATE;\n{schema.script()}{first_row}COMMIT;")
+
+    def _migrate(self) -> None:
+        """Add what later versions of the schema have more; rows stay as they are."""
+        with self._transaction():
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            for number in range(version, schema.VERSION):
+                for statement in schema.MIGRATIONS[number]:
+                    self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {schema.VERSION}")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
