@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from core.models.architecture import Activation, Conditioning, Form, from_plan
+from core.models.architecture import Activation, Conditioning, Form, Prior, from_plan
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent, release
 
@@ -189,6 +189,11 @@ class ModelPlan(Frozen):
     conditioning_dim: int = Field(
         default=8, ge=1, le=1_024, description="Width of that trained vector."
     )
+    prior: Prior = Field(
+        default="class",
+        description="Of latent vectors: class, trained for each class and shifted by the code; "
+        "standard, N(0, I) for every class and code.",
+    )
     basis_rank: int = Field(
         default=32, ge=1, le=8_192, description="Residuals live in this many directions."
     )
@@ -291,7 +296,8 @@ class Plan(Frozen):
             if group not in groups:
                 raise ValueError(
                     f"privacy.block_clip_norms.{group}: a model of form {self.model.form!r} with "
-                    f"conditioning {self.model.conditioning!r} has no such blocks; leave it out"
+                    f"conditioning {self.model.conditioning!r} and prior {self.model.prior!r} has "
+                    "no such blocks; leave it out"
                 )
         return self
 
