@@ -134,6 +134,11 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     gradient = total / (spec.plan.privacy.sample_rate * units)
     previous, _ = tensors.unpack(weights_body)
     state, _ = tensors.unpack(optimiser_body)
+    if spec.plan.regulariser.active:
+        from core.training.free_terms import free_gradient  # torch: slow to import, seldom needed
+
+        at = np.asarray(state["phi"], np.float64)
+        gradient = gradient + free_gradient(spec, frame, at, job.round_number)
     step = job.round_number - spec.sketch_rounds + 1
     phi, first, second = server_step(
         spec,

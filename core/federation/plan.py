@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from core.federation.regulariser import RegulariserPlan
 from core.models.architecture import Activation, Conditioning, Form, Prior, from_plan
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent, release
@@ -274,6 +275,7 @@ class Plan(Frozen):
     model: ModelPlan = ModelPlan()
     sketch: SketchPlan = SketchPlan()
     optimiser: OptimiserPlan = OptimiserPlan()
+    regulariser: RegulariserPlan = RegulariserPlan()
     round: RoundPlan = RoundPlan()
     aggregation: Literal["plain"] = "plain"
     joining: Literal["invited", "open"] = Field(
@@ -299,6 +301,12 @@ class Plan(Frozen):
                     f"conditioning {self.model.conditioning!r} and prior {self.model.prior!r} has "
                     "no such blocks; leave it out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _free_terms_can_act(self) -> Plan:
+        feature_weight, rounds = self.sketch.feature_weight, self.privacy.rounds
+        self.regulariser.require(feature_weight=feature_weight, rounds=rounds)
         return self
 
     @model_validator(mode="after")
