@@ -11,7 +11,7 @@ free: gradients are those of reparameterised samples. Released codes are centred
 shares their class means are the pooled ones, which the targets are of, too.
 
 A second gap, the linear part of the kernel, is that of the rows' coordinates in the frame's basis
-(phi moves nothing else) to those of the released class means.
+(phi moves rows in no other direction) to those of the released class means.
 
 Noise. t = true mean + noise of known squared length N on average, f coordinates of variance
 ``target_variance``. Pulling the generator onto t would teach it the noise. So the gradient of a
