@@ -145,8 +145,12 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
         second=np.asarray(kept["second"], np.float64),
     )
     step = job.round_number - spec.sketch_rounds + 1
-    gradient = Gradient(total[posted.places(shared)] / batch, noise_std)
-    after = advance(spec, frame, step, before, gradient)
+    mean = total[posted.places(shared)] / batch
+    if spec.plan.regulariser.active:
+        from core.training.free_terms import free_gradient  # torch: slow to import, seldom needed
+
+        mean = mean + free_gradient(spec, frame, before.phi, job.round_number)
+    after = advance(spec, frame, step, before, Gradient(mean, noise_std))
     own = Offsets.read(spec, previous, kept)
     if own is not None:
         own = own.after(spec, frame, codes, average_decay(spec, step))

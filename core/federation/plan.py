@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from core.models.architecture import Activation, Conditioning, Form, from_plan
+from core.federation.regulariser import RegulariserPlan
+from core.models.architecture import Activation, Conditioning, Form, Prior, from_plan
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent, release
 
@@ -243,6 +244,11 @@ class ModelPlan(Frozen):
         description="An auxiliary classifier of whole embeddings, trained in the same rounds; it "
         "guides the labels of samples.",
     )
+    prior: Prior = Field(
+        default="class",
+        description="Of latent vectors: class, trained for each class and shifted by the code; "
+        "standard, N(0, I) for every class and code.",
+    )
     basis_rank: int = Field(
         default=32, ge=1, le=8_192, description="Residuals live in this many directions."
     )
@@ -349,6 +355,7 @@ class Plan(Frozen):
     sketch: SketchPlan = SketchPlan()
     optimiser: OptimiserPlan = OptimiserPlan()
     guidance: GuidancePlan = GuidancePlan()
+    regulariser: RegulariserPlan = RegulariserPlan()
     round: RoundPlan = RoundPlan()
     aggregation: Literal["plain"] = "plain"
     joining: Literal["invited", "open"] = Field(
@@ -371,7 +378,8 @@ class Plan(Frozen):
             if group not in groups:
                 raise ValueError(
                     f"privacy.block_clip_norms.{group}: a model of form {self.model.form!r} with "
-                    f"conditioning {self.model.conditioning!r} and codes {self.model.codes!r} has "
+                    f"conditioning {self.model.conditioning!r}, codes {self.model.codes!r} and "
+                    f"prior {self.model.prior!r} has "
                     "no such blocks; leave it out"
                 )
         return self
@@ -383,6 +391,12 @@ class Plan(Frozen):
                 "privacy.clip_norm: 0 without a classifier leaves rounds nothing to train; "
                 "set model.classifier = 'linear' or rounds = 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _free_terms_can_act(self) -> Plan:
+        feature_weight, rounds = self.sketch.feature_weight, self.privacy.rounds
+        self.regulariser.require(feature_weight=feature_weight, rounds=rounds)
         return self
 
     @model_validator(mode="after")

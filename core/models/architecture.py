@@ -10,7 +10,8 @@ lowrank   two factors whose product is added to a shared weight and its bias
 full      every weight and bias (the form of the FedHypeVAE abstract)
 ========  =======================================================================================
 
-and, in all forms, a shift of each class's prior mean. ``blocks`` is the flat vector's order.
+and, in all forms, a shift of each class's prior mean, unless the prior is N(0, I) for all.
+``blocks`` is the flat vector's order.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Form = Literal["film", "lowrank", "full"]
 Activation = Literal["tanh", "relu", "gelu", "silu"]
 Conditioning = Literal["concat", "embedding"]
+Prior = Literal["class", "standard"]
 Shape = tuple[int, ...]
 
 
@@ -38,6 +40,7 @@ class Architecture:
     and ``encoder`` are widths of hidden layers, at least one each; ``classifier`` those of the
     auxiliary classifier over ``classifier_inputs`` features ((): linear; None: no such head).
     ``rank`` belongs to the form ``lowrank``, ``conditioning_dim`` to conditioning by embedding.
+    ``prior`` of latent vectors: trained for each class and shifted by the code, or N(0, I).
     With ``trains_code`` the client's code is a parameter as well.
     """
 
@@ -54,6 +57,7 @@ class Architecture:
     conditioning: Conditioning = "concat"
     conditioning_dim: int = 8
     beta: float = 1.0
+    prior: Prior = "class"
     classifier: tuple[int, ...] | None = None
     classifier_inputs: int = 0
     trains_code: bool = False
@@ -114,9 +118,10 @@ class Architecture:
         width = self.trunk[-1]
         for name, size in self.generated.items():
             blocks += [(f"heads.{name}.weight", (size, width)), (f"heads.{name}.bias", (size,))]
-        # No bias: the table of priors is its bias.
-        blocks.append(("heads.prior.weight", (self.classes * self.latent_dim, width)))
-        blocks.append(("prior.weight", (2 * self.latent_dim, self.classes)))
+        if self.prior == "class":
+            # No bias: the table of priors is its bias.
+            blocks.append(("heads.prior.weight", (self.classes * self.latent_dim, width)))
+            blocks.append(("prior.weight", (2 * self.latent_dim, self.classes)))
         if self.conditioning == "embedding":
             blocks.append(("conditioning.weight", (self.conditioning_dim, self.classes)))
         if self.form != "full":
@@ -178,4 +183,5 @@ def from_plan(model: ModelPlan, dim: int, classes: int) -> Architecture:
         classifier=() if model.classifier == "linear" else None,
         classifier_inputs=dim if model.classifier == "linear" else 0,
         trains_code=model.codes == "trained",
+        prior=model.prior,
     )

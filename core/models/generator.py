@@ -115,8 +115,11 @@ def generate(network: Architecture, weights: Weights, code: Vector) -> Generated
     if network.form == "film":
         halves = [np.split(made[f"film_{layer}"], 2) for layer in range(len(network.decoder))]
         film = tuple((1.0 + scale, shift) for scale, shift in halves)
-    prior = weights["prior.weight"].T  # [C, 2z]
-    shift = (weights["heads.prior.weight"] @ trunk).reshape(network.classes, network.latent_dim)
+    mean, log_std = np.zeros((2, network.classes, network.latent_dim))
+    if network.prior == "class":
+        own, raw = np.split(np.asarray(weights["prior.weight"].T, np.float64), 2, axis=1)
+        shift = weights["heads.prior.weight"] @ trunk
+        mean, log_std = own + shift.reshape(own.shape), soft_bound(raw)
     conditions = np.eye(network.classes)
     if network.conditioning == "embedding":
         conditions = np.asarray(weights["conditioning.weight"].T, np.float64)
@@ -126,8 +129,8 @@ def generate(network: Architecture, weights: Weights, code: Vector) -> Generated
             _layer(network, weights, made, index) for index in range(len(network.decoder) + 1)
         ),
         film=film,
-        prior_mean=prior[:, : network.latent_dim] + shift,
-        prior_log_std=soft_bound(prior[:, network.latent_dim :]),
+        prior_mean=mean,
+        prior_log_std=log_std,
         conditions=conditions,
     )
 

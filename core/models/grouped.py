@@ -75,15 +75,18 @@ def trunk_outputs(network: Architecture, weights: Weights, codes: Tensor) -> lis
 
 
 def generate(network: Architecture, weights: Weights, trunk: Tensor) -> dict[str, Tensor]:
-    """What the heads make of trunk outputs [K, t]: name -> [K, size]; and ``prior`` [K, C, z]."""
+    """What the heads make of trunk outputs [K, t]: name -> [K, size]; and ``prior`` [K, C, z], if
+    priors are the classes' own.
+    """
     made = {
         name: functional.linear(
             trunk, weights[f"heads.{name}.weight"], weights[f"heads.{name}.bias"]
         )
         for name in network.generated
     }
-    prior = functional.linear(trunk, weights["heads.prior.weight"])
-    made["prior"] = prior.view(-1, network.classes, network.latent_dim)
+    if network.prior == "class":
+        prior = functional.linear(trunk, weights["heads.prior.weight"])
+        made["prior"] = prior.view(-1, network.classes, network.latent_dim)
     return made
 
 

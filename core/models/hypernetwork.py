@@ -28,9 +28,11 @@ class HyperCVAE(nn.Module):
         heads: dict[str, nn.Module] = {
             name: nn.Linear(width, size) for name, size in network.generated.items()
         }
-        heads["prior"] = nn.Linear(width, network.classes * network.latent_dim, bias=False)
+        if network.prior == "class":
+            heads["prior"] = nn.Linear(width, network.classes * network.latent_dim, bias=False)
         self.heads = nn.ModuleDict(heads)
-        self.prior = nn.Linear(network.classes, 2 * network.latent_dim, bias=False)
+        if network.prior == "class":
+            self.prior = nn.Linear(network.classes, 2 * network.latent_dim, bias=False)
         if network.conditioning == "embedding":
             self.conditioning = nn.Linear(network.classes, network.conditioning_dim, bias=False)
         if network.form != "full":

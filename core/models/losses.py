@@ -49,7 +49,9 @@ class Layers(Protocol):
         """Hidden units [B, h] of a decoder layer, scaled and shifted if the form does so."""
 
     def prior_shift(self, labels: Tensor) -> Tensor:
-        """[B, z] shift of the prior mean of each record's class under its code."""
+        """[B, z] shift of the prior mean of each record's class under its code; asked for only if
+        priors are the classes' own.
+        """
 
 
 def activate(kind: Activation, values: Tensor) -> Tensor:
@@ -78,10 +80,7 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 def record_losses(network: Architecture, layers: Layers, records: Records) -> Tensor:
     """[B] 0.5 |rho - decoded|^2 + beta KL(q || prior of its class) (+ cross-entropy)."""
     labels, kind = records.labels, network.activation
-    if network.conditioning == "embedding":
-        condition = layers.table("conditioning", labels)
-    else:
-        condition = one_hot(labels, network.classes).to(records.residual.dtype)
+    condition = conditions(network, layers, labels, records.residual.dtype)
 
     seen = torch.cat([records.residual, condition], dim=1)
     for layer in range(len(network.encoder)):
@@ -91,14 +90,8 @@ def record_losses(network: Architecture, layers: Layers, records: Records) -> Te
     log_std = soft_bound(raw)
     latent = mean + log_std.exp() * records.draws
 
-    hidden = torch.cat([latent, condition], dim=1)
-    for layer in range(len(network.decoder)):
-        hidden = layers.modulate(layer, activate(kind, layers.decoder(layer, hidden)))
-    decoded = layers.decoder(len(network.decoder), hidden)
-
-    prior_mean, prior_raw = layers.table("prior", labels).chunk(2, dim=1)
-    prior_mean = prior_mean + layers.prior_shift(labels)
-    prior_log_std = soft_bound(prior_raw)
+    decoded = decode(network, layers, latent, condition)
+    prior_mean, prior_log_std = class_prior(network, layers, labels, latent)
     gap = log_std - prior_log_std
     distance = ((mean - prior_mean) * (-prior_log_std).exp()).square()
     divergence = (0.5 * ((2.0 * gap).exp() + distance - 1.0) - gap).sum(1)
@@ -107,6 +100,33 @@ def record_losses(network: Architecture, layers: Layers, records: Records) -> Te
     if network.classifier is None:
         return losses
     return losses + _classification(network, layers, records)
+
+
+def conditions(network: Architecture, layers: Layers, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, k] what encoder and decoder are told of each record's class."""
+    if network.conditioning == "embedding":
+        return layers.table("conditioning", labels)
+    return one_hot(labels, network.classes).to(dtype)
+
+
+def decode(network: Architecture, layers: Layers, latent: Tensor, condition: Tensor) -> Tensor:
+    """[B, r] residuals from latent vectors [B, z] and conditions [B, k]."""
+    hidden = torch.cat([latent, condition], dim=1)
+    for layer in range(len(network.decoder)):
+        hidden = layers.modulate(layer, activate(network.activation, layers.decoder(layer, hidden)))
+    return layers.decoder(len(network.decoder), hidden)
+
+
+def class_prior(
+    network: Architecture, layers: Layers, labels: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(mean, log std) [B, z] of the prior of each record's class under its code; zeros of the kind
+    of ``like`` [B, z] where the prior is N(0, I).
+    """
+    if network.prior == "standard":
+        return torch.zeros_like(like), torch.zeros_like(like)
+    mean, raw = layers.table("prior", labels).chunk(2, dim=1)
+    return mean + layers.prior_shift(labels), soft_bound(raw)
 
 
 def _classification(network: Architecture, layers: Layers, records: Records) -> Tensor:

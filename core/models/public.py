@@ -20,9 +20,11 @@ class Purpose(IntEnum):
     INITIAL_WEIGHTS = 3
     PROJECTION = 4
     FREQUENCIES = 5
+    MMD = 6
+    LIPSCHITZ = 7
 
 
-def stream(spec: RunSpec, purpose: Purpose) -> np.random.Generator:
-    """The generator of one purpose, from its beginning."""
-    key, counter = spec.plan.seed, [0, 0, 0, int(purpose)]
+def stream(spec: RunSpec, purpose: Purpose, part: int = 0) -> np.random.Generator:
+    """The generator of one purpose, from its beginning; of its parts, such as rounds, each one."""
+    key, counter = spec.plan.seed, [0, 0, part, int(purpose)]
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -50,7 +50,8 @@ class Sums:
             else zeros(codes, size)
             for name, size in network.generated.items()
         }
-        self.heads["prior"] = zeros(codes, network.classes * network.latent_dim)
+        if network.prior == "class":
+            self.heads["prior"] = zeros(codes, network.classes * network.latent_dim)
         groups = ["trunk", "code"] if network.trains_code else ["trunk"]
         self.trunk = {group: zeros(codes, network.trunk[-1]) for group in groups}
 

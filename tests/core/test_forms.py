@@ -26,6 +26,7 @@ MODELS: list[dict[str, Any]] = [
     {"form": "film", "activation": "gelu", "hidden_layers": 2},
     {"form": "lowrank", "lowrank": 2, "conditioning": "embedding", "conditioning_dim": 3},
     {"form": "full", "activation": "silu", "trunk_layers": 2, "encoder_layers": 2},
+    *({"form": form, "prior": "standard"} for form in ("film", "lowrank", "full")),
 ]
 
 
@@ -43,7 +44,7 @@ def phi(done: Simulated) -> np.ndarray:
     return np.asarray(content["phi"], np.float64)
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model["form"]))
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: "-".join(map(str, model.values())))
 def test_a_run_of_every_form_gives_rows_and_the_same_ones_by_either_engine(
     model: dict[str, Any],
 ) -> None:

@@ -26,6 +26,7 @@ from core.models.architecture import (
     Architecture,
     Conditioning,
     Form,
+    Prior,
     group_of,
 )
 from core.models.generator import initial_weights
@@ -46,6 +47,7 @@ Vector = NDArray[np.float64]
 FORMS: tuple[Form, ...] = ("film", "lowrank", "full")
 ACTIVATIONS: tuple[Activation, ...] = ("tanh", "relu", "gelu", "silu")
 CONDITIONINGS: tuple[Conditioning, ...] = ("concat", "embedding")
+PRIORS: tuple[Prior, ...] = ("class", "standard")
 UNCLIPPED = ClipRule(1e300)
 # Nothing stands in for a GPU: its kernels and its rounding are what these tests are about. The same
 # assertions on the CPU never skip.
@@ -261,6 +263,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
         conditioning=draw(st.sampled_from(CONDITIONINGS)),
         conditioning_dim=draw(st.integers(1, 4)),
         beta=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        prior=draw(st.sampled_from(PRIORS)),
         classifier=classifier,
         classifier_inputs=draw(st.integers(1, 4)) if classifier is not None else 0,
         trains_code=draw(st.booleans()),
@@ -291,15 +294,16 @@ def test_any_architecture_any_units_any_rule(data: st.DataObject) -> None:
     assert close(world.ghost(rule, tile=data.draw(st.integers(1, 40))), world.slow(rule), 1e-10)
 
 
+@pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("trains_code", [False, True])
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("form", FORMS)
 def test_sum_and_norms_of_every_kind_of_network(
-    form: Form, activation: Activation, conditioning: Conditioning, trains_code: bool
+    form: Form, activation: Activation, conditioning: Conditioning, trains_code: bool, prior: Prior
 ) -> None:
     network = network_of(
-        form, activation=activation, conditioning=conditioning, trains_code=trains_code
+        form, activation=activation, conditioning=conditioning, trains_code=trains_code, prior=prior
     )
     world = World.draw(network, [1, 1, 3, 2, 5, 1], seed=4)
     mixed = ClipRule(0.5, {"trunk": 0.3, "encoder": 0.2, "classifier": 1e3})
@@ -332,11 +336,12 @@ def test_without_its_trunk_part_the_norm_would_be_far_off() -> None:
         {"clipping": "automatic", "automatic_gamma": 0.05, "block_clip_norms": {"heads": 0.5}},
     ],
 )
+@pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("form", FORMS)
-def test_both_engines_give_the_same_sum(form: Form, privacy: dict[str, Any]) -> None:
+def test_both_engines_give_the_same_sum(form: Form, prior: Prior, privacy: dict[str, Any]) -> None:
+    sizes = {"conditioning": "embedding", "hidden_layers": 2, "trunk_layers": 2}
     spec = worlds.spec(
-        privacy={"sample_rate": 0.8, **privacy},
-        model={"form": form, "conditioning": "embedding", "hidden_layers": 2, "trunk_layers": 2},
+        privacy={"sample_rate": 0.8, **privacy}, model={"form": form, "prior": prior, **sizes}
     )
     units = np.random.default_rng(3).integers(0, 30, 60)
     data, frame = worlds.with_units(worlds.clusters(60, seed=3), units), frame_for(spec)
@@ -352,11 +357,14 @@ def test_both_engines_give_the_same_sum(form: Form, privacy: dict[str, Any]) -> 
 
 @pytest.mark.filterwarnings("ignore:.*non-full backward hook.*")
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing.*")
+@pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("trains_code", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_opacus_finds_the_same_gradients_and_norms(form: Form, trains_code: bool) -> None:
+def test_opacus_finds_the_same_gradients_and_norms(
+    form: Form, trains_code: bool, prior: Prior
+) -> None:
     """opacus as it comes, in float64, over codes expanded to the batch."""
-    network = network_of(form, trains_code=trains_code, conditioning="embedding")
+    network = network_of(form, trains_code=trains_code, conditioning="embedding", prior=prior)
     world = World.draw(network, [1] * 10, seed=2)
     rows = np.arange(10)
     part = world.picked(rows)

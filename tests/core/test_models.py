@@ -15,6 +15,7 @@ from core.models.architecture import (
     Architecture,
     Conditioning,
     Form,
+    Prior,
     architecture_of,
 )
 from core.models.build import build
@@ -27,6 +28,7 @@ from core.training.sketch import clipped_sketch
 from tests.core import worlds
 
 FORMS: tuple[Form, ...] = ("film", "lowrank", "full")
+PRIORS: tuple[Prior, ...] = ("class", "standard")
 TINY = Noise(sketch_multiplier=1e-6, train_multiplier=1.0)
 
 
@@ -81,6 +83,7 @@ def grouped_losses(
     return record_losses(network, layers, thrice)[count : 2 * count]
 
 
+@pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("losses_of", [expanded_losses, grouped_losses])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("conditioning", ["concat", "embedding"])
@@ -92,12 +95,14 @@ def test_numpy_decoder_equals_the_torch_decoder(
     conditioning: Conditioning,
     depth: int,
     losses_of: Callable[..., torch.Tensor],
+    prior: Prior,
 ) -> None:
     """Decoder and prior of the sampler are those of the loss: seen through the loss itself."""
     network = Architecture(
         form=form, inputs=5, classes=3, code_dim=4, trunk=(6, 3, 2)[:depth], latent_dim=2,
         decoder=(7, 4, 3)[:depth], encoder=(4,), rank=2, activation=activation,
         conditioning=conditioning, conditioning_dim=3, beta=0.7,
+        prior=prior,
     )  # fmt: skip
     weights = silent_encoder(random_weights(network))
     draw = np.random.default_rng(1)
@@ -139,10 +144,11 @@ def test_the_residual_starts_at_zero(form: Form, layers: int, conditioning: Cond
     np.testing.assert_array_equal(generator.initial_weights(spec), phi)
 
 
+@pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("form", FORMS)
-def test_an_untrained_generator_can_learn_to_follow_its_code(form: Form) -> None:
+def test_an_untrained_generator_can_learn_to_follow_its_code(form: Form, prior: Prior) -> None:
     """Zero outputs must not mean zero gradients for ever: a few steps wake every block."""
-    spec = worlds.spec(model={"form": form, "classifier": "none"})
+    spec = worlds.spec(model={"form": form, "prior": prior, "classifier": "none"})
     network = architecture_of(spec)
     module = HyperCVAE(network).double()
     weights = train_layout(spec).split(generator.initial_weights(spec))
@@ -158,6 +164,20 @@ def test_an_untrained_generator_can_learn_to_follow_its_code(form: Form) -> None
                 parameter -= 0.01 * parameter.grad
     still = [name for name, parameter in module.named_parameters() if not parameter.grad.any()]
     assert not still
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_standard_prior_is_that_of_every_code_and_costs_no_coordinates(form: Form) -> None:
+    own, standard = (worlds.spec(model={"form": form, "prior": prior}) for prior in PRIORS)
+    layouts = [dict(train_layout(spec).blocks) for spec in (own, standard)]
+    assert layouts[0].keys() - layouts[1].keys() == {"prior.weight", "heads.prior.weight"}
+    assert "prior" not in architecture_of(standard).groups
+    weights = random_weights(architecture_of(standard))
+    for code in (np.zeros(4), np.ones(4)):
+        theta = generator.generate(architecture_of(standard), weights, code)
+        assert theta.prior_mean.shape == theta.prior_log_std.shape == (3, 2)
+        assert not theta.prior_mean.any()
+        assert not theta.prior_log_std.any()
 
 
 def test_log_std_is_bounded_whatever_the_noise_did() -> None:

@@ -161,6 +161,16 @@ def test_training_query_stays_within_its_sensitivity(
         assert 0 < worst(transcript.query(micro_batch=4), data) <= transcript.bound
 
 
+@pytest.mark.parametrize("clipping", ["fixed", "by block", "automatic"])
+@pytest.mark.parametrize("form", FORMS)
+def test_training_query_under_a_standard_prior(form: Form, clipping: str) -> None:
+    privacy = {"sample_rate": 0.9, "clip_norm": 0.3, **SMALL, **CLIPPING[clipping]}
+    spec = worlds.spec(privacy=privacy, model={"form": form, "prior": "standard"})
+    data = mixed_units(5)
+    transcript = Transcript.of(spec, data, 5)
+    assert 0 < worst(transcript.query(), data) <= transcript.bound
+
+
 @given(
     seed=st.integers(0, 1000),
     n=st.integers(2, 30),

@@ -55,6 +55,11 @@ def with_privacy(**changes: Any) -> dict[str, Any]:
         (with_privacy(block_clip_norms={"brain": 1}), "block_clip_norms.brain"),
         (with_privacy(block_clip_norms={"conditioning": 1}), "block_clip_norms.conditioning"),
         (
+            with_privacy(block_clip_norms={"prior": 1}) | {"model": {"prior": "standard"}},
+            "block_clip_norms.prior",
+        ),
+        (GOOD | {"model": {"prior": "none"}}, "prior"),
+        (
             with_privacy(block_clip_norms={"decoder": 1}) | {"model": {"form": "full"}},
             "block_clip_norms.decoder",
         ),
