@@ -11,7 +11,9 @@ Neighbouring relation: add or remove one unit. Sensitivity: ``ClipRule.sensitivi
 It rests on two facts, neither of which is the accuracy of a gradient:
 
 1. What a unit adds is a function of that unit, its coins and released values alone. Tiles have one
-   fixed shape (padded), so a record's float32 taps do not depend on how many others there are.
+   fixed shape (padded), so a record's float32 taps do not depend on how many others there are,
+   nor on its place. Where this machine breaks that (``core.privacy.rowwise`` tries it), layers are
+   computed in float64.
 2. Norms and sums are taken in float64 of the SAME float32 taps, hence of what is really added.
 
 Edge cases
@@ -31,7 +33,7 @@ clip norm 0                           that part is 0 (ablation)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,6 +47,7 @@ from core.privacy.clipping import ClipRule
 from core.privacy.ghost_sums import Sums
 from core.privacy.ghost_taps import Model, TileTaps
 from core.privacy.ghost_trunk import Trunk
+from core.privacy.rowwise import rows_are_alike
 
 Load = Callable[[NDArray[np.int64]], Records]
 
@@ -60,7 +63,8 @@ class HyperModel:
 
     ``client_code``: index of the client's own code if it is trained (``network.trains_code``); the
     others, such as the neutral one, are constants. Weights decide device and precision: float32 or
-    float64; with ``reduced`` layers multiply in bfloat16 (torch autocast).
+    float64; with ``reduced`` layers multiply in bfloat16 (torch autocast). Either gives way to
+    float64 where rows are not alike (fact 1 above).
     """
 
     network: Architecture
@@ -88,6 +92,8 @@ def clipped_sum(
     """
     if tile < 1:
         raise ValueError("tile: at least one record must fit")
+    if not _rows_are_alike(model, tile):
+        model, load = _in_float64(model), _loading_float64(load)
     clipper = _Clipper(model, load, rule, tile)
     for rows, units in tiles(unit_of, code_of, tile):
         if units == 1 and len(rows) > tile:
@@ -95,6 +101,29 @@ def clipped_sum(
         else:
             clipper.add_tile(rows, unit_of[rows], code_of[rows])
     return clipper.sums
+
+
+def _rows_are_alike(model: HyperModel, tile: int) -> bool:
+    codes = model.codes
+    if codes.dtype == torch.float64 and not model.reduced:
+        return True
+    threads = torch.get_num_threads()
+    device = str(codes.device)
+    return rows_are_alike(model.network, tile, device, codes.dtype, model.reduced, threads)
+
+
+def _in_float64(model: HyperModel) -> HyperModel:
+    weights = {name: weight.double() for name, weight in model.weights.items()}
+    return replace(model, weights=weights, codes=model.codes.double(), reduced=False)
+
+
+def _loading_float64(load: Load) -> Load:
+    def wide(rows: NDArray[np.int64]) -> Records:
+        records = load(rows)
+        features = None if records.features is None else records.features.double()
+        return Records(records.residual.double(), records.labels, records.draws.double(), features)
+
+    return wide
 
 
 def tiles(

@@ -171,6 +171,12 @@ class TileTaps:
                     pass  # shared by all codes: nothing of it is generated
         return total
 
+    def by_record(self) -> list[Tensor]:
+        """[B, ...] each: all that was computed in the precision of layers, record by record."""
+        passed = [part for tap in self._taps for part in (tap.inputs, tap.delta)]
+        inner_and_outer = [part for pair in self._low_rank.values() for part in pair]
+        return [*passed, *inner_and_outer, self._upstream]
+
     def keep(self, rows: Tensor) -> None:
         """Set everything of records outside ``rows`` [B] to 0."""
 
