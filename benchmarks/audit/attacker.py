@@ -5,11 +5,12 @@ update of the site, all canaries and all other records. What stays secret: the c
 noise, and the site's stream of coins and latent draws.
 
 A round's release is data + sum over included canaries of a_i + N(0, std^2 I), where a_i is what
-canary i adds under the inputs of that round. The attacker computes all a_i with the production
-queries (in training rounds: expected over inclusion, code and latent draws, by secrets of its
-own), and updates a Gaussian belief about the coins, round by round, by the linear estimate with the
-least squared error. With orthogonal a_i that is their log-likelihood ratio, a_i . release / std^2
-summed over rounds; where they overlap, it takes the others' uncertainty into account.
+canary i adds under the inputs of that round; std is estimated from the update's null coordinates.
+The attacker computes all a_i with the production queries (in training rounds: expected over
+inclusion, code and latent draws, by secrets of its own), and updates a Gaussian belief about the
+coins, round by round, by the linear estimate with the least squared error. With orthogonal a_i that
+is their log-likelihood ratio, a_i . release / std^2 summed over rounds; where they overlap, it
+takes the others' uncertainty into account.
 """
 
 from __future__ import annotations
@@ -101,10 +102,12 @@ def attack(
     belief = Belief.prior(len(canaries))
     for seen in transcript:
         expected = expectation(spec, seen.number)
-        update = read_update(seen.update, expected)[: expected.size].astype(np.float64)
+        update = read_update(seen.update, expected).astype(np.float64)
+        # Whatever was promised: the null coordinates carry the round's noise and nothing else.
+        std = float(np.sqrt(np.mean(update[expected.size :] ** 2)))
         rest = contributions(spec, seen, client, known, summed=True)
         rows = contributions(spec, seen, client, canaries)
-        belief = belief.updated(rows, update - np.asarray(rest).ravel(), expected.noise_std)
+        belief = belief.updated(rows, update[: expected.size] - np.asarray(rest).ravel(), std)
     return belief.mean
 
 
@@ -134,10 +137,11 @@ def contributions(
         streams, whole = streams[:1], whole[:1]
     if summed:
         return np.asarray(np.mean(whole, axis=0)[None], np.float32)
-    ones = (_one(records, i) for i in range(len(records)))
-    return _stacked(
-        (sum(total(one, coins) for coins in streams) / len(streams) for one in ones), whole[0].size
-    )
+
+    def expected(one: EmbeddingDataset) -> Vector:
+        return np.asarray(np.mean([total(one, coins) for coins in streams], axis=0))
+
+    return _stacked((expected(_one(records, i)) for i in range(len(records))), whole[0].size)
 
 
 def _one(records: EmbeddingDataset, row: int) -> EmbeddingDataset:

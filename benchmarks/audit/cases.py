@@ -1,13 +1,14 @@
 """Which runs are audited, and one audited run.
 
 All are simulations of two sites with the production code: ``core.simulation`` releases and
-aggregates as workers and coordinator do. What is audited is one site's noised updates of all rounds.
+aggregates as workers and coordinator do. Audited are the noised updates of one site, all rounds.
 
 ``many``      the sketch rounds alone, at epsilon = 8, with 16,000 canaries: so many that 8 could be
               refuted. Step 2 refines means only, as moments would need more memory than they prove.
 ``sketch``    the sketch rounds alone as the plan's rule has them, second moments included.
 ``run``       sketch and training rounds as the plan's defaults split the budget.
-``training``  the same with most of the budget in the training rounds.
+``training``  the same with most of the budget in the training rounds, all units in every batch, and
+              a model that hides canaries as little as may be.
 
 Controls: the same runs with noise ten times smaller than what the ledger books, in every round or
 in the training rounds alone. 1,000 canaries cannot refute 8 whatever happens, so the controls with
@@ -17,8 +18,8 @@ training rounds claim less.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -53,8 +54,7 @@ class Case:
     sketch_share: float = 0.8
     sample_rate: float = 0.25
     moments: bool = True
-    basis_rank: int = 32
-    code_dropout: float = 0.25
+    model: ModelPlan = field(default_factory=ModelPlan)
     ordinary: int = 200
     delta: float = 1e-6
     broken: Broken = "no"
@@ -63,7 +63,7 @@ class Case:
     @property
     def n_max(self) -> int:
         """Public bound on the units of a site; delta is below 1 / (10 n_max)."""
-        return 10 ** math.ceil(math.log10(self.canaries + self.ordinary))
+        return self.canaries + self.ordinary
 
     def spec(self, world: World) -> RunSpec:
         two = {"sketch_steps": 2, "mean_share": 0.35, "refine_share": 1.0}
@@ -76,8 +76,7 @@ class Case:
         )  # fmt: skip
         plan = Plan(
             name="audit", space=world.space.name, privacy=privacy,
-            model=ModelPlan(basis_rank=self.basis_rank, code_dropout=self.code_dropout),
-            purpose="simulation",
+            model=self.model, purpose="simulation",
         )  # fmt: skip
         return spec_for("audit", plan, world.space, 2)
 
@@ -165,14 +164,20 @@ def _noise(case: Case, spec: RunSpec, noise: NoiseSource) -> NoiseSource:
     return TooQuiet(noise, case.factor, {layout_of(spec, n).update_length for n in rounds})
 
 
-def cases(canaries: int, many: int) -> Sequence[Case]:
+def cases(canaries: int, many: int) -> list[Case]:
     """What ``make audit`` does, with so many canaries."""
+    large = Case("many", many, 512, moments=False)
     sketch = Case("sketch", canaries, 256)
     run = replace(sketch, name="run", rounds=6)
-    training = replace(run, name="training", dim=128, sketch_share=0.2, sample_rate=1.0,
-        basis_rank=128, code_dropout=0.0, rounds=4)
-    large = Case("many", many, 512, moments=False)
-    return (
+    # Latent draws, code coins and inclusion are secret too and hide a canary beyond what the ledger
+    # books; so as little of them as a plan can have, and directions for every canary.
+    visible = ModelPlan(
+        basis_rank=128, latent_dim=1, hidden=16, encoder_hidden=16, code_dropout=0.0
+    )
+    training = replace(
+        run, name="training", dim=128, rounds=4, sketch_share=0.2, sample_rate=1.0, model=visible
+    )
+    return [
         large,
         sketch,
         run,
@@ -180,5 +185,4 @@ def cases(canaries: int, many: int) -> Sequence[Case]:
         replace(large, name="many-broken", broken="all"),
         replace(run, name="run-broken", target=2.0, broken="all"),
         replace(training, name="training-broken", target=2.0, broken="training"),
-    )
-
+    ]
