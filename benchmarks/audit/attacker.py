@@ -112,13 +112,20 @@ def attack(
 
 
 def contributions(
-    spec: RunSpec, seen: Seen, client: str, records: EmbeddingDataset, *, summed: bool = False
+    spec: RunSpec,
+    seen: Seen,
+    client: str,
+    records: EmbeddingDataset,
+    *,
+    summed: bool = False,
+    streams: Sequence[CoinStream] | None = None,
 ) -> Rows:
     """[units, P] what each unit is expected to add to a round, in the order of the records.
 
     Every record must be a unit of its own. ``summed``: one row, the sum.
+    ``streams``: of coins to average over; the attacker's own by default.
     """
-    streams = [_stream(spec, seen.number, draw) for draw in range(_DRAWS)]
+    streams = streams or [_stream(spec, seen.number, draw) for draw in range(_DRAWS)]
     kind = spec.kind(seen.number)
     if kind == "train":
         return _gradients(spec, seen, client, records, streams, summed=summed)
