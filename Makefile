@@ -10,6 +10,7 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+AUDIT_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -17,7 +18,7 @@ SOURCES := api benchmarks core migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-clipping run test check lint types layers format lock clean
+.PHONY: help install demo bench-utility bench-clipping audit run test check lint types layers format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -41,6 +42,9 @@ bench-utility: $(STAMP) ## Accuracy of synthetic rows against baselines (BENCH_A
 
 bench-clipping: $(STAMP) ## Time and memory of clipped sums: ours, opacus, torch.func (about 15 minutes)
 	$(BIN)/python -m benchmarks.clipping $(BENCH_ARGS)
+
+audit: $(STAMP) ## What an attacker proves about epsilon, beside what the ledger says (about two minutes)
+	$(BIN)/python -m benchmarks.audit $(AUDIT_ARGS)
 
 run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordinator, workers
 	$(BIN)/python -m core.cli demo --serve

@@ -61,12 +61,14 @@ def simulate(
     secret: bytes | None = None,
     compute: Compute = CPU,
     progress: Callable[[int], None] | None = None,
+    observe: Callable[[int, Mapping[str, bytes]], None] | None = None,
     noise_mode: NoiseMode = "local",
 ) -> Simulated:
     """Run the sketch and all training rounds of ``spec`` over ``sites``.
 
     ``secret`` seeds coins for reproducible tests (32 bytes or more); by default a fresh one.
-    ``progress`` is called with each finished round's number.
+    ``progress`` is called with each finished round's number; ``observe`` with a round's number and
+    its updates by client, which is what a coordinator sees.
     """
     key = secret if secret is not None else os.urandom(32)
     objects: dict[str, bytes] = {}
@@ -77,6 +79,8 @@ def simulate(
         last = published[-1] if published else None
         inputs = {} if last is None else {"frame": last.frame, "weights": last.weights}
         released = _released(spec, number, sites, inputs, key, noise, compute, noise_mode, kept)
+        if observe is not None:
+            observe(number, {name: made.update for name, made in released.items()})
         updates = []
         for name, made in released.items():
             digest = sha256_of(made.update)

@@ -6,6 +6,7 @@ Codes are expanded to the batch and every record's gradient is written out, at B
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -29,11 +30,24 @@ def reference_sum(
     batch: Batch, weights: NDArray[np.floating], compute: Compute
 ) -> NDArray[np.float64]:
     """Sum [P] of the batch's clipped unit gradients, each written out."""
+    total = np.zeros(train_layout(batch.spec).size)
+    for _, rows in clipped_units(batch, weights, compute):
+        total += rows.sum(axis=0)
+    return total
+
+
+def clipped_units(
+    batch: Batch, weights: NDArray[np.floating], compute: Compute
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """(units [U], their clipped gradients [U, P]), some at a time: what each unit adds. NOT noised.
+
+    ``units`` are places in the data set's ``unit_ids``. Each row is no longer than the sensitivity
+    of the round and depends on its unit alone, given the released inputs and the unit's coins.
+    """
     spec = batch.spec
     layout = train_layout(spec)
     # Before the batch is looked at: unusable weights must fail for an empty batch, too.
     module = _module(batch, layout, weights, compute.device)
-    total = np.zeros(layout.size)
     units = batch.unit_of
     order = np.argsort(units, kind="stable")
     chosen, sizes = np.unique(units, return_counts=True)
@@ -46,8 +60,8 @@ def reference_sum(
             places = mine[start : start + chunk]
             owner = np.searchsorted(chosen[group], units[places])
             np.add.at(gradients, owner, _gradients(module, batch, places))
-        total += clip_parts(gradients, _columns(layout), clip_rule(spec.plan.privacy)).sum(axis=0)
-    return total
+        rule = clip_rule(spec.plan.privacy)
+        yield chosen[group], clip_parts(gradients, _columns(layout), rule)
 
 
 def _columns(layout: Layout) -> NDArray[np.str_]:
