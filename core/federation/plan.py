@@ -96,7 +96,7 @@ class PrivacyPlan(Frozen):
     n_max: int = Field(ge=1, description="Public upper bound on the units of one client.")
     unit: Literal["record", "patient"] = "record"
     clip_norm: float = Field(
-        default=1.0,
+        default=0.25,
         ge=0,
         le=1e6,
         description="C: L2 bound of one unit's gradient of the generator. 0: the generator stays "
