@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from benchmarks.utility.plan import AGGREGATED, CODES, LINEAR, NEUTRAL
+from benchmarks.utility.plan import (
+    CLASSIFIER,
+    CODES,
+    LINEAR,
+    NEUTRAL,
+    OURS_AGGREGATED,
+    PAPER,
+    SKETCH_AGGREGATED,
+    SKETCH_CODES,
+    SKETCH_NEUTRAL,
+    UNGUIDED,
+)
 from benchmarks.utility.results import Results
 from core.evaluation.distance import unit_rows
 
@@ -35,9 +46,15 @@ _STYLES = {
     "class-diagonal": (_PINK, "D", "-"),
     "dp-merf": (_SKY, "v", "-"),
     "dp-cvae": (_BROWN, "P", "-"),
-    NEUTRAL: (_BLUE, "o", "--"),
-    CODES: (_RED, "o", "-"),
-    AGGREGATED: (_BLUE, "*", ":"),
+    PAPER: (_BLACK, "X", ":"),
+    SKETCH_NEUTRAL: (_BLUE, "o", "-"),
+    SKETCH_CODES: (_BLUE, "o", "--"),
+    SKETCH_AGGREGATED: (_BLUE, "*", ":"),
+    UNGUIDED: (_RED, "^", "-."),
+    CLASSIFIER: (_RED, "x", "-."),
+    NEUTRAL: (_RED, "o", "-"),
+    CODES: (_RED, "o", "--"),
+    OURS_AGGREGATED: (_RED, "*", ":"),
 }
 _CLASS_COLOURS = (_ORANGE, _SKY, _GREEN, _BLUE, _RED, _PINK)
 _POINTS = 80  # of a class in a panel: more hide each other
@@ -86,7 +103,8 @@ def _curve(axes: Axes, results: Results, row: str) -> None:
     mean = np.array([s.mean for _, s in found])
     sd = np.array([s.sd or 0.0 for _, s in found])
     colour, marker, line = _STYLES[row]
-    notes = {"real": " (not private)", "local-only": " (not private)", LINEAR: " (best rate)"}
+    notes = {"real": " (not private)", "local-only": " (not private)", LINEAR: " (best rate)",
+             PAPER: " (no record-level\nguarantee)"}  # fmt: skip
     axes.plot(
         at, mean, color=colour, marker=marker, linestyle=line, markersize=5, linewidth=1.6,
         label=row + notes.get(row, ""),

@@ -1,7 +1,7 @@
 """Which cells are measured: methods, epsilons and seeds, and the rows that a job fills.
 
 A job is what is run once: a method at one epsilon and seed. It fills the cells of one or more
-rows: our generator is trained once and scored from the neutral code and from all codes.
+rows: our generator is trained once and scored in several ways.
 """
 
 from __future__ import annotations
@@ -13,23 +13,39 @@ from core.evaluation.baselines.linear import LEARNING_RATES
 from core.evaluation.baselines.methods import METHODS
 from core.federation.rule import NoiseMode
 
-OURS = "ours"
-OURS_AGGREGATED = "ours-aggregated"  # beside local noise: ours with noise added once, to the sum
-NEUTRAL, CODES, AGGREGATED = "sketch-neutral", "sketch-codes", "sketch-aggregated"
-OUR_ROWS = (NEUTRAL, CODES, AGGREGATED)
+# The whole method, and the generator of its sketch rounds alone; beside local noise, either with
+# noise added once, to the sum.
+OURS, OURS_AGGREGATED = "ours", "ours-aggregated"
+SKETCH, SKETCH_AGGREGATED = "sketch", "sketch-aggregated"
+OUR_METHODS = (OURS, OURS_AGGREGATED, SKETCH, SKETCH_AGGREGATED)
+AGGREGATED_METHODS = (OURS_AGGREGATED, SKETCH_AGGREGATED)
+# Rows of ours: labels by the trained classifier, but for UNGUIDED, whose labels are the
+# generator's; CLASSIFIER is that classifier itself on real test records, without any synthesis.
+NEUTRAL, CODES, UNGUIDED = "ours-neutral", "ours-codes", "ours-unguided"
+CLASSIFIER = "ours-classifier"
+SKETCH_NEUTRAL, SKETCH_CODES = "sketch-neutral", "sketch-codes"
+OUR_ROWS = (
+    SKETCH_NEUTRAL, SKETCH_CODES, SKETCH_AGGREGATED,
+    UNGUIDED, CLASSIFIER, NEUTRAL, CODES, OURS_AGGREGATED,
+)  # fmt: skip
 LINEAR = "dp-sgd-linear"
 NOT_PRIVATE = ("real", "local-only")
+PAPER = "paper"  # has noise, set by an epsilon, but no guarantee for a record
 SYNTHETIC_BASELINES = ("class-means", "shared-gaussian", "class-diagonal", "dp-merf", "dp-cvae")
-ALL_METHODS = (*METHODS, OURS, OURS_AGGREGATED)
+ALL_METHODS = (*METHODS, *OUR_METHODS)
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # Distances between thousands of rows and an attack: at these cells only.
 FIDELITY_EPSILONS = (1.0, 8.0)
 FIDELITY_SEEDS = (0, 1)
+DOMAIN_EPSILON = 4.0  # where a site's own code is compared with the neutral one, on all seeds
 RUN_COST = "run-cost"  # the cell of time and memory of one run
 
 # Seconds of a job on one core, roughly: the progress bar's weights, and which jobs come first.
-_COST = {"dp-cvae": 40.0, "dp-merf": 30.0, OURS: 8.0, OURS_AGGREGATED: 5.0, "shared-gaussian": 5.0}
+_COST = {
+    "dp-cvae": 40.0, "dp-merf": 30.0, PAPER: 30.0, OURS: 22.0, OURS_AGGREGATED: 13.0, SKETCH: 12.0,
+    SKETCH_AGGREGATED: 7.0, "shared-gaussian": 6.0,
+}  # fmt: skip
 _COST_OF_OTHERS, _COST_OF_FIDELITY = 3.0, 8.0
 
 
@@ -42,11 +58,17 @@ class Tier:
     seeds: int
 
 
-STANDARD = (
-    Tier(NOT_PRIVATE, EPSILONS, 5),
-    Tier(("class-means", "shared-gaussian", LINEAR, OURS, OURS_AGGREGATED), EPSILONS, 5),
-    Tier(("class-diagonal", "dp-merf", "dp-cvae"), (1.0, 8.0), 2),
-)
+def standard(methods: Sequence[str]) -> tuple[Tier, ...]:
+    """The standard plan over the registered baselines ``methods``."""
+    few = ("class-diagonal", "dp-merf", "dp-cvae", PAPER)
+    return (
+        Tier(NOT_PRIVATE, EPSILONS, 5),
+        Tier(("class-means", "shared-gaussian", LINEAR, *OUR_METHODS), EPSILONS, 5),
+        Tier(tuple(m for m in few if m in methods), (1.0, 8.0), 2),
+    )
+
+
+STANDARD = standard(tuple(METHODS))
 
 
 def tiers(
@@ -57,14 +79,16 @@ def tiers(
 ) -> tuple[Tier, ...]:
     """The standard plan; whatever is given takes the place of its part in every tier.
 
-    With aggregated noise "ours" is what "ours-aggregated" is beside local noise.
+    With aggregated noise "ours" and "sketch" are what "ours-aggregated" and "sketch-aggregated" are
+    beside local noise.
     """
     chosen = []
     for tier in STANDARD:
         kept = tuple(
             m
             for m in tier.methods
-            if (methods is None or m in methods) and (m != OURS_AGGREGATED or noise == "local")
+            if (methods is None or m in methods)
+            and (m not in AGGREGATED_METHODS or noise == "local")
         )
         if kept:
             chosen.append(
@@ -109,12 +133,15 @@ class Job:
 
     def rows(self, noise: NoiseMode) -> tuple[str, ...]:
         """Rows of the tables that this job fills."""
+        rows: tuple[str, ...] = (rated(self.method, self.rate),)
         if self.method == OURS:
-            # Noise added once leaves one pooled client: its code and the neutral one are the same.
-            return (NEUTRAL, CODES) if noise == "local" else (NEUTRAL,)
-        if self.method == OURS_AGGREGATED:
-            return (AGGREGATED,)
-        return (rated(self.method, self.rate),)
+            rows = (NEUTRAL, CODES, UNGUIDED, CLASSIFIER)
+        if self.method == SKETCH:
+            rows = (SKETCH_NEUTRAL, SKETCH_CODES)
+        # Noise added once leaves one pooled client: its code and the neutral one are the same.
+        return (
+            rows if noise == "local" else tuple(r for r in rows if r not in (CODES, SKETCH_CODES))
+        )
 
     def keys(self, noise: NoiseMode) -> tuple[str, ...]:
         """Cells that this job fills."""

@@ -7,8 +7,18 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.utility import figures, tables
-from benchmarks.utility.measures import drawn, fitted, noise_seed, simulated
-from benchmarks.utility.plan import CODES, FIDELITY_EPSILONS, NEUTRAL, OURS, Job, key
+from benchmarks.utility.measures import fitted
+from benchmarks.utility.ours import drawn, noise_seed, one_thread, simulated
+from benchmarks.utility.plan import (
+    CODES,
+    DOMAIN_EPSILON,
+    FIDELITY_EPSILONS,
+    NEUTRAL,
+    OURS,
+    UNGUIDED,
+    Job,
+    key,
+)
 from benchmarks.utility.records import Records
 from benchmarks.utility.results import Results
 from benchmarks.utility.splits import Settings, Split, split
@@ -31,7 +41,7 @@ def show(
     for measure in tables.UTILITY:
         console.print(f"\n{measure.replace('_', ' ')}")
         console.print(tables.utility(results, measure))
-    for note in tables.NOTES:
+    for note in tables.notes(results):
         console.print(note, highlight=False)
     if reference is not None and len(results.rows) > 1:
         console.print(f"\naccuracy minus {reference}, on the same splits", highlight=False)
@@ -45,9 +55,17 @@ def show(
                 highlight=False,
             )
             console.print(table)
+    table = tables.domains(results, DOMAIN_EPSILON)
+    if table is not None:
+        console.print(
+            f"\nε = {DOMAIN_EPSILON:g}: accuracy on a site's own test records, from its own code "
+            "and the neutral one\n(pooled: from all codes in equal shares and the neutral one)",
+            highlight=False,
+        )
+        console.print(table)
     if results.run_cost:
         console.print(
-            f"\none run of ours, 10 clients, 14,000 x 384 generated records: "
+            f"\none run of ours at ε = 1, all rounds, 10 clients, 14,000 x 384 generated records: "
             f"{results.run_cost['seconds']:.1f} s, {results.run_cost['peak_mib']:.0f} MiB",
             highlight=False,
         )
@@ -76,8 +94,8 @@ def draw(
         figures.fidelity(matrices, f"{title}, seed 0", path("fidelity"))
     parts = split(data, settings, 0)
     panels = [
-        (row, epsilon, _samples(data, parts, settings, Job(method, epsilon, 0)))
-        for row, method in (("class-means", "class-means"), (NEUTRAL, OURS))
+        (row, epsilon, _samples(data, parts, settings, Job(method, epsilon, 0), row))
+        for row, method in (("class-means", "class-means"), (UNGUIDED, OURS), (NEUTRAL, OURS))
         if row in results.rows
         for epsilon in shown
     ]
@@ -87,13 +105,16 @@ def draw(
     return made
 
 
-def _samples(data: Records, parts: Split, settings: Settings, job: Job) -> figures.Labelled:
-    """Those on which the job's classifier was trained, made again: cells hold no records."""
-    if job.method == OURS:
-        seed = noise_seed(job)
-        found = simulated(data, parts, settings, job, seeded(seed))
-        return drawn(found, NEUTRAL, settings.rows, seed)
-    baseline = fitted(data, parts, settings, job)
-    if not isinstance(baseline, Sampler):
-        raise TypeError(f"{job.method} makes no records")
-    return baseline.sample(settings.rows, job.seed)
+def _samples(
+    data: Records, parts: Split, settings: Settings, job: Job, row: str
+) -> figures.Labelled:
+    """Those on which the row's classifier was trained, made again: cells hold no records."""
+    with one_thread():
+        if job.method == OURS:
+            seed = noise_seed(job)
+            found = simulated(data, parts, settings, job, seeded(seed))
+            return drawn(found, row, settings.rows, seed)
+        baseline = fitted(data, parts, settings, job)
+        if not isinstance(baseline, Sampler):
+            raise TypeError(f"{job.method} makes no records")
+        return baseline.sample(settings.rows, job.seed)

@@ -11,19 +11,21 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.utility.plan import (
+    CODES,
     LINEAR,
     NOT_PRIVATE,
+    OUR_ROWS,
+    PAPER,
     RATED_ROWS,
     RUN_COST,
     SYNTHETIC_BASELINES,
     Job,
     key,
 )
-from benchmarks.utility.plan import OUR_ROWS as OURS
 from benchmarks.utility.store import Cells
 from core.federation.rule import NoiseMode
 
-ORDER = (*NOT_PRIVATE, LINEAR, *SYNTHETIC_BASELINES, *OURS)
+ORDER = (*NOT_PRIVATE, LINEAR, *SYNTHETIC_BASELINES, PAPER, *OUR_ROWS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,16 @@ def summary(values: Sequence[float]) -> Summary | None:
     if not values:
         return None
     return Summary(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+@dataclass(frozen=True)
+class Domain:
+    """TSTR on one site's test records: from its own code, from the neutral one, and paired."""
+
+    site: str
+    own: Summary
+    neutral: Summary
+    difference: Summary
 
 
 class Results:
@@ -80,3 +92,20 @@ class Results:
         """Accuracy of ``row`` minus that of ``other`` on the seeds, hence splits, of both."""
         own, theirs = (self.values(r, epsilon, "accuracy") for r in (row, other))
         return summary([own[seed] - theirs[seed] for seed in sorted(own.keys() & theirs.keys())])
+
+    def domains(self, epsilon: float) -> list[Domain]:
+        """Of each site with test records, over the seeds at which both codes were scored on them.
+
+        Empty where the data name no domains.
+        """
+        cells = self.cells(CODES, epsilon)
+        checks = [cells[seed]["domains"] for seed in sorted(cells) if "domains" in cells[seed]]
+        found = []
+        for place, site in enumerate(checks[0]["sites"] if checks else ()):
+            pairs = [(c["own"][place], c["neutral"][place]) for c in checks]
+            pairs = [(own, neutral) for own, neutral in pairs if own is not None]
+            own, neutral = summary([o for o, _ in pairs]), summary([n for _, n in pairs])
+            difference = summary([o - n for o, n in pairs])
+            if own is not None and neutral is not None and difference is not None:
+                found.append(Domain(site, own, neutral, difference))
+        return found

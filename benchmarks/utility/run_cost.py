@@ -1,4 +1,4 @@
-"""Time and memory of one simulated run of ours, on generated data of a fixed size.
+"""Time and memory of one simulated run of ours, all rounds, on generated data of a fixed size.
 
 ``python -m benchmarks.utility.run_cost`` is that run and nothing else; ``measured`` starts it as a
 process of its own, so that imports count and nothing that ran before does.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.utility.measures import drawn, simulated
+from benchmarks.utility.ours import drawn, simulated
 from benchmarks.utility.plan import NEUTRAL, OURS, Job
 from benchmarks.utility.records import Records
 from benchmarks.utility.splits import Settings, split
@@ -23,7 +23,7 @@ from core.federation.plan import EmbeddingSpace
 from core.privacy.noise import seeded
 
 RECORDS, DIM, CLASSES, CLIENTS = 14_000, 384, 12, 10
-EPSILON = 8.0  # at which the rule chooses the dearer of its ways
+EPSILON = 1.0
 
 
 def generated() -> Records:

@@ -11,15 +11,18 @@ from typing import Any
 
 from benchmarks.utility.records import Records
 from benchmarks.utility.splits import Settings
+from core.federation.plan import Plan, PrivacyPlan, digest_of
 from core.storage import sha256_of
 
-CODE_VERSION = 3  # raise when a method changes: cells of another version are not taken up
+CODE_VERSION = 4  # raise when a method changes: cells of another version are not taken up
 
 Cells = dict[str, dict[str, Any]]
 
 
 def configuration(data: Records, settings: Settings) -> dict[str, Any]:
-    """All that a cell depends on beside its own name."""
+    """All that a cell depends on beside its own name; ours on the plan's defaults, too."""
+    always = PrivacyPlan(epsilon=1.0, delta=1e-4, n_max=1)
+    defaults = Plan(name="defaults", space="any", privacy=always, purpose="simulation")
     digests = {
         name: sha256_of(column.tobytes())
         for name, column in (
@@ -29,17 +32,19 @@ def configuration(data: Records, settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
     return {
         **asdict(settings), **digests, "data": data.name, "unit": data.unit,
-        "version": CODE_VERSION,
+        "version": CODE_VERSION, "defaults": digest_of(defaults),
     }  # fmt: skip
 
 
 class Store:
-    """``cells`` by key; a configuration has its own file, named by its digest."""
+    """``cells`` by key; a configuration of a benchmark has its own file, named by its digest."""
 
-    def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, configuration: Mapping[str, Any], bench: str = "utility"
+    ) -> None:
         text = json.dumps(configuration, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        name = f"utility-{configuration['data']}-{configuration['noise']}-{digest}.json"
+        name = f"{bench}-{configuration['data']}-{configuration['noise']}-{digest}.json"
         self.path = folder / name
         self.configuration = dict(configuration)
         self.cells: Cells = {}

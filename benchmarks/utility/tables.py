@@ -7,19 +7,39 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from benchmarks.utility.plan import FIDELITY_EPSILONS, LINEAR, NOT_PRIVATE
+from benchmarks.utility.plan import (
+    CLASSIFIER,
+    CODES,
+    DOMAIN_EPSILON,
+    FIDELITY_EPSILONS,
+    LINEAR,
+    NEUTRAL,
+    NOT_PRIVATE,
+    PAPER,
+)
 from benchmarks.utility.results import Results, Summary
 
 FIDELITY = ("mmd", "precision", "recall", "density", "coverage", "membership_auc")
 UTILITY = ("accuracy", "balanced_accuracy")
-NOTES = (
-    "° not private: real records without noise",
-    "* makes no records; best of three learning rates per ε, a choice not charged",
+_NOTES = (
+    (NOT_PRIVATE, "° not private: real records without noise"),
+    ((LINEAR,), "* makes no records; best of three learning rates per ε, a choice not charged"),
+    ((CLASSIFIER,), "' makes no records: our trained classifier itself on real test records"),
 )
+_MARKS = {
+    row: mark for mark, rows in zip("°*'", (r for r, _ in _NOTES), strict=True) for row in rows
+}
 
 
 def label(row: str) -> str:
-    return row + ("°" if row in NOT_PRIVATE else "*" if row == LINEAR else "")
+    if row == PAPER:
+        return f"{PAPER} (no record-\nlevel guarantee)"  # two lines: tables are narrow
+    return row + _MARKS.get(row, "")
+
+
+def notes(results: Results) -> list[str]:
+    """What the marks say of the rows that are there."""
+    return [note for rows, note in _NOTES if any(row in results.rows for row in rows)]
 
 
 def _table(first: str, columns: Sequence[str]) -> Table:
@@ -79,6 +99,24 @@ def fidelity(results: Results, epsilon: float) -> Table | None:
     return table
 
 
+def domains(results: Results, epsilon: float) -> Table | None:
+    """A site's own code against the neutral one, on its test records; None if not measured."""
+    found = results.domains(epsilon)
+    if not found:
+        return None
+    table = _table("test records of", ["own code", "neutral", "difference", "seeds"])
+    for site in found:
+        shown = (_text(site.own), _text(site.neutral), _text(site.difference, signed=True))
+        table.add_row(site.site, *shown, str(site.difference.n))
+    codes, neutral = results.summary(CODES, epsilon), results.summary(NEUTRAL, epsilon)
+    pooled = results.paired(CODES, NEUTRAL, epsilon)
+    if pooled is not None:
+        table.add_section()
+        shown = (_text(codes), _text(neutral), _text(pooled, signed=True))
+        table.add_row("all sites, pooled", *shown, str(pooled.n))
+    return table
+
+
 def figures(results: Results) -> dict[str, float]:
     """``row@epsilon`` for the mean accuracy, ``row/measure@epsilon`` for all other means."""
     found: dict[str, float] = {}
@@ -90,6 +128,9 @@ def figures(results: Results) -> dict[str, float]:
                 if mean is not None:
                     name = row if measure == "accuracy" else f"{row}/{measure}"
                     found[f"{name}@{epsilon:g}"] = round(mean.mean, 5)
+    for site in results.domains(DOMAIN_EPSILON):
+        for name, mean in (("own", site.own), ("neutral", site.neutral)):
+            found[f"domain/{site.site}/{name}@{DOMAIN_EPSILON:g}"] = round(mean.mean, 5)
     for name in ("seconds", "peak_mib"):
         if name in results.run_cost:
             found[f"run-{name.replace('_', '-')}"] = results.run_cost[name]
