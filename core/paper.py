@@ -32,6 +32,7 @@ from core.privacy.noise import NoiseSource
 from core.simulation import SimulatedSite, simulate
 from core.synthesis.sampler import Generator
 from core.training.compute import CPU, Compute
+from core.training.free_terms import free_gradient
 from core.training.paper import LocalTraining, PrivateState, shared_bound, site_round
 
 Vector = NDArray[np.float64]
@@ -94,7 +95,7 @@ def simulate_paper(
         )
         return made.astype(np.float64)
 
-    for number in range(spec.sketch_rounds, spec.last_round + 1):
+    for number in range(spec.sketch_rounds, spec.last_training_round + 1):
         totals = {}
         for site in sites:
             coins = CoinStream(key + site.name.encode(), spec.run_id, number, 1)
@@ -107,13 +108,15 @@ def simulate_paper(
         each = list(totals.values())
         posted = each if noise_mode == "local" else [np.sum(each, axis=0)]
         mean = np.sum([released(total) for total in posted], axis=0) / batch
+        if spec.plan.regulariser.active:  # as in a joint run
+            mean = mean + free_gradient(spec, frame, server.phi, number)
         step = number - spec.sketch_rounds + 1
         server = advance(spec, frame, step, server, Gradient(mean, noise_std))
         decay = average_decay(spec, step)
         average = decay * average + (1.0 - decay) * _offsets(frame, states)
     own = {OFFSETS: _offsets(frame, states), AVERAGE: average}
     weights = pack_weights(
-        spec, spec.last_round, server.phi, server.average,
+        spec, spec.last_training_round, server.phi, server.average,
         **{name: rows.astype(np.float32) for name, rows in own.items()},
     )  # fmt: skip
     body = frame.to_bytes(spec.digest)

@@ -167,7 +167,7 @@ async def _issue(here: Step, name: str, attempt: int) -> None:
         available_at=here.now + _pause(here, previous),
         state="ready",
     )
-    needs_code = here.spec.kind(here.row.number) in ("spread", "train")
+    needs_code = here.spec.kind(here.row.number) in ("spread", "train", "validate")
     if needs_code and client.id not in await repository.with_code(here.session, here.run.id):
         # The site could not train; asking it would spend its budget for nothing.
         await _leave_out(here, work, name, "it posted no sketch, so the run has no code for it")

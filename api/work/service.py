@@ -39,7 +39,7 @@ async def _order(ctx: Context, session: AsyncSession, work: WorkItem, client: Cl
     expected = expectation(spec, work.round_number)
     inputs: tuple[ObjectRef, ...] = ()
     kind = spec.kind(work.round_number)
-    if kind in ("spread", "train"):  # a sketch reads nothing but records
+    if kind in ("spread", "train", "validate"):  # a sketch reads nothing but records
         model = await rounds.model(session, run.id, None, before=work.round_number)
         if model is None:
             raise NotFound("the model of the round before vanished")

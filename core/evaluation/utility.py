@@ -13,6 +13,7 @@ from sklearn.preprocessing import normalize
 
 # Fixed for every method and every data set: a classifier tuned per method would hide differences.
 _INVERSE_PENALTY = 0.01
+_NEVER = -1e6  # a bias by which a class is never chosen
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,34 @@ def fit(
         raise ValueError("a classifier needs at least one training record")
     if len(classes) == 1:
         return lambda other: np.full(len(other), classes[0], np.int64)
-    model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=300, tol=1e-3).fit(_on_sphere(x), y)
+    model = _fitted(x, y)
     return lambda other: np.asarray(model.predict(_on_sphere(other)), np.int64)
+
+
+def linear_classifier(
+    x: NDArray[np.floating], y: NDArray[np.integer], classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(weight [C, d], bias [C]) of the fixed classifier on x/|x|; absent classes are never chosen.
+
+    Raises ``ValueError`` without records.
+    """
+    present = np.unique(y)
+    if len(present) == 0:
+        raise ValueError("a classifier needs at least one training record")
+    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, _NEVER)
+    bias[present] = 0.0
+    if len(present) > 1:
+        model = _fitted(x, y)
+        # One row for two classes: the second one's log odds.
+        rows, offsets = model.coef_, model.intercept_
+        if len(present) == 2:
+            rows, offsets = np.vstack([0 * rows, rows]), np.append(0.0, offsets)
+        weight[present], bias[present] = np.sqrt(x.shape[1]) * rows, offsets
+    return weight, bias
+
+
+def _fitted(x: NDArray[np.floating], y: NDArray[np.integer]) -> LogisticRegression:
+    return LogisticRegression(C=_INVERSE_PENALTY, max_iter=300, tol=1e-3).fit(_on_sphere(x), y)
 
 
 def score(predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> Utility:

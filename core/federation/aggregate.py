@@ -7,13 +7,14 @@ O(P) whatever the number of clients, and a replay of the round gives the same by
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.federation import offsets
+from core.federation.choice import chosen, classifiers, published_average
 from core.federation.offsets import Offsets
 from core.federation.plan import RunSpec
 from core.federation.server import Gradient, State, advance, average_decay, starting_state
@@ -24,6 +25,7 @@ from core.models.frame import Frame
 from core.models.joining import join
 from core.models.layout import posted_layout, shared_layout
 from core.models.spread import with_spread
+from core.training.validation import CLASSIFIERS
 from core.wire import tensors
 from core.wire.messages import AggregateJob
 
@@ -54,6 +56,8 @@ def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
             return _spread_round(job, read)
         case "train":
             return _train_round(job, read)
+        case "validate":
+            return _validate_round(job, read)
         case "join":
             return _join_round(job, read)
 
@@ -74,11 +78,11 @@ def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
         spec, sketches, [u.client_id for u in job.updates], [u.client for u in job.updates]
     )
     own = Offsets.start(spec, len(job.updates))
-    kept = {}
+    kept: dict[str, tensors.Array] = {}
     if spec.sketch_rounds > 1:  # the second step's estimates combine both releases
         kept["sketches"] = np.asarray(sketches, np.float32)  # as they came: nothing is rounded
     body = frame.to_bytes(spec.digest)
-    return _packed(spec, 0, body, starting_state(spec, frame), own, **kept)
+    return _packed(spec, 0, body, starting_state(spec, frame), own, kept)
 
 
 def _spread_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
@@ -154,25 +158,59 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     own = Offsets.read(spec, previous, kept)
     if own is not None:
         own = own.after(spec, frame, codes, average_decay(spec, step))
-    return _packed(spec, job.round_number, frame_body, after, own)
+    return _packed(spec, job.round_number, frame_body, after, own, frame=frame)
+
+
+def _validate_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+    """Publish the candidate that the released right answers favour; nobody trains."""
+    spec = job.spec
+    frame_body, weights_body, optimiser = _previous(job, read)
+    frame = Frame.from_bytes(frame_body)
+    expected = expectation(spec, job.round_number)
+    total = np.sum(_released(job, read), axis=0)
+    clients = [update.client_id for update in job.updates]
+    best, accuracy = chosen(spec, frame, clients, total, expected.noise_std)
+    content, metadata = tensors.unpack(weights_body)
+    average = np.asarray(content["average"], np.float64)
+    published = published_average(spec, frame, average, best).astype(np.float32)
+    own = {name: np.asarray(value) for name, value in content.items() if name != CLASSIFIERS}
+    answer = {"chosen": best, "guided": "yes" if best == "guided" else "no"}
+    return Aggregated(
+        frame=frame_body,
+        weights=tensors.pack(
+            own | {"average": published, "validation": accuracy.astype(np.float32)},
+            metadata | answer | {"round": str(job.round_number)},
+        ),
+        optimiser=optimiser,
+    )
 
 
 def _packed(
     spec: RunSpec,
     round_number: int,
-    frame: bytes,
+    frame_body: bytes,
     state: State,
     own: Offsets | None,
-    **kept: tensors.Array,
+    kept: Mapping[str, tensors.Array] | None = None,
+    frame: Frame | None = None,
 ) -> Aggregated:
-    """The files of a round."""
+    """The files of a round; ``kept`` is what the next one needs. ``frame``: of a training round."""
+    more = dict(offsets.published(own))
+    last = round_number == spec.last_training_round
+    if frame is not None and last and spec.plan.privacy.validates:
+        averages = own.average if own is not None else np.zeros_like(frame.codes)
+        more[CLASSIFIERS] = classifiers(spec, frame, state.average, averages)
     return Aggregated(
-        frame=frame,
-        weights=pack_weights(
-            spec, round_number, state.phi, state.average, **offsets.published(own)
-        ),
+        frame=frame_body,
+        weights=pack_weights(spec, round_number, state.phi, state.average, **more),
         optimiser=_pack_optimiser(
-            spec, round_number, state.phi, state.first, state.second, **offsets.state(own), **kept
+            spec,
+            round_number,
+            state.phi,
+            state.first,
+            state.second,
+            **offsets.state(own),
+            **(kept or {}),
         ),
     )
 

@@ -29,7 +29,7 @@ MAX_JOINS = 10_000
 # Releases of one client's training at most: what the accountant composes in seconds.
 MAX_STEPS = 100_000
 ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
-RoundKind = Literal["sketch", "spread", "train", "join"]
+RoundKind = Literal["sketch", "spread", "train", "validate", "join"]
 # What everything says that was made in the mode ``paper``.
 NO_GUARANTEE = "no record-level guarantee"
 
@@ -175,6 +175,21 @@ class PrivacyPlan(Frozen):
         "half of the precision (docs/decisions/0017-gradient-rounds-that-pay.md).",
     )
 
+    validation_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=0.5,
+        description="Chance that a unit is kept out of everything but the last round, which helps "
+        "the server to choose what to publish. 0: no such round. Unset: 0.1 where noise lets that "
+        "round tell a point of accuracy, else 0.",
+    )
+    validation_precision: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="Precision of the validation round, as a share of that of training.",
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> PrivacyPlan:
         if self.rounds > 0 and self.sketch_share == 1.0:
@@ -201,11 +216,22 @@ class PrivacyPlan(Frozen):
         return NO_GUARANTEE if self.mode == "paper" else ""
 
     @property
-    def is_resolved(self) -> bool:
-        """Whether the split of the sketch was chosen (``core.federation.rule``)."""
+    def split_is_chosen(self) -> bool:
+        """Whether the budget's split was chosen (``core.federation.rule``)."""
         two = self.mean_share is not None and self.refine_share is not None
         parts = self.rounds == 0 or self.sketch_share is not None
         return parts and (self.sketch_steps == 1 or (self.sketch_steps == 2 and two))
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether nothing is left to that rule."""
+        validation = self.rounds == 0 or self.validation_share is not None
+        return validation and self.split_is_chosen
+
+    @property
+    def validates(self) -> bool:
+        """Whether a validation round follows the training rounds (of a resolved plan)."""
+        return self.rounds > 0 and bool(self.validation_share)
 
     @property
     def refinement(self) -> float:
@@ -437,6 +463,17 @@ class Plan(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _validation_has_a_choice(self) -> Plan:
+        from core.models.candidates import candidates  # needs this module's types
+
+        if self.privacy.validates and len(candidates(self)) < 2:
+            raise ValueError(
+                "privacy.validation_share: this plan makes one generator only, so there is nothing "
+                "to choose; leave it out or set 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _free_terms_can_act(self) -> Plan:
         feature_weight, rounds = self.sketch.feature_weight, self.privacy.rounds
         self.regulariser.require(feature_weight=feature_weight, rounds=rounds)
@@ -459,6 +496,7 @@ class Noise(Frozen):
     sketch_multiplier: float = Field(gt=0)
     spread_multiplier: float | None = Field(default=None, gt=0)
     train_multiplier: float | None = Field(default=None, gt=0)
+    validate_multiplier: float | None = Field(default=None, gt=0)
 
     @property
     def join_multiplier(self) -> float:
@@ -507,6 +545,11 @@ class RunSpec(Frozen):
 
     @property
     def last_round(self) -> int:
+        """Behind it come joins only."""
+        return self.last_training_round + int(self.plan.privacy.validates)
+
+    @property
+    def last_training_round(self) -> int:
         return self.sketch_rounds + self.plan.privacy.rounds - 1
 
     def kind(self, round_number: int) -> RoundKind:
@@ -521,6 +564,8 @@ class RunSpec(Frozen):
                 f"the plan has rounds 0 to {self.last_round} and {MAX_JOINS} joins, "
                 f"not {round_number}"
             )
+        if round_number > self.last_training_round:
+            return "validate"
         if round_number >= self.sketch_rounds:
             return "train"
         return "sketch" if round_number == 0 else "spread"
@@ -539,6 +584,7 @@ class RunSpec(Frozen):
             "sketch": self.noise.sketch_multiplier,
             "spread": self.noise.spread_multiplier,
             "train": self.noise.train_multiplier,
+            "validate": self.noise.validate_multiplier,
             "join": self.noise.join_multiplier,
         }[kind]
         if multiplier is None:
@@ -566,7 +612,7 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
     alone = privacy.rounds == 0
     share = 1.0 if alone else privacy.sketch_share
 
-    if share is None or not privacy.is_resolved:
+    if share is None or not privacy.split_is_chosen:
         raise ValueError("the split of the sketch was not chosen: see core.federation.rule")
     first_share = privacy.mean_share
 
@@ -590,14 +636,25 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
         return Noise(sketch_multiplier=sketch, spread_multiplier=spread)
     first = sketches(whole)
 
+    steps = privacy.rounds * privacy.local_steps
+    # Precision of T steps at rate q, roughly: T q^2 / z^2.
+    of_validation = privacy.sample_rate * math.sqrt(steps * privacy.validation_precision)
+
     def composed(sigma: float) -> list[PrivacyEvent]:
-        steps = release(
-            noise_multiplier=sigma,
-            sample_rate=privacy.sample_rate,
-            unit=privacy.unit,
-            steps=privacy.rounds * privacy.local_steps,
+        rounds = release(
+            noise_multiplier=sigma, sample_rate=privacy.sample_rate, unit=privacy.unit, steps=steps
         )
-        return [*first, steps]
+        if not privacy.validates:
+            return [*first, rounds]
+        validation = release(
+            noise_multiplier=sigma / of_validation, sample_rate=1.0, unit=privacy.unit
+        )
+        return [*first, rounds, validation]
 
     train = accounting.calibrate(composed, target=privacy.epsilon, delta=privacy.delta)
-    return Noise(sketch_multiplier=sketch, spread_multiplier=spread, train_multiplier=train)
+    return Noise(
+        sketch_multiplier=sketch,
+        spread_multiplier=spread,
+        train_multiplier=train,
+        validate_multiplier=train / of_validation if privacy.validates else None,
+    )

@@ -26,6 +26,7 @@ from core.federation.plan import (
     RunSpec,
     calibrate,
 )
+from core.models.candidates import candidates
 from core.models.layout import NULL_COORDINATES
 from core.privacy.accounting import epsilon
 from core.privacy.events import release
@@ -33,6 +34,8 @@ from core.privacy.events import release
 NoiseMode = Literal["local", "aggregated"]
 
 SKETCH_PRECISION = 0.5  # where training rounds follow: they get as much as the sketch
+VALIDATION_SHARE = 0.1
+_TELLING = 0.01  # noise of an estimated accuracy below which a validation round is worth its units
 MEAN_SHARE = 0.35
 _LITTLE_NOISE = 0.004  # x up to which the means get the least share of step 2
 _LEAST = 0.35
@@ -49,6 +52,9 @@ def spec_for(
     does not fit the space.
     """
     privacy = resolved(plan.privacy, space, clients, noise_mode)
+    if privacy.rounds > 0 and privacy.validation_share is None:
+        share = validation_share(plan, privacy, clients, noise_mode)
+        privacy = privacy.model_copy(update={"validation_share": share})
     chosen = plan.model_copy(update={"privacy": privacy})
     return RunSpec(run_id=run_id, plan=chosen, space=space, noise=calibrate(privacy))
 
@@ -56,10 +62,13 @@ def spec_for(
 def resolved(
     privacy: PrivacyPlan, space: EmbeddingSpace, clients: int, noise_mode: NoiseMode = "local"
 ) -> PrivacyPlan:
-    """The plan with the split of its sketch chosen wherever it was left open."""
+    """The plan with the split of its sketch chosen wherever it was left open.
+
+    Whether to validate is left to ``validation_share``, which looks at the whole plan.
+    """
     if privacy.rounds > 0 and privacy.sketch_share is None:
         privacy = privacy.model_copy(update={"sketch_share": sketch_share(privacy)})
-    if privacy.is_resolved:
+    if privacy.split_is_chosen:
         return privacy
     chosen: dict[str, float] = {"sketch_steps": 2}
     if privacy.mean_share is None:
@@ -81,6 +90,21 @@ def sketch_share(privacy: PrivacyPlan) -> float:
         unit=privacy.unit,
     )  # fmt: skip
     return round(epsilon([alone], privacy.delta) / privacy.epsilon, 3)
+
+
+def validation_share(
+    plan: Plan, privacy: PrivacyPlan, clients: int, noise_mode: NoiseMode = "local"
+) -> float:
+    """``VALIDATION_SHARE`` where the noise of a candidate's accuracy is small enough, else 0."""
+    compared = len(candidates(plan))
+    if compared < 2:
+        return 0.0
+    draws = clients if noise_mode == "local" else 1
+    units = privacy.units_expected or max(1, clients * privacy.n_max // 3)
+    everything = _multiplier_of_one_release(privacy.model_copy(update={"sketch_share": 1.0}))
+    precision = (1.0 - SKETCH_PRECISION) * privacy.validation_precision
+    noise = everything / math.sqrt(precision) * math.sqrt(draws * compared)
+    return VALIDATION_SHARE if noise <= _TELLING * VALIDATION_SHARE * units else 0.0
 
 
 def refine_share(multiplier: float, draws: int, units: int, space: EmbeddingSpace) -> float:

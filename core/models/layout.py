@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec, digest_of
 from core.models.architecture import architecture_of, group_of
+from core.models.candidates import candidates
 
 NULL_COORDINATES = 256
 CODE, ENCODER = "code", "encoder"  # groups: the client's own trained code, the encoder
@@ -157,3 +158,5 @@ def layout_of(spec: RunSpec, round_number: int) -> Layout:
             return spread_layout(spec)
         case "train":
             return posted_layout(spec)
+        case "validate":
+            return Layout("validate", (("right", (len(candidates(spec.plan)),)),))

@@ -88,12 +88,12 @@ def sensitivity(spec: RunSpec, round_number: int) -> float:
     is longer, and a unit adds the mean over its records. Spread: 1, for a residual r of length at
     most R adds [sqrt(a) e_y (x) r / R ; sqrt(1 - a) vech2(r r^T) / R^2]. Training, of each local
     step: the root of the sum of squared clip norms over the parts that are clipped apart; C if
-    there is one.
+    there is one. Validation: 1, for a unit adds its mean of J entries of at most 1 / sqrt(J).
     """
     match spec.kind(round_number):
         case "sketch" | "join":
             return spec.plan.sketch.bound
-        case "spread":
+        case "spread" | "validate":
             return 1.0
         case "train":
             return clip_rule(spec.plan.privacy).sensitivity(architecture_of(spec).groups)

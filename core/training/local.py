@@ -32,6 +32,7 @@ from core.training.local_steps import expected_batch, noised_steps
 from core.training.position import starting_weights
 from core.training.sketch import clipped_sketch
 from core.training.spread import clipped_spread
+from core.training.validation import part_of, read_classifiers, right_answers
 from core.wire import tensors
 from core.wire.messages import WorkOrder
 
@@ -104,6 +105,7 @@ def release(
         )
     coins = CoinStream(secret, spec.run_id, round_number, attempt)
     if spec.kind(round_number) == "train":
+        dataset = part_of(spec, round_number, dataset, coins)
         frame = _frame(spec, inputs, client_id)
         state = Kept.read(spec, round_number, client_id, kept)
         weights = starting_weights(spec, client_id, frame, inputs, state)
@@ -134,11 +136,14 @@ def clipped_total(
     Of a training round: the first local step's, of a client that has kept nothing.
     """
     kind = spec.kind(round_number)
+    dataset = part_of(spec, round_number, dataset, coins)
     if kind in ("sketch", "join"):
         return clipped_sketch(spec, dataset)
     frame = _frame(spec, inputs, client_id)
     if kind == "spread":
         return clipped_spread(spec, dataset, frame)
+    if kind == "validate":
+        return right_answers(dataset, read_classifiers(spec, inputs["weights"]))
     weights = starting_weights(spec, client_id, frame, inputs)
     return clipped_sum(spec, dataset, frame, weights, client_id, coins, compute=compute)
 

@@ -85,7 +85,13 @@ def test_unknown_events_are_refused(change: dict[str, str]) -> None:
 @pytest.mark.parametrize("epsilon", [0.5, 4.0])
 def test_calibrated_noise_spends_the_target_and_hardly_less(epsilon: float) -> None:
     privacy = PrivacyPlan(
-        epsilon=epsilon, delta=1e-5, n_max=1000, rounds=10, sample_rate=0.3, sketch_steps=1
+        epsilon=epsilon,
+        delta=1e-5,
+        n_max=1000,
+        rounds=10,
+        sample_rate=0.3,
+        sketch_steps=1,
+        sketch_share=0.8,
     )
     spec = worlds.spec(privacy=privacy.model_dump(), noise=calibrate(privacy))
     spent = accounting.epsilon(spec.events(), 1e-5)
@@ -97,7 +103,13 @@ def test_calibrated_noise_spends_the_target_and_hardly_less(epsilon: float) -> N
 def test_defect_calibrating_for_fewer_steps_than_run_overspends() -> None:
     """Trap 4: noise planned for 5 rounds, 20 run. Only the executed events tell."""
     planned = PrivacyPlan(
-        epsilon=2.0, delta=1e-5, n_max=1000, rounds=5, sample_rate=0.3, sketch_steps=1
+        epsilon=2.0,
+        delta=1e-5,
+        n_max=1000,
+        rounds=5,
+        sample_rate=0.3,
+        sketch_steps=1,
+        sketch_share=0.8,
     )
     ran = planned.model_copy(update={"rounds": 20})
     spec = worlds.spec(privacy=ran.model_dump(), noise=calibrate(planned))

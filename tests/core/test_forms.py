@@ -34,7 +34,14 @@ def run(
     model: dict[str, Any], compute: Compute, privacy: dict[str, Any] | None = None
 ) -> Simulated:
     asked = {"epsilon": 8.0, "delta": 1e-5, "n_max": 400, "rounds": 3, "sample_rate": 0.5}
-    plan = PrivacyPlan(**(asked | {"sketch_steps": 1} | (privacy or {})))
+    plan = PrivacyPlan(
+        **(
+            {"sketch_share": 0.8, "validation_share": 0.0}
+            | asked
+            | {"sketch_steps": 1}
+            | (privacy or {})
+        )
+    )
     spec = worlds.spec(privacy=plan.model_dump(), model=model, noise=calibrate(plan))
     return simulate(spec, SITES, noise=seeded(0), secret=worlds.SECRET, compute=compute)
 

@@ -70,7 +70,14 @@ def test_every_step_that_draws_noise_is_in_the_event_of_its_round(steps: int) ->
 
 def test_epsilon_is_that_of_all_steps_of_all_rounds() -> None:
     privacy = PrivacyPlan(
-        epsilon=3.0, delta=1e-5, n_max=60, rounds=3, local_steps=5, sample_rate=0.3, sketch_steps=1
+        epsilon=3.0,
+        delta=1e-5,
+        n_max=60,
+        rounds=3,
+        local_steps=5,
+        sample_rate=0.3,
+        sketch_steps=1,
+        sketch_share=0.8,
     )
     spec = worlds.spec(privacy=privacy.model_dump(), noise=calibrate(privacy))
     sketch, train = spec.event(0), spec.event(1)
@@ -83,7 +90,13 @@ def test_epsilon_is_that_of_all_steps_of_all_rounds() -> None:
 def test_defect_one_charge_for_all_steps_of_a_round() -> None:
     """E steps cost E times what a round of one step costs; the target would be passed."""
     planned = PrivacyPlan(
-        epsilon=2.0, delta=1e-5, n_max=60, rounds=5, sample_rate=0.3, sketch_steps=1
+        epsilon=2.0,
+        delta=1e-5,
+        n_max=60,
+        rounds=5,
+        sample_rate=0.3,
+        sketch_steps=1,
+        sketch_share=0.8,
     )
     ran = planned.model_copy(update={"local_steps": 8})
     spec = worlds.spec(privacy=ran.model_dump(), noise=calibrate(planned))

@@ -20,7 +20,8 @@ from core.errors import PlanRefused
 from core.evaluation.baselines.common import Sampler, Terms, spent
 from core.evaluation.baselines.methods import METHODS
 from core.evaluation.baselines.paper import PaperSettings, paper_mode
-from core.federation.plan import NO_GUARANTEE, RunSpec
+from core.federation.plan import NO_GUARANTEE, Plan, RunSpec
+from core.federation.regulariser import RegulariserPlan
 from core.federation.updates import expectation
 from core.models.architecture import architecture_of
 from core.models.hypernetwork import HyperCVAE
@@ -88,6 +89,7 @@ def learnt(spec: RunSpec, seed: int) -> Vector:
         ({"block_clip_norms": {"code": 0.1}}, "privacy.block_clip_norms.code"),
         ({"rounds": 0}, "rounds > 0"),
         ({"local_steps": 2}, "local_steps = 1"),
+        ({"validation_share": 0.1}, "makes one generator only"),
     ],
 )
 def test_a_plan_of_this_mode_says_what_it_is(changes: dict[str, Any], says: str) -> None:
@@ -192,6 +194,13 @@ def test_the_frame_is_that_of_a_joint_run_and_codes_are_private() -> None:
     content, _ = tensors.unpack(run.weights)
     held = np.stack([run.states[name].offset for name in "ab"])
     np.testing.assert_array_equal(np.asarray(content["offsets"]), held.astype(np.float32))
+
+
+def test_free_terms_act_as_in_a_joint_run() -> None:
+    spec = spec_of(model={"code_dropout": 0.0})
+    asked = RegulariserPlan(lipschitz_weight=1e3, lipschitz_limit=1e-3)
+    plan = Plan.model_validate(spec.plan.model_copy(update={"regulariser": asked}).model_dump())
+    assert run_of(spec.model_copy(update={"plan": plan})).weights != run_of(spec).weights
 
 
 class Counting:

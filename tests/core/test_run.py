@@ -45,6 +45,7 @@ def run() -> Simulated:
         sample_rate=0.5,
         sketch_steps=1,
         sketch_share=0.8,
+        validation_share=0.0,
     )
     spec = worlds.spec(privacy=privacy.model_dump(), noise=calibrate(privacy))
     return simulate(spec, SITES, noise=seeded(0), secret=worlds.SECRET)

@@ -45,7 +45,7 @@ def spec(
 ) -> RunSpec:
     """A small simulated run; noise multipliers 1 unless given (no calibration: fast)."""
     base = {"epsilon": 8.0, "delta": 1e-5, "n_max": 1000, "rounds": 3}
-    base |= {"sample_rate": 0.5, "sketch_share": 0.8}
+    base |= {"sample_rate": 0.5, "sketch_share": 0.8, "validation_share": 0.0}
     base["sketch_steps"] = 1
     asked = dict(privacy or {})
     if asked.get("sketch_steps") == 2:

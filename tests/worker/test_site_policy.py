@@ -129,7 +129,7 @@ def test_a_mode_without_a_guarantee_is_refused(
 ) -> None:
     """Even if the coordinator got the plan past the plan's own checks."""
     model = {"codes": "trained", "encoder": "local", "classifier": "none"}
-    honest = make_spec(model=model, sketch_share=0.8)
+    honest = make_spec(model=model, sketch_share=0.8, validation_share=0.0)
     order = make_order(honest, round_number=round_number)
     judge(order, config, [])
     privacy = honest.plan.privacy.model_copy(update={"mode": "paper"})

@@ -111,6 +111,10 @@ def _limits(order: WorkOrder, config: ClientConfig) -> None:
         if spec.noise.train_multiplier is None:
             _refuse("training rounds without a noise multiplier", "noise.train_multiplier")
         noises["train_multiplier"] = spec.noise.train_multiplier
+    if privacy.validates and not joins:
+        if spec.noise.validate_multiplier is None:
+            _refuse("a validation round without a noise multiplier", "noise.validate_multiplier")
+        noises["validate_multiplier"] = spec.noise.validate_multiplier
     for name, sigma in noises.items():
         if sigma < config.min_noise_multiplier:
             _refuse(
