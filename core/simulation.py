@@ -70,6 +70,8 @@ def simulate(
     ``progress`` is called with each finished round's number; ``observe`` with a round's number and
     its updates by client, which is what a coordinator sees.
     """
+    if caveat := spec.plan.privacy.caveat:
+        raise ValueError(f"privacy.mode: 'paper' has {caveat}; use core.paper.simulate_paper")
     key = secret if secret is not None else os.urandom(32)
     objects: dict[str, bytes] = {}
     events: dict[str, list[PrivacyEvent]] = {site.name: [] for site in sites}

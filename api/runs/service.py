@@ -101,6 +101,13 @@ def check_distinct(names: Sequence[str]) -> None:
 
 
 def _check_plan(plan: Plan, names: Sequence[str]) -> None:
+    if plan.privacy.caveat:
+        raise InvalidPlan(
+            f"mode {plan.privacy.mode!r} has {plan.privacy.caveat}: codes and encoders are trained "
+            "without noise, and every other record's gradient depends on them",
+            field="plan.privacy.mode",
+            mend="Use mode 'joint', or simulate on one machine with core.paper.",
+        )
     if plan.purpose != "production":
         raise InvalidPlan(
             "a coordinator runs plans of purpose 'production' only",

@@ -223,6 +223,7 @@ def pack_weights(
     ``own``: what clients have of their own (``core.federation.offsets``). float32, because every
     client downloads it each round; the server keeps phi in float64.
     """
+    caveat = spec.plan.privacy.caveat
     return tensors.pack(
         {"phi": phi.astype(np.float32), "average": average.astype(np.float32), **own},
         {
@@ -231,6 +232,7 @@ def pack_weights(
             "spec": spec.digest,
             "round": str(round_number),
             "guided": "yes" if _is_guided(spec, round_number) else "no",
+            **({"caveat": caveat} if caveat else {}),
         },
     )
 

@@ -30,6 +30,8 @@ MAX_JOINS = 10_000
 MAX_STEPS = 100_000
 ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
 RoundKind = Literal["sketch", "spread", "train", "validate", "join"]
+# What everything says that was made in the mode ``paper``.
+NO_GUARANTEE = "no record-level guarantee"
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -95,6 +97,12 @@ class PrivacyPlan(Frozen):
     delta: float = Field(gt=0, lt=1)
     n_max: int = Field(ge=1, description="Public upper bound on the units of one client.")
     unit: Literal["record", "patient"] = "record"
+    mode: Literal["joint", "paper"] = Field(
+        default="joint",
+        description="joint: one clip and noise over all that is trained. paper, for comparison in "
+        "simulations only: codes and encoders are trained without noise as private state of their "
+        "clients. It has no record-level guarantee, and coordinators and sites refuse it.",
+    )
     clip_norm: float = Field(
         default=0.25,
         ge=0,
@@ -201,6 +209,11 @@ class PrivacyPlan(Frozen):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}: belongs to sketch_steps = 2; leave it out")
         return self
+
+    @property
+    def caveat(self) -> str:
+        """What must be said with everything that such a plan makes; empty if it keeps its word."""
+        return NO_GUARANTEE if self.mode == "paper" else ""
 
     @property
     def split_is_chosen(self) -> bool:
@@ -420,6 +433,36 @@ class Plan(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _paper_mode_is_simulated(self) -> Plan:
+        privacy, model = self.privacy, self.model
+        if privacy.mode != "paper":
+            return self
+        if self.purpose != "simulation":
+            raise ValueError(
+                f"privacy.mode: 'paper' has {NO_GUARANTEE}: codes and encoders are trained without "
+                "noise, and every other record's gradient depends on them; set purpose = "
+                "'simulation' to compare with it, or mode = 'joint'"
+            )
+        if (model.codes, model.encoder, model.classifier) != ("trained", "local", "none"):
+            raise ValueError(
+                f"privacy.mode: 'paper' ({NO_GUARANTEE}) trains codes and encoders at the clients "
+                "and has no classifier; set model.codes = 'trained', model.encoder = 'local' and "
+                "model.classifier = 'none'"
+            )
+        own = sorted({"encoder", "code"} & set(privacy.block_clip_norms.given))
+        if own:
+            raise ValueError(
+                f"privacy.block_clip_norms.{own[0]}: mode 'paper' does not clip this block, it "
+                "never leaves the client; leave it out"
+            )
+        if privacy.rounds == 0 or privacy.local_steps != 1:
+            raise ValueError(
+                "privacy.mode: 'paper' is about training rounds of one release each; set "
+                "rounds > 0 and local_steps = 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _validation_has_a_choice(self) -> Plan:
         from core.models.candidates import candidates  # needs this module's types
 
@@ -528,9 +571,15 @@ class RunSpec(Frozen):
         return "sketch" if round_number == 0 else "spread"
 
     def event(self, round_number: int) -> PrivacyEvent:
-        """The event of one client's release in this round. Sketches are of full batches."""
+        """The event of one client's release in this round. Sketches are of full batches.
+
+        Raises ``ValueError`` for a training round of the mode ``paper``: what it posts is bounded
+        by no event, and no epsilon may be computed for it.
+        """
         privacy = self.plan.privacy
         kind = self.kind(round_number)
+        if kind == "train" and privacy.caveat:
+            raise ValueError(f"round {round_number} (mode {privacy.mode!r}) has {privacy.caveat}")
         multiplier = {
             "sketch": self.noise.sketch_multiplier,
             "spread": self.noise.spread_multiplier,

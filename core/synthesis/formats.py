@@ -26,7 +26,7 @@ def to_table(samples: Samples, receipt: dict[str, Any]) -> pa.Table:
             "label": labels,
             "label_id": pa.array(samples.y, pa.int32()),
         }
-    ).replace_schema_metadata({RECEIPT_KEY: json.dumps(receipt, sort_keys=True)})
+    ).replace_schema_metadata({RECEIPT_KEY: json.dumps(samples.marked(receipt), sort_keys=True)})
 
 
 def to_parquet(samples: Samples, receipt: dict[str, Any]) -> bytes:
@@ -44,5 +44,5 @@ def to_json(samples: Samples, receipt: dict[str, Any]) -> dict[str, Any]:
         "labels": samples.labels(),
         "label_ids": samples.y.tolist(),
         "embeddings": samples.x.tolist(),
-        "receipt": receipt,
+        "receipt": samples.marked(receipt),
     }

@@ -15,6 +15,7 @@ Sampling is post-processing of released values: it costs no privacy, whatever th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,8 @@ class Samples:
     """``x`` float32 [n, d] of norm sqrt(d), ``y`` int64 [n] ids into ``classes``.
 
     ``weights`` are the mixture as used (empty for neutral), ``seed`` the one that made the rows,
-    ``guided`` whether the trained classifier chose the labels.
+    ``guided`` whether the trained classifier chose the labels, ``caveat`` what must be said with
+    them: ``core.federation.plan.NO_GUARANTEE``, or nothing.
     """
 
     x: NDArray[np.float32]
@@ -45,17 +47,23 @@ class Samples:
     weights: dict[str, float]
     seed: int
     guided: bool = False
+    caveat: str = ""
 
     def labels(self) -> list[str]:
         """Class names [n]."""
         return [self.classes[i] for i in self.y]
+
+    def marked(self, receipt: dict[str, Any]) -> dict[str, Any]:
+        """The receipt, with the caveat if there is one."""
+        return receipt | {"caveat": self.caveat} if self.caveat else receipt
 
 
 @dataclass(frozen=True, eq=False)
 class Generator:
     """A published model, ready to sample. Build it with ``load``.
 
-    ``guided``: its classifier was trained and is to choose the labels of rows.
+    ``guided``: its classifier was trained and is to choose the labels of rows. ``caveat``: what
+    must be said with all that it makes, as its plan or its weights file says.
     """
 
     spec: RunSpec
@@ -63,6 +71,7 @@ class Generator:
     weights: dict[str, NDArray[np.floating]]
     offsets: NDArray[np.float64]  # [M, c] of trained codes; 0 where codes are not trained
     guided: bool = False
+    caveat: str = ""
 
     @classmethod
     def load(cls, frame: bytes, weights: bytes, spec: RunSpec) -> Generator:
@@ -75,7 +84,8 @@ class Generator:
         read = Frame.from_bytes(frame)
         offsets = read_offsets(spec, content, len(read.client_ids), AVERAGE)
         guided = spec.plan.guidance.labels == "relabel" and metadata.get("guided") == "yes"
-        return cls(spec, read, layout.split(average), offsets, guided)
+        caveat = spec.plan.privacy.caveat or metadata.get("caveat", "")
+        return cls(spec, read, layout.split(average), offsets, guided, caveat)
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -119,7 +129,7 @@ class Generator:
         else:
             x = proposals.rows(labels)
         mixture = {} if isinstance(request.mixture, str) else dict(request.mixture)
-        return Samples(x, labels, self.spec.space.classes, mixture, seed, guided)
+        return Samples(x, labels, self.spec.space.classes, mixture, seed, guided, self.caveat)
 
     def classifier(self, code: NDArray[np.float64]) -> Linear:
         """The trained classifier under a code [c].

@@ -9,14 +9,23 @@ from numpy.typing import NDArray
 from core.models.architecture import architecture_of
 from core.models.layout import train_layout
 from core.models.losses import Records
+from core.privacy.clipping import ClipRule
 from core.privacy.ghost import HyperModel, clipped_sum
 from core.privacy.mechanism import clip_rule
 from core.training.compute import Compute
 from core.training.gradients import Batch
 
 
-def ghost_sum(batch: Batch, weights: NDArray[np.floating], compute: Compute) -> NDArray[np.float64]:
-    """Sum [P] of the batch's clipped unit gradients, by ``core.privacy.ghost``."""
+def ghost_sum(
+    batch: Batch,
+    weights: NDArray[np.floating],
+    compute: Compute,
+    rule: ClipRule | None = None,
+) -> NDArray[np.float64]:
+    """Sum [P] of the batch's clipped unit gradients, by ``core.privacy.ghost``.
+
+    ``rule``: another than the plan's, for comparisons (``core.training.paper``).
+    """
     spec = batch.spec
     tile = compute.tile(spec)
 
@@ -43,6 +52,6 @@ def ghost_sum(batch: Batch, weights: NDArray[np.floating], compute: Compute) -> 
         client_code=0 if network.trains_code else None,
         reduced=compute.precision == "bfloat16",
     )
-    rule = clip_rule(spec.plan.privacy)
+    rule = clip_rule(spec.plan.privacy) if rule is None else rule
     sums = clipped_sum(model, batch.unit_of, batch.code_of, load, rule, tile=tile)
     return sums.vector().cpu().numpy()

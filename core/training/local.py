@@ -64,7 +64,8 @@ def execute(
     sketch); ``kept`` what the client kept of its last accepted training round, if it has one.
     ``secret`` (32 bytes or more) keys inclusion, coins and latent draws and never leaves the site.
     Sensitivity and neighbouring relation: ``core.privacy.mechanism``.
-    Raises ``PlanRefused`` for seeded noise outside simulation.
+    Raises ``PlanRefused`` for seeded noise outside simulation, and for a plan of the mode ``paper``
+    whatever its purpose.
     """
     if not noise.private and order.spec.plan.purpose != "simulation":
         raise PlanRefused("seeded noise is refused outside simulation", field="noise")
@@ -96,6 +97,12 @@ def release(
     kept: bytes | None = None,
 ) -> Released:
     """``execute`` without the envelope of a work order."""
+    if caveat := spec.plan.privacy.caveat:
+        raise PlanRefused(
+            f"a plan of mode {spec.plan.privacy.mode!r} has {caveat}",
+            field="plan.privacy.mode",
+            mend="Compare with it in a simulation: core.paper.simulate_paper.",
+        )
     coins = CoinStream(secret, spec.run_id, round_number, attempt)
     if spec.kind(round_number) == "train":
         dataset = part_of(spec, round_number, dataset, coins)

@@ -167,6 +167,28 @@ async def test_bad_plans_name_the_field(
     assert await coordinator.sql("SELECT 1 FROM runs") == []
 
 
+@pytest.mark.parametrize(
+    ("purpose", "code"), [("production", "invalid-request"), ("simulation", "invalid-plan")]
+)
+async def test_a_mode_without_a_guarantee_is_refused(
+    coordinator: Coordinator, purpose: str, code: str
+) -> None:
+    await coordinator.enrol("site-a", "site-b")
+    plan = a_plan(
+        privacy={"mode": "paper"}, purpose=purpose,
+        model={"codes": "trained", "encoder": "local", "classifier": "none"},
+    )  # fmt: skip
+    body = {"plan": plan, "clients": ["site-a", "site-b"]}
+    refused = problem(
+        await coordinator.call("POST", "/v1/runs", json=body), 422, code, "plan.privacy.mode"
+    )
+    assert "no record-level guarantee" in refused["detail"]
+    assert "'joint'" in refused.get("mend", refused["detail"])
+    assert await coordinator.sql("SELECT 1 FROM runs") == []
+    plan["privacy"]["mode"], plan["purpose"] = "joint", "production"
+    await coordinator.ok("POST", "/v1/runs", json=body)
+
+
 async def test_clients_that_do_not_fit_a_run(coordinator: Coordinator) -> None:
     await coordinator.enrol("site-a", "poor", epsilon=3.0)
     await coordinator.ok("POST", "/v1/spaces", json={**SPACE, "name": "other-space", "dim": 7})

@@ -37,7 +37,7 @@ Query = Callable[[EmbeddingDataset], NDArray[np.float64]]
 
 CLASSES, DIM = 3, 12
 DELTA = 1e-5
-PRIVATE = sorted(set(METHODS) - {"real", "local-only"})
+PRIVATE = sorted(set(METHODS) - {"real", "local-only", "paper"})
 SMALL_MERF = merf.MerfSettings(pairs=60, hidden=32, steps=150, batch=120)
 SMALL_CVAE = cvae.CvaeSettings(rounds=40, sample_rate=0.3, hidden=16, latent=2)
 

@@ -122,6 +122,26 @@ def test_simulation_unit_and_delta(config: ClientConfig) -> None:
         assert refused.value.field == field
 
 
+@pytest.mark.parametrize("round_number", [0, 1])
+@pytest.mark.parametrize("purpose", ["production", "simulation"])
+def test_a_mode_without_a_guarantee_is_refused(
+    config: ClientConfig, purpose: str, round_number: int
+) -> None:
+    """Even if the coordinator got the plan past the plan's own checks."""
+    model = {"codes": "trained", "encoder": "local", "classifier": "none"}
+    honest = make_spec(model=model, sketch_share=0.8, validation_share=0.0)
+    order = make_order(honest, round_number=round_number)
+    judge(order, config, [])
+    privacy = honest.plan.privacy.model_copy(update={"mode": "paper"})
+    plan = honest.plan.model_copy(update={"privacy": privacy, "purpose": purpose})
+    spec = honest.model_copy(update={"plan": plan})
+    changed = order.model_copy(update={"spec": spec, "spec_digest": spec.digest})
+    with pytest.raises(PlanRefused, match="no record-level guarantee") as refused:
+        judge(changed, config, [])
+    assert refused.value.field == "plan.privacy.mode"
+    assert refused.value.mend is not None
+
+
 def test_a_pinned_space(config: ClientConfig) -> None:
     right = config.model_copy(update={"space_digest": digest_of(space())})
     judge(make_order(), right, [])

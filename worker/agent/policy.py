@@ -42,7 +42,13 @@ def _refuse(message: str, field: str, mend: str | None = None) -> NoReturn:
 
 def _same_order(order: WorkOrder, config: ClientConfig) -> None:
     """The order's parts agree with each other and are meant for this client."""
-    spec = order.spec
+    spec, privacy = order.spec, order.spec.plan.privacy
+    if privacy.caveat:  # first: an order of this kind has no event that could be compared
+        _refuse(
+            f"a plan of mode {privacy.mode!r} has {privacy.caveat}",
+            "plan.privacy.mode",
+            "Ask for mode = 'joint'.",
+        )
     if order.client != config.name:
         _refuse(f"the order is for {order.client!r}, not for {config.name!r}", "client")
     if order.spec_digest != spec.digest:

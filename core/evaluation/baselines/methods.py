@@ -16,6 +16,7 @@ from core.evaluation.baselines.cvae import cvae
 from core.evaluation.baselines.gaussian import shared_gaussian
 from core.evaluation.baselines.linear import linear_classifier
 from core.evaluation.baselines.merf import merf
+from core.evaluation.baselines.paper import paper_mode
 from core.evaluation.baselines.real import LocalOnly, RealData, local_only, real_data
 from core.evaluation.utility import Utility, fit, score
 from core.federation.plan import EmbeddingSpace
@@ -55,6 +56,7 @@ METHODS: Mapping[str, Fit] = MappingProxyType(
         "dp-merf": merf,
         "dp-sgd-linear": linear_classifier,
         "dp-cvae": cvae,
+        "paper": paper_mode,  # not private: no record-level guarantee
     }
 )
 
