@@ -83,6 +83,7 @@ def _receipt(run: Run, model: ModelView, samples: Samples) -> dict[str, Any]:
         "weights_digest": model.weights.digest,
         "mixture": samples.weights or "neutral",
         "seed": samples.seed,
+        "labels": "trained classifier" if samples.guided else "generator",
         "per_client": [spent.model_dump(mode="json") for spent in model.per_client],
         "relation": model.relation,
         "noise_mode": model.noise_mode,

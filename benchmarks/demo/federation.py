@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.demo.narrator import Narrator
 from benchmarks.demo.processes import DemoError, wait_for
@@ -18,6 +18,9 @@ from worker.agent.spend import SiteLedger
 from worker.answers import JsonObject
 from worker.client import CoordinatorClient
 from worker.errors import ClientError
+
+Mixture = str | dict[str, float]
+Guidance = Literal["model", "none"]
 
 
 @dataclass(frozen=True)
@@ -183,10 +186,15 @@ def books(
 
 
 def synthesize(
-    client: CoordinatorClient, run: str, mixture: str | dict[str, float], rows: int, path: Path
+    client: CoordinatorClient,
+    run: str,
+    mixture: Mixture,
+    guidance: Guidance,
+    rows: int,
+    path: Path,
 ) -> None:
     """One Parquet answer of ``POST /v1/synthesize`` into ``path``."""
-    request = {"run": run, "mixture": mixture, "n": rows}
+    request = {"run": run, "mixture": mixture, "guidance": guidance, "n": rows}
     table = client.synthesize_table(request)
     path.write_bytes(table.body)
 

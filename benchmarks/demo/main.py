@@ -171,16 +171,23 @@ def train(
 def synthesize(
     stack: Stack, fed: Federation, narrator: Narrator, options: Options, run_id: str
 ) -> dict[str, Path]:
-    """Neutral, a mixture, each single site: Parquet files by the name of the table's row."""
+    """Neutral, a mixture, each single site: Parquet files by the name of the table's row.
+
+    And neutral rows whose labels the classifier had no say in.
+    """
     a, b = fed.clients[:2]
-    wanted: dict[str, tuple[str, str | dict[str, float]]] = {
-        "synthetic: neutral code": ("neutral", "neutral"),
+    wanted: dict[str, tuple[str, federation.Mixture, federation.Guidance]] = {
+        "synthetic: neutral, no guidance": ("unguided", "neutral", "none"),
+        "synthetic: neutral code": ("neutral", "neutral", "model"),
         f"synthetic: 0.7 {a.site.name} + 0.3 {b.site.name}": (
             "mixture",
             {a.name: 0.7, b.name: 0.3},
+            "model",
         ),
     }
-    wanted |= {f"synthetic: {c.site.name}": (c.site.name, {c.name: 1.0}) for c in fed.clients}
+    wanted |= {
+        f"synthetic: {c.site.name}": (c.site.name, {c.name: 1.0}, "model") for c in fed.clients
+    }
     options.output.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     with (
@@ -189,9 +196,9 @@ def synthesize(
         narrator.progress() as progress,
     ):
         bar = progress.add_task("synthesizing", total=len(wanted))
-        for title, (name, mixture) in wanted.items():
+        for title, (name, mixture, guidance) in wanted.items():
             path = options.output / f"{name}.parquet"
-            federation.synthesize(scientist, run_id, mixture, options.rows, path)
+            federation.synthesize(scientist, run_id, mixture, guidance, options.rows, path)
             files[title] = path
             progress.advance(bar)
     return files
