@@ -87,7 +87,7 @@ def test_table_sentences_figure_last_line_and_resuming(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "r"
-    rows = ["sketch-alone", "noise-once", "rounds-10"]
+    rows = ["sketch-alone", "noise-once"]
     asked = ["--data", str(file), "--clients", "3", "--rows", "300", "--epsilons", "8"]
     asked += ["--seeds", "2", "--jobs", "1", "--results", str(folder), "--only", *rows]
     assert main(asked) == 0
