@@ -18,7 +18,7 @@ SOURCES := api benchmarks core migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-clipping audit run test check lint types layers format lock clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping audit run test check lint types layers format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -37,8 +37,11 @@ install: $(STAMP) ## Make .venv from the lock file
 demo: $(STAMP) ## The whole job on real images, with real processes (about a minute once installed)
 	$(BIN)/python -m core.cli demo $(DEMO_ARGS)
 
-bench-utility: $(STAMP) ## Accuracy of synthetic rows against baselines (BENCH_ARGS="--data FILE.npz")
+bench-utility: $(STAMP) ## The whole method against its sketch and baselines, on synthetic rows (BENCH_ARGS="--data FILE.npz")
 	$(BIN)/python -m benchmarks.utility $(BENCH_ARGS)
+
+bench-ablation: $(STAMP) ## What each part of the method is worth: one thing changed at a time (BENCH_ARGS="--data FILE.npz")
+	$(BIN)/python -m benchmarks.ablation $(BENCH_ARGS)
 
 bench-clipping: $(STAMP) ## Time and memory of clipped sums: ours, opacus, torch.func (about 15 minutes)
 	$(BIN)/python -m benchmarks.clipping $(BENCH_ARGS)

@@ -63,11 +63,10 @@ def _run(arguments: argparse.Namespace) -> None:
     results = Results(store.cells, wanted)
     console = Console(width=max(stdout.width, tables.width(results)))
     console.print(
-        f"{data.name}: accuracy on real test records of a classifier trained on "
-        f"{settings.rows:,} records of the neutral code;\n"
-        f"mean of {arguments.seeds or SEEDS} seeds, "
-        "difference from the default plan on the same split, noise and coins, ± its standard "
-        f"error.\nlocal noise, delta {settings.delta:g}, unit: {data.unit}. "
+        f"{data.name}: accuracy on real test records of a classifier that was trained on\n"
+        f"{settings.rows:,} records of the neutral code; mean of {arguments.seeds or SEEDS} seeds. "
+        "Difference from the default\nplan on the same split, noise and coins, ± its standard "
+        f"error.\nLocal noise, delta {settings.delta:g}, unit: {data.unit}.\n"
         "Simulation with seeded noise, NOT PRIVATE.",
         highlight=False,
     )  # fmt: skip

@@ -99,7 +99,7 @@ def targets(results: Results) -> dict[str, Target]:
             for name in results.variants
             if name != DEFAULT and not VARIANTS[name].terms
         ]
-        gaps = [-one.mean for one in found if one is not None]
+        gaps = [0.0 - one.mean for one in found if one is not None]
         if gaps:
             name = f"default-minus-best-alternative@{epsilon:g}"
             made[name] = at_least(min(gaps), -_DEFAULT_LOSES)

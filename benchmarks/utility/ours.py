@@ -18,6 +18,7 @@ from benchmarks.utility.plan import (
     CLASSIFIER,
     CODES,
     DOMAIN_EPSILON,
+    OURS,
     SKETCH,
     SKETCH_AGGREGATED,
     SKETCH_CODES,
@@ -165,7 +166,7 @@ def cells(data: Records, parts: Split, settings: Settings, job: Job) -> list[Cel
         cell: Cell = asdict(tstr(x, y, parts.test_x, parts.test_y)) | common
         if job.measures_fidelity:
             cell |= closeness(parts, x)
-        if row == CODES:
+        if row in (CODES, SKETCH_CODES):
             cell |= _by_code(data, parts, job, found, seed)
         made.append(cell)
     return made
@@ -179,7 +180,7 @@ def _by_code(data: Records, parts: Split, job: Job, found: Simulated, seed: int)
         # One seed for all: sources then differ by their code alone.
         return sampled(found, "neutral" if code is None else {client(code): 1.0}, rows, seed)
 
-    if job.measures_fidelity:
+    if job.measures_fidelity and job.method == OURS:
         cell["matrix"] = matrix(parts, draw)
     if data.domain is not None and job.epsilon == DOMAIN_EPSILON:
         cell["domains"] = domain_check(parts, draw)

@@ -93,12 +93,12 @@ class Results:
         own, theirs = (self.values(r, epsilon, "accuracy") for r in (row, other))
         return summary([own[seed] - theirs[seed] for seed in sorted(own.keys() & theirs.keys())])
 
-    def domains(self, epsilon: float) -> list[Domain]:
+    def domains(self, epsilon: float, row: str = CODES) -> list[Domain]:
         """Of each site with test records, over the seeds at which both codes were scored on them.
 
-        Empty where the data name no domains.
+        ``row``: the one of all codes. Empty where the data name no domains.
         """
-        cells = self.cells(CODES, epsilon)
+        cells = self.cells(row, epsilon)
         checks = [cells[seed]["domains"] for seed in sorted(cells) if "domains" in cells[seed]]
         found = []
         for place, site in enumerate(checks[0]["sites"] if checks else ()):

@@ -15,7 +15,11 @@ from benchmarks.utility.plan import (
     LINEAR,
     NEUTRAL,
     NOT_PRIVATE,
+    OURS,
     PAPER,
+    SKETCH,
+    SKETCH_CODES,
+    SKETCH_NEUTRAL,
 )
 from benchmarks.utility.results import Results, Summary
 
@@ -26,6 +30,8 @@ _NOTES = (
     ((LINEAR,), "* makes no records; best of three learning rates per ε, a choice not charged"),
     ((CLASSIFIER,), "' makes no records: our trained classifier itself on real test records"),
 )
+# Whose codes are compared with its neutral one: method, row of all codes, neutral row.
+_BY_CODE = ((OURS, CODES, NEUTRAL), (SKETCH, SKETCH_CODES, SKETCH_NEUTRAL))
 _MARKS = {
     row: mark for mark, rows in zip("°*'", (r for r, _ in _NOTES), strict=True) for row in rows
 }
@@ -101,20 +107,18 @@ def fidelity(results: Results, epsilon: float) -> Table | None:
 
 def domains(results: Results, epsilon: float) -> Table | None:
     """A site's own code against the neutral one, on its test records; None if not measured."""
-    found = results.domains(epsilon)
-    if not found:
-        return None
     table = _table("test records of", ["own code", "neutral", "difference", "seeds"])
-    for site in found:
-        shown = (_text(site.own), _text(site.neutral), _text(site.difference, signed=True))
-        table.add_row(site.site, *shown, str(site.difference.n))
-    codes, neutral = results.summary(CODES, epsilon), results.summary(NEUTRAL, epsilon)
-    pooled = results.paired(CODES, NEUTRAL, epsilon)
-    if pooled is not None:
-        table.add_section()
-        shown = (_text(codes), _text(neutral), _text(pooled, signed=True))
-        table.add_row("all sites, pooled", *shown, str(pooled.n))
-    return table
+    for method, codes, neutral in _BY_CODE:
+        found = results.domains(epsilon, codes)
+        for site in found:
+            shown = (_text(site.own), _text(site.neutral), _text(site.difference, signed=True))
+            table.add_row(f"{site.site}, {method}", *shown, str(site.difference.n))
+        pooled = results.paired(codes, neutral, epsilon)
+        if found and pooled is not None:
+            both = (_text(results.summary(row, epsilon)) for row in (codes, neutral))
+            table.add_row(f"pooled, {method}", *both, _text(pooled, signed=True), str(pooled.n))
+            table.add_section()
+    return table if table.row_count else None
 
 
 def figures(results: Results) -> dict[str, float]:
@@ -128,9 +132,11 @@ def figures(results: Results) -> dict[str, float]:
                 if mean is not None:
                     name = row if measure == "accuracy" else f"{row}/{measure}"
                     found[f"{name}@{epsilon:g}"] = round(mean.mean, 5)
-    for site in results.domains(DOMAIN_EPSILON):
-        for name, mean in (("own", site.own), ("neutral", site.neutral)):
-            found[f"domain/{site.site}/{name}@{DOMAIN_EPSILON:g}"] = round(mean.mean, 5)
+    for method, codes, _ in _BY_CODE:
+        for site in results.domains(DOMAIN_EPSILON, codes):
+            for name, mean in (("own", site.own), ("neutral", site.neutral)):
+                figure = f"{method}-domain/{site.site}/{name}@{DOMAIN_EPSILON:g}"
+                found[figure] = round(mean.mean, 5)
     for name in ("seconds", "peak_mib"):
         if name in results.run_cost:
             found[f"run-{name.replace('_', '-')}"] = results.run_cost[name]

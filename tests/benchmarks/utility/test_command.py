@@ -15,14 +15,23 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks.utility import run_cost, runner
+from benchmarks.utility import command, measures, run_cost, store, tables
 from benchmarks.utility.command import main
-from benchmarks.utility.plan import key
-from benchmarks.utility.store import Store
+from benchmarks.utility.plan import Job, key
+from benchmarks.utility.records import from_file
+from benchmarks.utility.splits import Settings, split
+from benchmarks.utility.store import Store, configuration
+from core.evaluation.baselines.real import real_data
+from core.federation.plan import PrivacyPlan
+from tests.core import worlds
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = ["--clients", "3", "--seeds", "2", "--rows", "300"]
-METHODS = ["real", "class-means", "shared-gaussian", "dp-sgd-linear", "ours"]
+METHODS = ["real", "class-means", "shared-gaussian", "dp-sgd-linear", "ours", "sketch"]
+OUR_ROWS = {
+    "ours-neutral", "ours-codes", "ours-unguided", "ours-classifier",
+    "sketch-neutral", "sketch-codes",
+}  # fmt: skip
 
 
 def arguments(file: Path, folder: Path, *more: str) -> list[str]:
@@ -47,19 +56,22 @@ def test_tables_figures_and_one_line_of_json_and_resuming(
     line = json.loads(first.strip().splitlines()[-1])
     assert line == json.loads((folder / "utility-tiny-local.json").read_text())
     assert line["bench"] == "utility-tiny-local"
-    rows = {"real", "class-means", "shared-gaussian", "dp-sgd-linear", "sketch-neutral", "sketch-codes"}  # fmt: skip  # noqa: E501
+    rows = {"real", "class-means", "shared-gaussian", "dp-sgd-linear"} | OUR_ROWS
     assert {name.partition("@")[0].partition("/")[0] for name in line["figures"]} == rows | {
         "run-seconds", "run-peak-mib",
     }  # fmt: skip
     assert line["figures"]["class-means@8"] > 0.7
-    assert 0.0 <= line["figures"]["sketch-codes/membership_auc@8"] <= 1.0
+    assert 0.0 <= line["figures"]["ours-codes/membership_auc@8"] <= 1.0
     assert "dp-sgd-linear/mmd@8" not in line["figures"]
+    assert "ours-classifier/mmd@8" not in line["figures"]
     assert set(line["targets"]) == {
-        *(f"ours-minus-best-baseline@{e}" for e in (1, 8)),
-        *(f"neutral-minus-codes@{e}" for e in (1, 8)),
+        *(f"ours-minus-sketch@{e}" for e in (1, 8)),
+        *(f"ours-minus-dp-sgd-linear@{e}" for e in (1, 8)),
+        *(f"sketch-minus-best-baseline@{e}" for e in (1, 8)),
+        "ours-minus-class-means@8",
         "run-seconds", "run-peak-mib",
     }  # fmt: skip
-    for expected in ("NOT PRIVATE", "minus sketch-codes", "a choice not charged", "attack AUC"):
+    for expected in ("NOT PRIVATE", "minus ours-neutral", "a choice not charged", "attack AUC"):
         assert expected in first
     assert max(len(text) for text in first.splitlines()[:-1]) <= 80
 
@@ -69,11 +81,15 @@ def test_tables_figures_and_one_line_of_json_and_resuming(
         assert 5_000 < len(png) < 200_000
 
     cells = stored(folder)
-    # real: a cell a seed; two rows of ours and two baselines at two epsilons; three rates; the run.
-    assert len(cells) == 2 + 2 * 2 * (2 + 2) + 2 * 2 * 3 + 1
+    # real: a cell a seed; six rows of ours and two baselines at two epsilons; three rates; the run.
+    assert len(cells) == 2 + 2 * 2 * (6 + 2) + 2 * 2 * 3 + 1
     assert "epsilon_spent" not in cells[key("real", None, 0)]
     assert 0.99 < cells["class-means|1|1"]["epsilon_spent"] <= 1.0
-    matrix = cells["sketch-codes|1|0"]["matrix"]
+    assert 0.99 < cells["ours-neutral|1|1"]["epsilon_spent"] <= 1.0
+    assert cells["ours-neutral|1|0"]["rounds"] == 20
+    assert cells["sketch-neutral|1|0"]["rounds"] == 0
+    assert cells["ours-neutral|8|0"]["accuracy"] != cells["ours-unguided|8|0"]["accuracy"]
+    matrix = cells["ours-codes|1|0"]["matrix"]
     assert matrix["sources"] == ["client 0", "client 1", "client 2", "neutral"]
     assert np.shape(matrix["mmd"]) == np.shape(matrix["tstr"]) == (4, 3)
     assert cells["sketch-codes|8|0"]["n_max"] in (50, 100, 200)
@@ -81,7 +97,7 @@ def test_tables_figures_and_one_line_of_json_and_resuming(
     def never(*_: object) -> dict[str, Any]:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(runner, "measure", never)
+    monkeypatch.setattr(command, "measure", never)
     assert main(asked) == 0
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError, match="again"):
@@ -98,25 +114,72 @@ def test_workers_find_what_one_process_finds(file: Path, tmp_path: Path) -> None
         for cell in cells.values():
             cell.pop("seconds", None)
         found.append(cells)
-    assert len(found[0]) == 1 + 1 + 2 + 1
+    assert len(found[0]) == 1 + 1 + 4 + 1
     assert found[0] == found[1]
 
 
 def test_aggregated_noise_leaves_the_neutral_code(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--noise", "aggregated", "--methods", "class-means", "ours", "--epsilons", "8"]
+    asked = ["--noise", "aggregated", "--methods", "class-means", "ours", "sketch"]
+    asked += ["--epsilons", "8", "--seeds", "1"]
     assert main(arguments(file, tmp_path / "r", *asked, "--jobs", "1")) == 0
     line = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert "sketch-neutral@8" in line["figures"]
-    assert "sketch-codes@8" not in line["figures"]
+    for method in ("ours", "sketch"):
+        assert f"{method}-neutral@8" in line["figures"]
+        assert f"{method}-codes@8" not in line["figures"]
     assert not list((tmp_path / "r").glob("*fidelity*"))
 
 
 def test_noise_once_in_the_sum_is_a_row_beside_local_noise(file: Path, tmp_path: Path) -> None:
-    asked = ["--methods", "ours-aggregated", "--epsilons", "2", "--jobs", "1"]
-    assert main(arguments(file, tmp_path, *asked)) == 0
-    assert set(stored(tmp_path)) == {"sketch-aggregated|2|0", "sketch-aggregated|2|1"}
+    asked = ["--methods", "ours-aggregated", "sketch-aggregated", "--epsilons", "2"]
+    assert main(arguments(file, tmp_path, *asked, "--seeds", "1", "--jobs", "1")) == 0
+    assert set(stored(tmp_path)) == {"ours-aggregated|2|0", "sketch-aggregated|2|0"}
+
+
+def test_a_sites_own_code_is_compared_on_its_own_records_where_sites_have_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = worlds.clusters(300)
+    path = tmp_path / "tiny.npz"
+    np.savez(path, x=data.x, y=data.y, domain=np.array(["east", "west"])[np.arange(300) % 2])
+    asked = ["--methods", "ours", "--epsilons", "4", "8", "--seeds", "1", "--jobs", "1"]
+    assert main(arguments(path, tmp_path, *asked)) == 0
+    shown = capsys.readouterr().out
+    line = json.loads(shown.strip().splitlines()[-1])
+    assert {"sites-whose-own-code-wins@4", "codes-minus-neutral@4"} <= set(line["targets"])
+    assert line["targets"]["sites-whose-own-code-wins@4"]["target"] == 2
+    assert 0.5 < line["figures"]["ours-domain/east/own@4"] <= 1.0
+    assert "west, ours" in shown
+    cells = stored(tmp_path)
+    assert cells["ours-codes|4|0"]["domains"]["sites"] == ["east", "west"]
+    assert "domains" not in cells["ours-codes|8|0"]
+
+
+def test_a_method_without_a_guarantee_spends_no_number(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unbounded(sites: Any, space: Any, *_: Any) -> Any:
+        return real_data(sites, space)
+
+    monkeypatch.setattr(measures, "METHODS", {"paper": unbounded})
+    data = from_file(file)
+    settings = Settings(clients=3, rows=300)
+    job = Job("paper", 1.0, 0)
+    cell = measures.measure(data, split(data, settings, 0), settings, job)["paper|1|0"]
+    assert cell["epsilon_spent"] == "none"
+    assert tables.label("paper").replace("-\n", "-") == "paper (no record-level guarantee)"
+
+
+def test_cells_of_other_defaults_are_not_taken_up(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, settings = from_file(file), Settings(clients=3)
+    before = configuration(data, settings)
+    assert before == configuration(data, settings)
+    other = PrivacyPlan(epsilon=1.0, delta=1e-4, n_max=1, rounds=21)
+    monkeypatch.setattr(store, "PrivacyPlan", lambda **_: other)
+    assert configuration(data, settings) != before
 
 
 def test_a_broken_write_leaves_the_finished_cells(tmp_path: Path) -> None:
@@ -130,14 +193,14 @@ def test_a_broken_write_leaves_the_finished_cells(tmp_path: Path) -> None:
 def test_a_job_that_fails_leaves_the_cells_before_it(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = runner.measure
+    real = command.measure
 
     def fails(data: Any, parts: Any, settings: Any, job: Any) -> dict[str, Any]:
         if job.seed == 1:
             raise KeyboardInterrupt
         return real(data, parts, settings, job)
 
-    monkeypatch.setattr(runner, "measure", fails)
+    monkeypatch.setattr(command, "measure", fails)
     asked = arguments(file, tmp_path, "--methods", "real", "--jobs", "1")
     assert main(asked) == 130
     assert "goes on from there" in capsys.readouterr().err

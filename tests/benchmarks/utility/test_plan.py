@@ -8,9 +8,13 @@ from benchmarks.utility.plan import (
     LINEAR,
     OURS,
     OURS_AGGREGATED,
+    PAPER,
+    SKETCH,
+    SKETCH_AGGREGATED,
     STANDARD,
     Job,
     jobs,
+    standard,
     tiers,
 )
 
@@ -42,11 +46,25 @@ def test_with_aggregated_noise_ours_is_measured_once() -> None:
     methods = {m for tier in tiers(None, None, None, "aggregated") for m in tier.methods}
     assert OURS in methods
     assert OURS_AGGREGATED not in methods
-    assert Job(OURS, 1.0, 0).rows("aggregated") == ("sketch-neutral",)
+    assert SKETCH in methods
+    assert SKETCH_AGGREGATED not in methods
+    rows = ("ours-neutral", "ours-unguided", "ours-classifier")
+    assert Job(OURS, 1.0, 0).rows("aggregated") == rows
+    assert Job(SKETCH, 1.0, 0).rows("aggregated") == ("sketch-neutral",)
 
 
-def test_one_run_of_ours_fills_two_rows() -> None:
-    assert Job(OURS, 1.0, 3).keys("local") == ("sketch-neutral|1|3", "sketch-codes|1|3")
+def test_the_papers_mode_is_measured_once_it_is_registered() -> None:
+    assert PAPER not in {m for tier in standard(("real",)) for m in tier.methods}
+    (tier,) = [tier for tier in standard(("real", PAPER)) if PAPER in tier.methods]
+    assert (tier.epsilons, tier.seeds) == ((1.0, 8.0), 2)
+
+
+def test_one_run_of_ours_fills_four_rows() -> None:
+    assert Job(OURS, 1.0, 3).keys("local") == (
+        "ours-neutral|1|3", "ours-codes|1|3", "ours-unguided|1|3", "ours-classifier|1|3",
+    )  # fmt: skip
+    assert Job(SKETCH, 1.0, 3).keys("local") == ("sketch-neutral|1|3", "sketch-codes|1|3")
+    assert Job(OURS_AGGREGATED, 1.0, 3).keys("local") == ("ours-aggregated|1|3",)
     assert Job(LINEAR, 0.5, 0, 4.0).keys("local") == ("dp-sgd-linear/4|0.5|0",)
     assert Job("real", None, 0).keys("local") == ("real|-|0",)
 
