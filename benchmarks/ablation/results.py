@@ -62,7 +62,9 @@ class Results:
             found = self.difference(name, epsilon, variant.base)
             if found is not None and name != DEFAULT:
                 said.append(self._said(found, epsilon, variant.removes))
-        subject = variant.part[:1].upper() + variant.part[1:]
+        subject = variant.part
+        if "." not in subject.split()[0]:  # a plan's field keeps its name
+            subject = subject[:1].upper() + subject[1:]
         return f"{subject}: {', '.join(said)}." if said else ""
 
     def _said(self, found: Difference, epsilon: float, removes: bool) -> str:
