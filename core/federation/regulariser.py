@@ -6,13 +6,13 @@ costs in privacy.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from core.federation.values import Frozen
 
 
-class RegulariserPlan(BaseModel):
+class RegulariserPlan(Frozen):
     """Weights of the free terms; 0 leaves a term out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mmd_weight: float = Field(
         default=0.0,

@@ -1,0 +1,87 @@
+"""From targets to noise multipliers, by the accountant of ``core.privacy.accounting``."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from core.federation.privacy_plan import PrivacyPlan
+from core.federation.values import Frozen
+from core.privacy import accounting
+from core.privacy.events import PrivacyEvent, release
+
+
+class Noise(Frozen):
+    """Calibrated noise multipliers: standard deviation over sensitivity."""
+
+    sketch_multiplier: float = Field(gt=0)
+    spread_multiplier: float | None = Field(default=None, gt=0)
+    train_multiplier: float | None = Field(default=None, gt=0)
+    validate_multiplier: float | None = Field(default=None, gt=0)
+
+    @property
+    def join_multiplier(self) -> float:
+        """The one sketch of who joins later costs what both steps cost a founding client."""
+        if self.spread_multiplier is None:
+            return self.sketch_multiplier
+        return 1.0 / math.hypot(1.0 / self.sketch_multiplier, 1.0 / self.spread_multiplier)
+
+
+def calibrate(privacy: PrivacyPlan) -> Noise:
+    """Noise multipliers whose composition spends at most ``epsilon`` at ``delta`` (PLD).
+
+    The sketch alone is calibrated to ``sketch_share * epsilon``; the training noise is then the
+    smallest with which sketch and the E local steps of all T rounds together stay within
+    ``epsilon``. Two sketch steps split the precision 1 / z^2 of one: Gaussian releases of full
+    batches compose to exactly that. Raises ``ValueError`` for a plan whose split was not chosen.
+    """
+    alone = privacy.rounds == 0
+    share = 1.0 if alone else privacy.sketch_share
+
+    if share is None or not privacy.split_is_chosen:
+        raise ValueError("the split of the sketch was not chosen: see core.federation.rule")
+    first_share = privacy.mean_share
+
+    def split(whole: float) -> tuple[float, float | None]:
+        if first_share is None:
+            return whole, None
+        return whole / math.sqrt(first_share), whole / math.sqrt(1.0 - first_share)
+
+    def sketches(whole: float) -> list[PrivacyEvent]:
+        return [
+            release(noise_multiplier=sigma, sample_rate=1.0, unit=privacy.unit)
+            for sigma in split(whole)
+            if sigma is not None
+        ]
+
+    # On the events that will be booked: two discretised releases come out a shade above one.
+    target = share * privacy.epsilon
+    whole = accounting.calibrate(sketches, target=target, delta=privacy.delta)
+    sketch, spread = split(whole)
+    if alone:
+        return Noise(sketch_multiplier=sketch, spread_multiplier=spread)
+    first = sketches(whole)
+
+    steps = privacy.rounds * privacy.local_steps
+    # Precision of T steps at rate q, roughly: T q^2 / z^2.
+    of_validation = privacy.sample_rate * math.sqrt(steps * privacy.validation_precision)
+
+    def composed(sigma: float) -> list[PrivacyEvent]:
+        rounds = release(
+            noise_multiplier=sigma, sample_rate=privacy.sample_rate, unit=privacy.unit, steps=steps
+        )
+        if not privacy.validates:
+            return [*first, rounds]
+        validation = release(
+            noise_multiplier=sigma / of_validation, sample_rate=1.0, unit=privacy.unit
+        )
+        return [*first, rounds, validation]
+
+    train = accounting.calibrate(composed, target=privacy.epsilon, delta=privacy.delta)
+    return Noise(
+        sketch_multiplier=sketch,
+        spread_multiplier=spread,
+        train_multiplier=train,
+        validate_multiplier=train / of_validation if privacy.validates else None,
+    )

@@ -1,0 +1,49 @@
+"""Public values that plans are made of: immutable, canonical, and the embedding-space contract."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class Frozen(BaseModel):
+    """Base of public values: immutable, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def digest_of(value: BaseModel | dict[str, Any]) -> str:
+    """``sha256:...`` of the canonical JSON (sorted keys, no spaces) of a public value."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class EmbeddingSpace(Frozen):
+    """The contract that makes embeddings of several sites comparable.
+
+    Two variants of one backbone differ in ``weights_digest`` or ``preprocessing`` and therefore
+    in the contract's digest: their records never mix silently.
+    """
+
+    name: Name
+    backbone: str = Field(min_length=1, max_length=200)
+    weights_digest: Sha256
+    preprocessing: str = Field(min_length=1, max_length=500)
+    dim: int = Field(ge=2, le=65_536)
+    classes: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = Field(
+        min_length=2, max_length=1_000
+    )
+
+    @model_validator(mode="after")
+    def _classes_are_distinct(self) -> EmbeddingSpace:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: each name may appear once")
+        return self
