@@ -92,6 +92,7 @@ def test_calibrated_noise_spends_the_target_and_hardly_less(epsilon: float) -> N
         sample_rate=0.3,
         sketch_steps=1,
         sketch_share=0.8,
+        validation_share=0.0,
     )
     spec = worlds.spec(privacy=privacy.model_dump(), noise=calibrate(privacy))
     spent = accounting.epsilon(spec.events(), 1e-5)
@@ -110,6 +111,7 @@ def test_defect_calibrating_for_fewer_steps_than_run_overspends() -> None:
         sample_rate=0.3,
         sketch_steps=1,
         sketch_share=0.8,
+        validation_share=0.0,
     )
     ran = planned.model_copy(update={"rounds": 20})
     spec = worlds.spec(privacy=ran.model_dump(), noise=calibrate(planned))

@@ -35,7 +35,14 @@ from core.training.local import Released, release
 from core.wire import tensors
 from core.wire.messages import AggregateInput, AggregateJob
 from tests.core import worlds
-from tests.core.posted import SLACK, Follower, Recorder, moved_between, start
+from tests.core.posted import (
+    SLACK,
+    Follower,
+    Recorder,
+    moved_between,
+    parts_moved_between,
+    start,
+)
 from tests.core.test_neighbours import FORMS, mixed_units, one_far_record
 
 Vector = NDArray[np.float64]
@@ -324,6 +331,7 @@ def test_queries_stay_within_their_sensitivity_round_after_round(
         distances = moved_between(recorded, followed)
         assert len(distances) == rounds * more.get("steps", 1)
         worst = max(worst, *distances)
+        assert max(parts_moved_between(spec, recorded, followed)) <= SLACK
     assert 0 < worst <= bound
 
 
@@ -339,7 +347,8 @@ def test_defect_encoder_kept_without_noise(
     def moved(seed: int, rate: float, *, noised: bool) -> float:
         """By how much the queries of D and D' differ, in units of S."""
         spec = spec_of(
-            {"form": form, "code_dropout": 0.0}, {"kind": "momentum", "learning_rate": rate},
+            {"form": form, "code_dropout": 0.0, "classifier": "none"},
+            {"kind": "momentum", "learning_rate": rate},
             rounds=50, sample_rate=1.0, clip_norm=0.1, n_max=30,
         )  # fmt: skip
         learnt = 0.5 * np.random.default_rng(seed).normal(size=shared_layout(spec).size)

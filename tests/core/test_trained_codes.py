@@ -35,7 +35,14 @@ from core.training.local import release
 from core.wire import tensors
 from core.wire.messages import AggregateInput, AggregateJob
 from tests.core import worlds
-from tests.core.posted import SLACK, Follower, Recorder, start, update_of
+from tests.core.posted import (
+    SLACK,
+    Follower,
+    Recorder,
+    clip_norms_moved,
+    start,
+    update_of,
+)
 from tests.core.test_neighbours import FORMS, mixed_units
 
 Vector = NDArray[np.float64]
@@ -69,7 +76,7 @@ def joint(spec: RunSpec, frame: Frame, offset: Vector, seed: int = 1) -> Vector:
 @pytest.mark.parametrize("form", FORMS)
 def test_clipped_sum_with_a_trained_code_is_that_of_a_loop_over_records(form: str) -> None:
     """The network sees code plus offset, class means the sketch's code; both engines agree."""
-    spec = spec_of({"form": form}, clip_norm=2.0, sample_rate=0.7)
+    spec = spec_of({"form": form}, clip_norm=2.0, classifier_clip_norm=1.5, sample_rate=0.7)
     _, frame, _ = start(spec)
     offset = np.array([0.5, -1.0, 0.3, 0.8])
     weights, coins = joint(spec, frame, offset), CoinStream(worlds.SECRET, "run-1", 1, 1)
@@ -78,14 +85,20 @@ def test_clipped_sum_with_a_trained_code_is_that_of_a_loop_over_records(form: st
     module = HyperCVAE(architecture_of(spec)).double()
     parts = train_layout(spec).split(weights)
     module.load({name: torch.from_numpy(np.array(part)) for name, part in parts.items()})
+    classifier = train_layout(spec).only(lambda group: group == "classifier")
+    of_classifier = np.zeros(weights.size, bool)
+    of_classifier[train_layout(spec).places(classifier)] = True
+    assert of_classifier.sum() == 3 * 13
     total = np.zeros(weights.size)
     for place in range(len(batch.rows)):
         inputs = [torch.from_numpy(part) for part in batch.inputs(np.array([place]))]
         coin = torch.tensor([[0.0 if batch.code_of[place] else 1.0]], dtype=torch.float64)
+        seen = torch.from_numpy(batch.features(np.array([place])))
         module.zero_grad()
-        module(*inputs, coin).sum().backward()
+        module(*inputs, coin, seen).sum().backward()
         row = torch.cat([p.grad.flatten() for p in module.parameters()]).numpy()
-        total += row * min(1.0, 2.0 / np.linalg.norm(row))
+        for part, clip_norm in ((~of_classifier, 2.0), (of_classifier, 1.5)):
+            total += np.where(part, row, 0.0) * min(1.0, clip_norm / np.linalg.norm(row[part]))
     assert np.abs(total[-4:]).max() > 0.01
     for engine in ("ghost", "opacus"):
         ours = clipped_sum(spec, data, frame, weights, "a", coins, compute=Compute(engine=engine))
@@ -120,7 +133,8 @@ def test_posted_vector_with_the_code_stays_within_its_sensitivity(
     inputs, frame, _ = start(spec)
     inputs["weights"] = _weights(spec, np.array([[0.7, -0.2, 0.4, 1.0]] * 2))
     data, bound = mixed_units(2), sensitivity(spec, 1) * SLACK
-    assert bound == pytest.approx(0.3 if steps == 1 else np.sqrt(0.14), rel=1e-5)
+    generator = 0.3 if steps == 1 else np.sqrt(0.14)
+    assert bound == pytest.approx(np.hypot(generator, 2.0), rel=1e-5)
     with Recorder(monkeypatch) as recorded:
         update_of(spec, 1, data, inputs, seeded(1))
     assert not np.allclose(recorded.steps[0].weights[-4:], frame.code("a"))
@@ -130,6 +144,7 @@ def test_posted_vector_with_the_code_stays_within_its_sensitivity(
         for ours, theirs in zip(recorded.steps, followed.steps, strict=True):
             np.testing.assert_array_equal(ours.weights, theirs.weights)
             assert np.linalg.norm(ours.total - theirs.total) <= bound
+            assert clip_norms_moved(spec, ours.total - theirs.total) <= SLACK
 
 
 def test_defect_code_noised_but_left_out_of_the_norm() -> None:
@@ -192,8 +207,8 @@ def test_layouts_of_a_trained_code() -> None:
 
 
 def test_the_code_has_a_clip_norm_only_where_it_is_trained() -> None:
-    spec = spec_of(block_clip_norms={"code": 3.0}, clip_norm=4.0)
-    assert sensitivity(spec, 1) == 5.0
+    spec = spec_of(block_clip_norms={"code": 3.0}, clip_norm=4.0, classifier_clip_norm=12.0)
+    assert sensitivity(spec, 1) == 13.0
     with pytest.raises(ValidationError, match=r"block_clip_norms\.code.*codes 'sketch'"):
         worlds.spec(privacy={"block_clip_norms": {"code": 1.0}})
 
