@@ -64,14 +64,16 @@ PLAN: dict[str, Any] = {
     "privacy": {"epsilon": 4.0, "delta": 1e-5, "n_max": 5000, "rounds": 10},
     "round": {"quorum": 2, "deadline_s": 3600},
 }
-# What the coordinator makes of it: the split of the sketch is chosen.
+# What the coordinator makes of it: the split of the budget is chosen.
 PLAN_CHOSEN: dict[str, Any] = {
     **PLAN,
     "privacy": {
         **PLAN["privacy"],
         "sketch_steps": 2,
         "mean_share": 0.35,
-        "refine_share": 0.482,
+        "refine_share": 0.35,
+        "sketch_share": 0.674,
+        "validation_share": 0.0,
     },
 }
 RUN_NEW = {"plan": PLAN, "clients": ["site-a", "site-b"]}
@@ -81,9 +83,9 @@ RUN_SPEC: dict[str, Any] = {
     "plan": PLAN_CHOSEN,
     "space": SPACE,
     "noise": {
-        "sketch_multiplier": 2.2219,
-        "spread_multiplier": 1.6304,
-        "train_multiplier": 2.3592,
+        "sketch_multiplier": 2.5832,
+        "spread_multiplier": 1.8956,
+        "train_multiplier": 4.8378,
     },
 }
 RUN = {
@@ -94,7 +96,7 @@ RUN = {
     "spec": RUN_SPEC,
     "spec_digest": SPEC,
     "clients": ["site-a", "site-b"],
-    "epsilon_planned": 3.9999,
+    "epsilon_planned": 3.9998,
     "current_round": 3,
     "rounds_published": 3,
     "rounds_planned": 12,
@@ -149,9 +151,9 @@ JOIN = {
     "frame": None,
 }
 EVENT = {
-    "mechanism": "poisson-subsampled-gaussian",
-    "noise_multiplier": 2.3592,
-    "sample_rate": 0.25,
+    "mechanism": "gaussian",
+    "noise_multiplier": 4.8378,
+    "sample_rate": 1.0,
     "steps": 1,
     "relation": "add-remove-one-unit",
     "unit": "record",

@@ -61,7 +61,7 @@ def make_spec(
 ) -> RunSpec:
     """A small production run with noise multipliers 2 (about epsilon 3.5 at delta 1e-5)."""
     base = {"epsilon": 6.0, "delta": 1e-5, "n_max": 1000, "rounds": 2, "sample_rate": 0.5}
-    base["sketch_steps"] = 1
+    base |= {"sketch_steps": 1, "sketch_share": 0.8, "validation_share": 0.0}
     sizes = {
         "code_dim": 4, "trunk_width": 3, "latent_dim": 2, "hidden": 6, "encoder_hidden": 5,
         "basis_rank": 5,
