@@ -96,7 +96,7 @@ RUN = {
     "spec": RUN_SPEC,
     "spec_digest": SPEC,
     "clients": ["site-a", "site-b"],
-    "epsilon_planned": 3.9999,
+    "epsilon_planned": 3.9998,
     "current_round": 3,
     "rounds_published": 3,
     "rounds_planned": 12,
@@ -151,7 +151,7 @@ JOIN = {
     "frame": None,
 }
 EVENT = {
-    "mechanism": "poisson-subsampled-gaussian",
+    "mechanism": "gaussian",
     "noise_multiplier": 4.8378,
     "sample_rate": 1.0,
     "steps": 1,
