@@ -640,6 +640,21 @@ def test_defect_classifier_left_out_of_the_sensitivity(rounds: int) -> None:
     assert furthest > spec.plan.privacy.clip_norm * TOLERANCE
 
 
+def test_defect_generators_part_too_long_beside_a_short_classifiers() -> None:
+    """S would not tell: the joint length is within it. The parts do."""
+    spec, data = defect_spec("film", classifier="linear"), one_far_record()
+    transcript = Transcript.of(spec, data, 5)
+    wrong = replace(clip_rule(spec.plan.privacy), clip_norm=0.12, blocks={"classifier": 0.05})
+
+    def defective(d: EmbeddingDataset) -> Vector:
+        return ghost_of(transcript.batch(d), transcript.weights[-1], wrong)
+
+    assert 0 < worst(defective, data) <= transcript.bound
+    with pytest.raises(AssertionError):
+        assert_bounded(spec, defective, data)
+    assert assert_bounded(spec, transcript.query(), data) > 0
+
+
 def test_defect_sketch_without_unit_clipping() -> None:
     spec = worlds.spec()
     data = worlds.with_units(worlds.clusters(27), np.arange(27) // 9)
