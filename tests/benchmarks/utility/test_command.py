@@ -273,6 +273,7 @@ def test_errors_reach_the_shell_as_status_2() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.timeout(600)  # a whole run of ten clients; beside other tests it takes minutes
 def test_the_cost_of_one_run_is_measured_in_a_process_of_its_own() -> None:
     found = run_cost.measured()
     assert 0.5 < found["seconds"] < 60
