@@ -23,7 +23,7 @@ from benchmarks.demo.small import clusters
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 5  # of plan_small.toml: two sketch steps and three training rounds
-FILES = ("neutral", "mixture", "site-a", "site-b", "site-c")
+FILES = ("unguided", "neutral", "mixture", "site-a", "site-b", "site-c")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
