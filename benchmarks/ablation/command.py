@@ -17,7 +17,7 @@ from benchmarks.last_line import finish
 from benchmarks.options import OptionParser
 from benchmarks.utility.options import add_options, settings_of
 from benchmarks.utility.records import load
-from benchmarks.utility.refused import Refused
+from benchmarks.utility.refused import exit_status
 from benchmarks.utility.runner import fill
 from benchmarks.utility.store import Store, configuration
 
@@ -38,15 +38,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 whatever was measured, 2 for input that cannot be used, 130 if stopped."""
     arguments = _arguments(argv)
-    try:
-        _run(arguments)
-    except Refused as refused:
-        sys.stderr.write(f"{PROGRAM}: {refused}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; finished cells are kept, the same command goes on from there\n")
-        return 130
-    return 0
+    return exit_status(PROGRAM, lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from benchmarks.utility.plan import (
     tiers,
 )
 from benchmarks.utility.records import load
-from benchmarks.utility.refused import Refused
+from benchmarks.utility.refused import Refused, exit_status
 from benchmarks.utility.report import draw, show
 from benchmarks.utility.results import Results
 from benchmarks.utility.run_cost import measured
@@ -49,15 +49,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 whatever was measured, 2 for input that cannot be used, 130 if stopped."""
     arguments = _arguments(argv)
-    try:
-        _run(arguments)
-    except Refused as refused:
-        sys.stderr.write(f"{PROGRAM}: {refused}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; finished cells are kept, the same command goes on from there\n")
-        return 130
-    return 0
+    return exit_status(PROGRAM, lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:

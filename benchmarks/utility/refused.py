@@ -1,6 +1,9 @@
-"""Input that the benchmark cannot work with."""
+"""Input that a benchmark cannot work with, and how its command ends then."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class Refused(Exception):
@@ -12,3 +15,16 @@ class Refused(Exception):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.problem}; {self.mend}"
+
+
+def exit_status(program: str, run: Callable[[], None]) -> int:
+    """Of a benchmark's command: 0, 2 for input that cannot be used, 130 if stopped."""
+    try:
+        run()
+    except Refused as refused:
+        sys.stderr.write(f"{program}: {refused}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; finished cells are kept, the same command goes on from there\n")
+        return 130
+    return 0
