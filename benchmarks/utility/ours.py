@@ -137,9 +137,8 @@ def sampled(
 def classified(found: Simulated, parts: Split) -> Utility:
     """The trained classifier itself, under the neutral code, on real test records."""
     generator = found.generator
-    neutral = np.zeros(generator.spec.plan.model.code_dim)
     seen = features(generator.frame, unit_rows(parts.test_x))
-    return score(generator.classifier(neutral).labels(seen), parts.test_y)
+    return score(generator.classifier().labels(seen), parts.test_y)
 
 
 def spent(found: Simulated, delta: float) -> float:

@@ -14,7 +14,7 @@ from benchmarks.utility.splits import Settings
 from core.federation.plan import Plan, PrivacyPlan, digest_of
 from core.storage import sha256_of
 
-CODE_VERSION = 4  # raise when a method changes: cells of another version are not taken up
+CODE_VERSION = 5  # raise when a method changes: cells of another version are not taken up
 
 Cells = dict[str, dict[str, Any]]
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.federation import offsets
+from core.federation import label_shift, offsets
 from core.federation.choice import chosen, classifiers, published_average
+from core.federation.label_shift import LabelShift, bias_part
 from core.federation.offsets import Offsets
 from core.federation.plan import RunSpec
 from core.federation.server import Gradient, State, advance, average_decay, starting_state
@@ -111,6 +112,7 @@ def _join_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
         [update.client for update in job.updates],
     )
     weights = offsets.joined(job.spec, before, frame, weights, optimiser)
+    weights = label_shift.joined(weights, len(before.client_ids), len(frame.client_ids))
     return Aggregated(frame.to_bytes(job.spec.digest), weights, optimiser)
 
 
@@ -129,19 +131,25 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     posted, shared = posted_layout(spec), shared_layout(spec)
     total = np.zeros(expected.size)
     units = 0.0
-    codes: dict[int, Vector] = {}  # of each client that answered, by its place in the frame
+    # Of each client that answered, by its place in the frame:
+    codes: dict[int, Vector] = {}
+    biases: dict[int, Vector] = {}
+    previous, _ = tensors.unpack(weights_body)
+    kept, _ = tensors.unpack(optimiser_body)
+    shift = LabelShift.read(spec, kept, len(frame.client_ids))
     for update in job.updates:
         released = read_update(read(update.digest), expected)[: expected.size]
         total += released
         place = frame.client_ids.index(update.client_id)
         units += float(frame.sizes[place])
         codes[place] = offsets.code_part(posted, released)
+        if shift is not None:
+            biases[place] = bias_part(posted, released)
     # The expected batch is public post-processing: q and noised counts, never the batch itself.
     privacy = spec.plan.privacy
-    batch = privacy.sample_rate * units * privacy.local_steps
+    per_unit = privacy.sample_rate * privacy.local_steps  # gradients of a unit, on average
+    batch = per_unit * units
     noise_std = expected.noise_std * math.sqrt(len(job.updates)) / batch
-    previous, _ = tensors.unpack(weights_body)
-    kept, _ = tensors.unpack(optimiser_body)
     before = State(
         phi=np.asarray(kept["phi"], np.float64),
         average=np.asarray(previous["average"], np.float64),
@@ -158,7 +166,10 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     own = Offsets.read(spec, previous, kept)
     if own is not None:
         own = own.after(spec, frame, codes, average_decay(spec, step))
-    return _packed(spec, job.round_number, frame_body, after, own, frame=frame)
+    if shift is not None:
+        means = {place: part / per_unit for place, part in biases.items()}
+        shift = shift.after(frame, means, expected.noise_std / per_unit)
+    return _packed(spec, job.round_number, frame_body, after, own, frame=frame, shift=shift)
 
 
 def _validate_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
@@ -193,9 +204,14 @@ def _packed(
     own: Offsets | None,
     kept: Mapping[str, tensors.Array] | None = None,
     frame: Frame | None = None,
+    shift: LabelShift | None = None,
 ) -> Aggregated:
-    """The files of a round; ``kept`` is what the next one needs. ``frame``: of a training round."""
+    """The files of a round; ``kept`` is what the next one needs. ``frame``, ``shift``: of a
+    training round.
+    """
     more = dict(offsets.published(own))
+    if frame is not None and shift is not None:
+        more |= shift.published(len(frame.client_ids))
     last = round_number == spec.last_training_round
     if frame is not None and last and spec.plan.privacy.validates:
         averages = own.average if own is not None else np.zeros_like(frame.codes)
@@ -210,6 +226,7 @@ def _packed(
             state.first,
             state.second,
             **offsets.state(own),
+            **(shift.state() if shift is not None else {}),
             **(kept or {}),
         ),
     )

@@ -50,10 +50,11 @@ def classifiers(
 ) -> NDArray[np.float32]:
     """[J, C, d + 1] fitted to rows of every candidate, on x/|x|. One thread: the same bytes."""
     fitted = []
+    shift = np.zeros((len(frame.client_ids), len(spec.space.classes)))  # rows are neutral
     for candidate in candidates(spec.plan):
         values = published_average(spec, frame, average, candidate)
         weights = shared_layout(spec).split(values)
-        generator = Generator(spec, frame, weights, offsets, guided=candidate == "guided")
+        generator = Generator(spec, frame, weights, offsets, shift, guided=candidate == "guided")
         request = SynthesisRequest(run=spec.run_id, n=ROWS)
         with threadpool_limits(1):
             samples = generator.sample(request, spec.plan.seed)

@@ -117,7 +117,7 @@ class OptimiserPlan(Frozen):
     learning_rate: float = Field(default=0.01, gt=0, le=1e3)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
-    classifier_momentum: float = Field(default=0.9, ge=0, lt=1)
+    classifier_momentum: float = Field(default=0.8, ge=0, lt=1)
     classifier_noise: float = Field(
         default=0.5,
         gt=0,

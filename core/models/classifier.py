@@ -47,12 +47,6 @@ class Linear:
         """[n] the likeliest class of features [n, d]."""
         return np.asarray((seen @ self.weight.T + self.bias).argmax(axis=1), np.int64)
 
-    def moved(self, to: Linear, origin: Linear) -> Linear:
-        """This classifier plus the difference from ``origin`` to ``to``."""
-        return Linear(
-            self.weight + (to.weight - origin.weight), self.bias + (to.bias - origin.bias)
-        )
-
 
 def features(frame: Frame, directions: Vector) -> Vector:
     """f [n, d] of directions x/|x| [n, d], row by row."""

@@ -65,6 +65,12 @@ def guided_rows(
     return x
 
 
+def seen_proposals(proposals: Proposals, classifier: Linear) -> Vector:
+    """[n, d] what the classifier sees of the first block of proposals."""
+    rows, _ = _Looks.of(proposals, classifier).block(0)
+    return features(proposals.frame, rows / np.sqrt(rows.shape[1]))
+
+
 class _Looks:
     """The classifier's view of proposals: its directions, and how wide proposals are in them."""
 

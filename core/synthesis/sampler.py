@@ -15,6 +15,7 @@ Sampling is post-processing of released values: it costs no privacy, whatever th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from numpy.typing import NDArray
 
 from core.errors import InvalidSynthesisRequest, UnknownMixtureClient
 from core.federation.plan import RunSpec
-from core.models.classifier import BIAS, WEIGHT, Linear, discriminant
+from core.models.classifier import BIAS, WEIGHT, Linear
 from core.models.codes import AVERAGE, read_offsets
 from core.models.frame import Frame
+from core.models.label_shift import curvature, read_label_shift, shifted
 from core.models.layout import shared_layout
-from core.synthesis.guidance import guided_rows
+from core.synthesis.guidance import guided_rows, seen_proposals
 from core.synthesis.proposals import LABELS, Proposals, stream
 from core.synthesis.request import SynthesisRequest
 from core.wire import tensors
@@ -70,6 +72,7 @@ class Generator:
     frame: Frame
     weights: dict[str, NDArray[np.floating]]
     offsets: NDArray[np.float64]  # [M, c] of trained codes; 0 where codes are not trained
+    label_shift: NDArray[np.float64]  # [M, C] of ``core.models.label_shift``
     guided: bool = False
     caveat: str = ""
 
@@ -83,9 +86,10 @@ class Generator:
         average = np.asarray(content["average"], np.float64)
         read = Frame.from_bytes(frame)
         offsets = read_offsets(spec, content, len(read.client_ids), AVERAGE)
+        shift = read_label_shift(content, len(read.client_ids), len(spec.space.classes))
         guided = spec.plan.guidance.labels == "relabel" and metadata.get("guided") == "yes"
         caveat = spec.plan.privacy.caveat or metadata.get("caveat", "")
-        return cls(spec, read, layout.split(average), offsets, guided, caveat)
+        return cls(spec, read, layout.split(average), offsets, shift, guided, caveat)
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -103,10 +107,10 @@ class Generator:
     def _blend(
         self, mixture: str | dict[str, float], rows: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """[c] the weighted sum of clients' rows [M, c]; 0 for "neutral"."""
-        code = np.zeros(self.spec.plan.model.code_dim)
+        """[k] the weighted sum of clients' rows [M, k]; 0 for "neutral"."""
+        blended = np.zeros(rows.shape[1])
         if isinstance(mixture, str):
-            return code
+            return blended
         for name, weight in mixture.items():
             if name not in self.clients:
                 raise UnknownMixtureClient(
@@ -114,8 +118,8 @@ class Generator:
                     field=f"mixture.{name}",
                     mend=f"Use {', '.join(self.clients)} or 'neutral'.",
                 )
-            code = code + weight * rows[self.clients.index(name)]
-        return code
+            blended = blended + weight * rows[self.clients.index(name)]
+        return blended
 
     def sample(self, request: SynthesisRequest, seed: int) -> Samples:
         """Rows for a request. Raises ``InvalidMixture`` or ``InvalidSynthesisRequest``."""
@@ -125,23 +129,34 @@ class Generator:
         proposals = Proposals(self.spec, self.frame, self.weights, code, network_code, seed)
         guided = self.guided and request.guidance == "model"
         if guided:
-            x = guided_rows(proposals, self.classifier(code), labels)
+            x = guided_rows(proposals, self.classifier(request.mixture), labels)
         else:
             x = proposals.rows(labels)
         mixture = {} if isinstance(request.mixture, str) else dict(request.mixture)
         return Samples(x, labels, self.spec.space.classes, mixture, seed, guided, self.caveat)
 
-    def classifier(self, code: NDArray[np.float64]) -> Linear:
-        """The trained classifier under a code [c].
-
-        Rounds train one for all; what the sketch says of how a code's classes lie elsewhere is
-        added to it.
+    def classifier(self, mixture: str | dict[str, float] = "neutral") -> Linear:
+        """The classifier that labels rows of a mixture: rounds train one for all, and a client's
+        label shift moves its bias. Raises ``UnknownMixtureClient``.
         """
-        trained = Linear(
-            np.asarray(self.weights[WEIGHT], np.float64), np.asarray(self.weights[BIAS], np.float64)
-        )
-        neutral = np.zeros_like(code)
-        return trained.moved(discriminant(self.frame, code), discriminant(self.frame, neutral))
+        too_much = self._blend(mixture, self.label_shift)
+        if not too_much.any():
+            return self._trained
+        return shifted(self._trained, too_much, self._curvature)
+
+    @cached_property
+    def _trained(self) -> Linear:
+        weight, bias = self.weights[WEIGHT], self.weights[BIAS]
+        return Linear(np.asarray(weight, np.float64), np.asarray(bias, np.float64))
+
+    @cached_property
+    def _curvature(self) -> float:
+        """Of the trained classifier, where neutral rows lie: about as near to its boundaries as
+        real records, while proposals of a class by itself are much farther from them.
+        """
+        neutral = self.code("neutral")
+        made = Proposals(self.spec, self.frame, self.weights, neutral, neutral, self.spec.plan.seed)
+        return curvature(self._trained, seen_proposals(made, self._trained))
 
     def _labels(self, request: SynthesisRequest, seed: int) -> NDArray[np.int64]:
         classes = self.spec.space.classes

@@ -174,7 +174,7 @@ def test_training_improves_on_a_sketch_that_is_all_noise() -> None:
     seen = features(found.frame, test.directions)
     begin = discriminant(found.frame, neutral(spec))
     before = (begin.labels(seen) == test.y).mean()
-    after = (found.classifier(neutral(spec)).labels(seen) == test.y).mean()
+    after = (found.classifier().labels(seen) == test.y).mean()
     assert after > max(0.9, before)
 
 
@@ -185,7 +185,7 @@ def test_rows_are_what_the_classifier_calls_them(run: Simulated) -> None:
     samples = run.generator.sample(asked(), 3)
     assert samples.guided
     seen = features(run.generator.frame, np.asarray(samples.x, np.float64) / np.sqrt(12))
-    called = run.generator.classifier(neutral(run.generator.spec)).labels(seen)
+    called = run.generator.classifier().labels(seen)
     assert (called == samples.y).mean() > 0.999  # but for float32 of the rows
     plain = run.generator.sample(asked(guidance="none"), 3)
     assert not plain.guided
@@ -197,7 +197,7 @@ def test_guided_rows_teach_what_the_classifier_knows(run: Simulated) -> None:
     samples = run.generator.sample(asked(n=3_000), 3)
     test = worlds.clusters(500, seed=77)
     seen = features(run.generator.frame, test.directions)
-    classifier = run.generator.classifier(neutral(run.generator.spec))
+    classifier = run.generator.classifier()
     own = (classifier.labels(seen) == test.y).mean()
     assert tstr(samples.x, samples.y, test.x, test.y).accuracy > own - 0.02
 

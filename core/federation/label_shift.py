@@ -1,0 +1,117 @@
+"""The server's side of label shifts: each client's mean bias gradient, apart from the others'.
+
+A client's posted classifier block holds the noised sum of its units' bias gradients. Its deviation
+from the mean over the clients of the same round, averaged over the rounds that it answered, is
+what its labels ask of the bias. Averages are noisy: all of them are shrunk by one random-effects
+model, s / (s + v_m), with s the variance between clients that noise does not explain and v_m the
+known noise of client m.
+
+Reads released values only. Noise added once, to a sum over clients, knows no clients: all zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.federation.plan import RunSpec
+from core.models.classifier import BIAS
+from core.models.frame import Frame
+from core.models.label_shift import LABEL_SHIFT
+from core.models.layout import Layout
+from core.wire import tensors
+
+Vector = NDArray[np.float64]
+_SUMS, _NOISE, _ROUNDS = "label_shift_sums", "label_shift_noise", "label_shift_rounds"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelShift:
+    """Of the M founding clients, in the frame's order: ``sums`` [M, C] of deviations over the
+    ``rounds`` [M] that each one answered, and the variance ``noise`` [M] of a coordinate of it.
+    """
+
+    sums: Vector
+    noise: Vector
+    rounds: NDArray[np.int64]
+
+    @classmethod
+    def start(cls, spec: RunSpec, clients: int) -> LabelShift | None:
+        """Zeros; None where no classifier is trained."""
+        plan = spec.plan
+        if plan.model.classifier != "linear" or plan.privacy.classifier_clip_norm == 0.0:
+            return None
+        sums = np.zeros((clients, len(spec.space.classes)))
+        return cls(sums, np.zeros(clients), np.zeros(clients, np.int64))
+
+    @classmethod
+    def read(
+        cls, spec: RunSpec, optimiser: Mapping[str, NDArray[np.generic]], clients: int
+    ) -> LabelShift | None:
+        """From the tensors of the previous round's optimiser file."""
+        start = cls.start(spec, clients)
+        if start is None or _SUMS not in optimiser:
+            return start
+        return cls(
+            np.asarray(optimiser[_SUMS], np.float64),
+            np.asarray(optimiser[_NOISE], np.float64),
+            np.asarray(optimiser[_ROUNDS], np.int64),
+        )
+
+    def after(self, frame: Frame, biases: Mapping[int, Vector], noise_std: float) -> LabelShift:
+        """One round on: ``biases`` has the noised sum of bias gradients [C] of each client that
+        answered, by its place in the frame; ``noise_std`` of one of its coordinates. A sum is
+        of as many gradients as ``frame.sizes`` times what ``noise_std`` is divided by, too.
+        """
+        places = sorted(biases)
+        units = frame.sizes[places]
+        means = np.stack([biases[place] for place in places]) / units[:, None]
+        share = units / units.sum()
+        sums, noise, rounds = self.sums.copy(), self.noise.copy(), self.rounds.copy()
+        sums[places] += means - share @ means
+        # Var(g_m - mean) = v_m (1 - 2 w_m) + sum of w^2 v, with v_m = (noise / n_m)^2.
+        of_one = (noise_std / units) ** 2
+        noise[places] += of_one * (1.0 - 2.0 * share) + (share**2) @ of_one
+        rounds[places] += 1
+        return LabelShift(sums, noise, rounds)
+
+    def shrunk(self) -> Vector:
+        """[M, C] what samplers use: mean deviations times how much of them is no noise."""
+        rounds = np.maximum(self.rounds, 1)
+        mean, noise = self.sums / rounds[:, None], self.noise / rounds**2
+        known = self.rounds > 0
+        if not known.any():
+            return mean
+        between = max(0.0, float(np.mean((mean**2).mean(axis=1)[known] - noise[known])))
+        if between == 0.0:
+            return np.zeros_like(mean)
+        return np.asarray(mean * (between / (between + noise))[:, None])
+
+    def published(self, clients: int) -> dict[str, tensors.Array]:
+        """What samplers read in the weights file; zeros for clients that joined later."""
+        rows = np.zeros((clients, self.sums.shape[1]))
+        rows[: len(self.sums)] = self.shrunk()
+        return {LABEL_SHIFT: rows.astype(np.float32)}
+
+    def state(self) -> dict[str, tensors.Array]:
+        """What the next round needs in the optimiser file."""
+        return {_SUMS: self.sums, _NOISE: self.noise, _ROUNDS: self.rounds}
+
+
+def bias_part(posted: Layout, released: NDArray[np.floating]) -> Vector:
+    """[C] the bias block of a released vector [P of ``posted``]."""
+    return np.asarray(posted.split(released)[BIAS], np.float64).ravel()
+
+
+def joined(weights: bytes, before: int, after: int) -> bytes:
+    """The weights file with no shift for clients that came after the first ``before``."""
+    content, metadata = tensors.unpack(weights)
+    if LABEL_SHIFT not in content or before == after:
+        return weights
+    kept: dict[str, tensors.Array] = {name: np.asarray(value) for name, value in content.items()}
+    rows = np.zeros((after, content[LABEL_SHIFT].shape[1]), np.float32)
+    rows[:before] = content[LABEL_SHIFT]
+    return tensors.pack(kept | {LABEL_SHIFT: rows}, metadata)
