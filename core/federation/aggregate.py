@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.federation import label_shift, offsets
+from core.federation import offsets
 from core.federation.choice import chosen, classifiers, published_average
 from core.federation.label_shift import LabelShift, bias_part
 from core.federation.offsets import Offsets
@@ -112,7 +112,6 @@ def _join_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
         [update.client for update in job.updates],
     )
     weights = offsets.joined(job.spec, before, frame, weights, optimiser)
-    weights = label_shift.joined(weights, len(before.client_ids), len(frame.client_ids))
     return Aggregated(frame.to_bytes(job.spec.digest), weights, optimiser)
 
 
@@ -211,7 +210,7 @@ def _packed(
     """
     more = dict(offsets.published(own))
     if frame is not None and shift is not None:
-        more |= shift.published(len(frame.client_ids))
+        more |= shift.published()
     last = round_number == spec.last_training_round
     if frame is not None and last and spec.plan.privacy.validates:
         averages = own.average if own is not None else np.zeros_like(frame.codes)

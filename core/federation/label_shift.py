@@ -63,8 +63,8 @@ class LabelShift:
 
     def after(self, frame: Frame, biases: Mapping[int, Vector], noise_std: float) -> LabelShift:
         """One round on: ``biases`` has the noised sum of bias gradients [C] of each client that
-        answered, by its place in the frame; ``noise_std`` of one of its coordinates. A sum is
-        of as many gradients as ``frame.sizes`` times what ``noise_std`` is divided by, too.
+        answered, by its place in the frame, each unit's once on average; ``noise_std`` of one of
+        its coordinates.
         """
         places = sorted(biases)
         units = frame.sizes[places]
@@ -90,11 +90,9 @@ class LabelShift:
             return np.zeros_like(mean)
         return np.asarray(mean * (between / (between + noise))[:, None])
 
-    def published(self, clients: int) -> dict[str, tensors.Array]:
-        """What samplers read in the weights file; zeros for clients that joined later."""
-        rows = np.zeros((clients, self.sums.shape[1]))
-        rows[: len(self.sums)] = self.shrunk()
-        return {LABEL_SHIFT: rows.astype(np.float32)}
+    def published(self) -> dict[str, tensors.Array]:
+        """What samplers read in the weights file."""
+        return {LABEL_SHIFT: self.shrunk().astype(np.float32)}
 
     def state(self) -> dict[str, tensors.Array]:
         """What the next round needs in the optimiser file."""
@@ -104,14 +102,3 @@ class LabelShift:
 def bias_part(posted: Layout, released: NDArray[np.floating]) -> Vector:
     """[C] the bias block of a released vector [P of ``posted``]."""
     return np.asarray(posted.split(released)[BIAS], np.float64).ravel()
-
-
-def joined(weights: bytes, before: int, after: int) -> bytes:
-    """The weights file with no shift for clients that came after the first ``before``."""
-    content, metadata = tensors.unpack(weights)
-    if LABEL_SHIFT not in content or before == after:
-        return weights
-    kept: dict[str, tensors.Array] = {name: np.asarray(value) for name, value in content.items()}
-    rows = np.zeros((after, content[LABEL_SHIFT].shape[1]), np.float32)
-    rows[:before] = content[LABEL_SHIFT]
-    return tensors.pack(kept | {LABEL_SHIFT: rows}, metadata)

@@ -28,19 +28,20 @@ _LEAST_CURVATURE = 1e-3  # of a classifier that doubts nothing: a step must stay
 def read_label_shift(
     content: Mapping[str, NDArray[np.generic]], clients: int, classes: int
 ) -> Vector:
-    """[M, C] of a weights file's tensors; zeros where there are none.
+    """[M, C] of a weights file's tensors; zeros for clients that joined after training.
 
-    Raises ``TensorFileError`` unless they are finite and of that shape.
+    Raises ``TensorFileError`` unless they are finite and of that shape, or of fewer clients.
     """
     found = content.get(LABEL_SHIFT)
     if found is None:
         return np.zeros((clients, classes))
     values = np.asarray(found, np.float64)
-    if values.shape != (clients, classes) or not np.isfinite(values).all():
+    fits = values.ndim == 2 and values.shape[0] <= clients and values.shape[1] == classes
+    if not fits or not np.isfinite(values).all():
         raise tensors.TensorFileError(
             f"{LABEL_SHIFT} of these weights is not finite or not {(clients, classes)}"
         )
-    return values
+    return np.concatenate([values, np.zeros((clients - len(values), classes))])
 
 
 def curvature(classifier: Linear, seen: Vector) -> float:

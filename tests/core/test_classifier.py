@@ -18,7 +18,6 @@ from core.models.classifier import (
     BIAS,
     FEATURE_SCALE,
     WEIGHT,
-    Linear,
     _untempered,
     discriminant,
     features,
@@ -253,10 +252,3 @@ def test_the_classifier_has_blocks_of_its_own() -> None:
     assert dict(train_layout(spec).blocks)[WEIGHT] == (3, 12)
     without = worlds.spec(model={"classifier": "none"})
     assert "classifier" not in architecture_of(without).groups
-
-
-def test_moving_a_classifier_adds_a_difference() -> None:
-    one, two = Linear(np.ones((2, 3)), np.zeros(2)), Linear(2 * np.ones((2, 3)), np.ones(2))
-    moved = one.moved(two, one)
-    np.testing.assert_array_equal(moved.weight, two.weight)
-    np.testing.assert_array_equal(moved.bias, two.bias)
