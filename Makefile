@@ -46,7 +46,7 @@ bench-ablation: $(STAMP) ## What each part of the method is worth: one thing cha
 bench-clipping: $(STAMP) ## Time and memory of clipped sums: ours, opacus, torch.func (about 15 minutes)
 	$(BIN)/python -m benchmarks.clipping $(BENCH_ARGS)
 
-audit: $(STAMP) ## What an attacker proves about epsilon, beside what the ledger says (about two minutes)
+audit: $(STAMP) ## What an attacker proves about epsilon, beside what the ledger says (some minutes)
 	$(BIN)/python -m benchmarks.audit $(AUDIT_ARGS)
 
 run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordinator, workers

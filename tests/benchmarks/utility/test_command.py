@@ -212,15 +212,22 @@ def test_ctrl_c_ends_the_workers_too(file: Path, tmp_path: Path) -> None:
     started = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.utility", *asked],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        # Shells start what runs in the background with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    until = time.monotonic() + 60
-    while not list(tmp_path.glob("*.json")):
-        assert time.monotonic() < until
-        assert started.poll() is None
-        time.sleep(0.1)
-    children = psutil.Process(started.pid).children(recursive=True)
-    os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to all of them
-    output, _ = started.communicate(timeout=60)
+    try:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("*.json")):
+            assert time.monotonic() < until
+            assert started.poll() is None
+            time.sleep(0.1)
+        children = psutil.Process(started.pid).children(recursive=True)
+        os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to all of them
+        output, _ = started.communicate(timeout=60)
+    finally:
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.communicate()
     assert started.returncode == 130, output.decode()
     assert b"goes on from there" in output
     assert b"Traceback" not in output
