@@ -239,6 +239,12 @@ LEDGER = {
         }
     ],
 }
+LEDGER_TABLE = (
+    "at,entry,kind,reservation,client,site,population,run,round,attempt,mechanism,noise_multiplier,"
+    "sample_rate,steps,relation,unit\r\n"
+    f"{AT},{ACCOUNT_ID},reserve,{ACCOUNT_ID},site-a,hospital-a,hospital-a/inpatients,{RUN_ID},3,1,"
+    "gaussian,4.5,1.0,1,add-remove-one-unit,record\r\n"
+)
 SYNTHESIS = {
     "run": "digits-1",
     "mixture": {"site-a": 0.7, "site-b": 0.3},

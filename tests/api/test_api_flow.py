@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 
 import pyarrow.parquet as pq
@@ -39,6 +40,22 @@ async def test_a_run_ends_with_its_planned_rounds_and_a_ledger_of_executed_event
     assert ledger["epsilon_committed"] == ledger["epsilon_total"]
     assert ledger["epsilon_reserved"] == 0.0
     assert ledger["epsilon_total"] <= 4.0
+    answer = await coordinator.call(
+        "GET", f"/v1/clients/{coordinator.clients['site-a']}/ledger.csv", "auditor"
+    )
+    assert answer.headers["content-type"].startswith("text/csv")
+    lines = list(csv.DictReader(io.StringIO(answer.text, newline="")))
+    assert [line["kind"] for line in lines] == ["reserve", "commit"] * 2
+    assert all(line["client"] == "site-a" for line in lines)
+    for reserved, committed in zip(lines[::2], lines[1::2], strict=True):
+        assert committed["reservation"] == reserved["reservation"] == reserved["entry"]
+    fields = PrivacyEvent.model_fields
+    read = [
+        PrivacyEvent.model_validate({name: line[name] for name in fields})
+        for line in lines
+        if line["kind"] == "reserve"
+    ]
+    assert read == events  # to the last bit: an auditor's epsilon is ours
 
 
 async def test_the_model_is_served_to_participants_and_nothing_else_is(

@@ -274,7 +274,8 @@ async def test_a_client_sees_itself_and_its_runs_only(coordinator: Coordinator) 
     assert (await coordinator.ok("GET", "/v1/clients/me", "site-a"))["id"] == own
     assert (await coordinator.ok("GET", f"/v1/clients/{own}", "site-a"))["id"] == own
     assert (await coordinator.call("GET", f"/v1/clients/{own}/ledger", "site-a")).is_success
-    for path in (f"/v1/clients/{other}", f"/v1/clients/{other}/ledger"):
+    paths = ("", "/ledger", "/ledger.csv")
+    for path in (f"/v1/clients/{other}{end}" for end in paths):
         problem(await coordinator.call("GET", path, "site-a"), 404, "not-found")
         assert (await coordinator.call("GET", path, "auditor")).is_success
         for who in ("scientist", "worker"):
