@@ -32,7 +32,7 @@ def to_csv(ledger: LedgerView) -> str:
         line: dict[str, object] = {
             "at": entry.at.isoformat(), "entry": entry.id, "kind": entry.kind,
             "reservation": _reservation(entry), "client": entry.client,
-            "site": ledger.account.site, "population": ledger.account.population,
+            "site": _text(ledger.account.site), "population": _text(ledger.account.population),
             "run": entry.run_id, "round": entry.round, "attempt": entry.attempt,
         }  # fmt: skip
         writer.writerow(line | (event.model_dump() if event is not None else {}))
@@ -42,3 +42,10 @@ def to_csv(ledger: LedgerView) -> str:
 def _reservation(entry: EntryView) -> UUID:
     """A reservation names itself."""
     return entry.id if entry.reserve_id is None else entry.reserve_id
+
+
+def _text(value: str) -> str:
+    """Free text as spreadsheets may see it: what they would take for a formula gets an apostrophe
+    (OWASP, CSV injection).
+    """
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

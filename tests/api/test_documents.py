@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
+import io
 import pkgutil
 import re
 import subprocess
@@ -19,6 +21,7 @@ from api.clients.service import ClientView, Enrolled, NewClient
 from api.config import Settings
 from api.db.engine import Database
 from api.joins.service import JoinView, NewJoin
+from api.ledger import table
 from api.ledger.service import LedgerView
 from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
@@ -239,3 +242,14 @@ async def test_documents_for_people_work_without_internet(
         assert asset.startswith("/"), f"{page} would fetch {asset}"
     for script in scripts:
         assert (await coordinator.http.get(script)).status_code == 200
+
+
+def test_a_ledgers_table_runs_nothing_in_a_spreadsheet() -> None:
+    ledger = LedgerView.model_validate(examples.LEDGER)
+    hostile = ledger.account.model_copy(update={"site": '=HYPERLINK("x")', "population": "a,\n@b"})
+    text = table.to_csv(ledger.model_copy(update={"account": hostile}))
+    (line,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert line["site"] == '\'=HYPERLINK("x")'
+    assert line["population"] == "a,\n@b"
+    assert tuple(line) == table.COLUMNS
+    assert examples.LEDGER_TABLE.startswith(",".join(table.COLUMNS) + "\r\n")
