@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,6 +22,14 @@ from filelock import FileLock
 from psycopg import sql
 
 from api import embedded
+
+# Two test processes whose libraries take all cores each wait for one another, up to thirty times
+# longer than they work. Set before torch and numpy are first used, for child processes, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Shells start what runs in the background with Ctrl-C ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 _TEMPLATE = "fhv_template"

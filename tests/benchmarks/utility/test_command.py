@@ -212,8 +212,6 @@ def test_ctrl_c_ends_the_workers_too(file: Path, tmp_path: Path) -> None:
     started = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.utility", *asked],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        # Shells start what runs in the background with Ctrl-C ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     try:
         until = time.monotonic() + 60
