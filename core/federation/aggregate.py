@@ -130,7 +130,9 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     posted, shared = posted_layout(spec), shared_layout(spec)
     total = np.zeros(expected.size)
     units = 0.0
-    # Of each client that answered, by its place in the frame:
+    # Gradients of a unit, on average: public, by q, never by the batch itself.
+    per_unit = spec.plan.privacy.sample_rate * spec.plan.privacy.local_steps
+    # Parts of each client that answered, by its place in the frame:
     codes: dict[int, Vector] = {}
     biases: dict[int, Vector] = {}
     previous, _ = tensors.unpack(weights_body)
@@ -143,11 +145,8 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
         units += float(frame.sizes[place])
         codes[place] = offsets.code_part(posted, released)
         if shift is not None:
-            biases[place] = bias_part(posted, released)
-    # The expected batch is public post-processing: q and noised counts, never the batch itself.
-    privacy = spec.plan.privacy
-    per_unit = privacy.sample_rate * privacy.local_steps  # gradients of a unit, on average
-    batch = per_unit * units
+            biases[place] = bias_part(posted, released) / per_unit
+    batch = per_unit * units  # as expected: units are noised counts
     noise_std = expected.noise_std * math.sqrt(len(job.updates)) / batch
     before = State(
         phi=np.asarray(kept["phi"], np.float64),
@@ -166,8 +165,7 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     if own is not None:
         own = own.after(spec, frame, codes, average_decay(spec, step))
     if shift is not None:
-        means = {place: part / per_unit for place, part in biases.items()}
-        shift = shift.after(frame, means, expected.noise_std / per_unit)
+        shift = shift.after(frame, biases, expected.noise_std / per_unit)
     return _packed(spec, job.round_number, frame_body, after, own, frame=frame, shift=shift)
 
 
@@ -206,10 +204,10 @@ def _packed(
     shift: LabelShift | None = None,
 ) -> Aggregated:
     """The files of a round; ``kept`` is what the next one needs. ``frame``, ``shift``: of a
-    training round.
+    training round, the latter where it trains a classifier.
     """
     more = dict(offsets.published(own))
-    if frame is not None and shift is not None:
+    if shift is not None:
         more |= shift.published()
     last = round_number == spec.last_training_round
     if frame is not None and last and spec.plan.privacy.validates:

@@ -2,9 +2,8 @@
 
 A client's posted classifier block holds the noised sum of its units' bias gradients. Its deviation
 from the mean over the clients of the same round, averaged over the rounds that it answered, is
-what its labels ask of the bias. Averages are noisy: all of them are shrunk by one random-effects
-model, s / (s + v_m), with s the variance between clients that noise does not explain and v_m the
-known noise of client m.
+what its labels ask of the bias. Averages are noisy, by a known variance: they are shrunk together
+(``core.models.shrinkage.pooled``).
 
 Reads released values only. Noise added once, to a sum over clients, knows no clients: all zeros.
 """
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec
+from core.models import shrinkage
 from core.models.classifier import BIAS
 from core.models.frame import Frame
 from core.models.label_shift import LABEL_SHIFT
@@ -83,12 +83,9 @@ class LabelShift:
         rounds = np.maximum(self.rounds, 1)
         mean, noise = self.sums / rounds[:, None], self.noise / rounds**2
         known = self.rounds > 0
-        if not known.any():
-            return mean
-        between = max(0.0, float(np.mean((mean**2).mean(axis=1)[known] - noise[known])))
-        if between == 0.0:
-            return np.zeros_like(mean)
-        return np.asarray(mean * (between / (between + noise))[:, None])
+        if known.any():
+            mean[known] *= shrinkage.pooled(mean[known], noise[known])[:, None]
+        return mean
 
     def published(self) -> dict[str, tensors.Array]:
         """What samplers read in the weights file."""

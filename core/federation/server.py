@@ -54,7 +54,7 @@ def starting_state(spec: RunSpec, frame: Frame) -> State:
     phi = initial_weights(spec)[train_layout(spec).places(layout)]
     if spec.plan.model.classifier == "linear":
         parts = layout.split(phi)
-        found = discriminant(frame, np.zeros(spec.plan.model.code_dim))
+        found = discriminant(frame)
         parts[WEIGHT][...], parts[BIAS][...] = found.weight, found.bias
     return State(phi, phi.copy(), np.zeros(phi.size), np.zeros(phi.size))
 
@@ -109,7 +109,7 @@ def _classifier_step(
     spec: RunSpec, frame: Frame, step: int, state: State, gradient: Gradient
 ) -> State:
     momentum, rounds = spec.plan.optimiser.classifier_momentum, spec.plan.privacy.rounds
-    start = discriminant(frame, np.zeros(spec.plan.model.code_dim))
+    start = discriminant(frame)
     size = start.weight.size + start.bias.size
     moved_by_noise = noise_gain(rounds, momentum) * gradient.noise_std * math.sqrt(size)
     rate = spec.plan.optimiser.classifier_noise * start.norm / moved_by_noise

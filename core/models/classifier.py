@@ -53,27 +53,25 @@ def features(frame: Frame, directions: Vector) -> Vector:
     return np.asarray(FEATURE_SCALE * (directions - frame.centre))
 
 
-def discriminant(frame: Frame, code: Vector) -> Linear:
-    """The tempered linear discriminant under a code [c]. The temperature is the neutral code's."""
-    neutral = np.zeros_like(code)
-    means = _contrasts(frame, neutral)
-    spread = _logit_spread(frame, means, _untempered(frame, neutral))
-    found = _untempered(frame, code)
+def discriminant(frame: Frame) -> Linear:
+    """The tempered linear discriminant under the neutral code."""
+    found = _untempered(frame)
+    spread = _logit_spread(frame, _contrasts(frame), found)
     temperature = _CONFIDENCE / math.sqrt(max(spread, _LEAST_SPREAD))
     return Linear(temperature * found.weight / FEATURE_SCALE, temperature * found.bias)
 
 
-def _contrasts(frame: Frame, code: Vector) -> Vector:
-    """[C, d] class means of directions under a code, around the neutral centre."""
-    return frame.base_output(code) / math.sqrt(frame.base.shape[1]) - frame.centre
+def _contrasts(frame: Frame) -> Vector:
+    """[C, d] class means of directions, around their centre."""
+    return frame.base / math.sqrt(frame.base.shape[1]) - frame.centre
 
 
-def _untempered(frame: Frame, code: Vector) -> Linear:
+def _untempered(frame: Frame) -> Linear:
     """The discriminant on x/|x| - m: exact for the frame's Gaussian classes before the sphere."""
     dim = frame.base.shape[1]
-    means = _contrasts(frame, code)
-    isotropic = frame.scale_under(code) ** 2 / dim
-    factors = frame.factors_under(code) / math.sqrt(dim)
+    means = _contrasts(frame)
+    isotropic = frame.scale[0] ** 2 / dim
+    factors = frame.factors / math.sqrt(dim)
     weight = means / isotropic
     if len(factors):
         # Woodbury: the covariance is isotropic but for k directions.

@@ -52,6 +52,18 @@ def related(vectors: Vector, variances: Vector) -> Vector:
     return np.asarray(posterior / np.maximum(posterior + variances, 1e-300))
 
 
+def pooled(vectors: Vector, variances: Vector) -> Vector:
+    """Factors [G] in [0, 1] for vectors that share one signal variance t per coordinate.
+
+    t / (t + v), t estimated from all of them together: few numbers a vector would not tell more
+    (``related`` lets each have its own). Zeros where noise explains all that there is.
+    """
+    signal = max(0.0, float(np.mean((vectors**2).mean(axis=1) - variances)))
+    if signal == 0.0:
+        return np.zeros(len(vectors))
+    return np.asarray(signal / (signal + variances))
+
+
 def james_stein(estimate: Vector, target: Vector, noise_variance: float) -> Vector:
     """Pull ``estimate`` [d] towards ``target`` [d] by the positive-part James-Stein rule.
 

@@ -67,14 +67,14 @@ def test_the_discriminant_is_the_textbook_one_of_the_frames_gaussian_classes(
     x = frame.base[y] + frame.scale[0] * draw.normal(size=(len(y), dim))
     x = (x + draw.normal(size=(len(y), 2)) @ factors) / np.sqrt(dim) - frame.centre
     theirs = LinearDiscriminantAnalysis(solver="lsqr").fit(x, y)
-    ours = _untempered(frame, neutral(run.generator.spec))
+    ours = _untempered(frame)
     agree = (theirs.predict(x) == (x @ ours.weight.T + ours.bias).argmax(axis=1)).mean()
     assert agree > 0.995
 
 
 def test_tempering_divides_all_logits_alike(run: Simulated) -> None:
-    frame, code = run.generator.frame, neutral(run.generator.spec)
-    found, raw = discriminant(frame, code), _untempered(frame, code)
+    frame = run.generator.frame
+    found, raw = discriminant(frame), _untempered(frame)
     ratio = found.bias / raw.bias
     np.testing.assert_allclose(ratio, ratio[0])
     np.testing.assert_allclose(found.weight * FEATURE_SCALE, ratio[0] * raw.weight)
@@ -84,7 +84,7 @@ def test_tempering_divides_all_logits_alike(run: Simulated) -> None:
 def test_a_frame_without_contrasts_still_gives_training_a_scale(run: Simulated) -> None:
     frame = run.generator.frame
     flat = replace(frame, base=np.repeat(frame.base[:1], 3, axis=0))
-    found = discriminant(flat, neutral(run.generator.spec))
+    found = discriminant(flat)
     assert np.isfinite(found.weight).all()
     assert found.norm == 2.0
 
@@ -99,7 +99,7 @@ def started(spec: RunSpec, frame: Frame) -> State:
 def test_weights_begin_with_the_discriminant(run: Simulated) -> None:
     spec, frame = run.generator.spec, Frame.from_bytes(run.rounds[0].frame)
     parts = shared_layout(spec).split(_phi(run.rounds[0]))
-    found = discriminant(frame, neutral(spec))
+    found = discriminant(frame)
     np.testing.assert_allclose(parts[WEIGHT], found.weight, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(parts[BIAS], found.bias, rtol=1e-4, atol=1e-6)
 
@@ -145,7 +145,7 @@ def test_noise_alone_moves_the_classifier_as_far_as_the_plan_says() -> None:
             gradient = Gradient(draw.normal(0, 0.07, begin.phi.size), 0.07)
             state = advance(spec, frame, step, state, gradient)
         distances.append(np.linalg.norm(state.average - begin.average) ** 2)
-    wanted = 0.4 * discriminant(frame, neutral(spec)).norm
+    wanted = 0.4 * discriminant(frame).norm
     assert np.sqrt(np.mean(distances)) == pytest.approx(wanted, rel=0.1)
 
 
@@ -171,7 +171,7 @@ def test_training_improves_on_a_sketch_that_is_all_noise() -> None:
     found = simulate(spec, [site], noise=seeded(1), secret=worlds.SECRET).generator
     test = worlds.clusters(400, seed=5)
     seen = features(found.frame, test.directions)
-    begin = discriminant(found.frame, neutral(spec))
+    begin = discriminant(found.frame)
     before = (begin.labels(seen) == test.y).mean()
     after = (found.classifier().labels(seen) == test.y).mean()
     assert after > max(0.9, before)

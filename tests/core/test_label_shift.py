@@ -11,6 +11,7 @@ from core.data import EmbeddingDataset
 from core.federation.label_shift import LabelShift
 from core.federation.plan import Noise
 from core.models.classifier import Linear, features
+from core.models.frame import Frame
 from core.models.label_shift import LABEL_SHIFT, curvature, read_label_shift, shifted
 from core.privacy.noise import seeded
 from core.simulation import Simulated, SimulatedSite, simulate
@@ -40,7 +41,7 @@ def run() -> Simulated:
     return simulate(spec, sites, noise=seeded(0), secret=worlds.SECRET)
 
 
-def frame_of(run: Simulated, sizes: list[float]) -> object:
+def frame_of(run: Simulated, sizes: list[float]) -> Frame:
     return replace(
         run.generator.frame,
         client_ids=tuple(f"c{i}" for i in range(len(sizes))),
@@ -62,7 +63,7 @@ def test_noise_of_a_deviation_is_the_one_that_is_booked(run: Simulated) -> None:
         for number in range(4):
             places = (0, 1, 2) if number < 2 else (0, 2)
             sums = {place: 5.0 * draw.normal(size=3) for place in places}
-            shift = shift.after(frame, sums, 5.0)  # type: ignore[arg-type]
+            shift = shift.after(frame, sums, 5.0)
         found.append((shift.sums / shift.rounds[:, None]) ** 2)
     booked = shift.noise / shift.rounds**2
     assert shift.rounds.tolist() == [4, 2, 4]
@@ -159,3 +160,14 @@ def test_noise_in_the_sum_knows_no_clients() -> None:
         spec, sites, noise=seeded(0), secret=worlds.SECRET, noise_mode="aggregated"
     ).generator
     assert not made.label_shift.any()
+
+
+def test_a_validation_round_leaves_it_as_it_is() -> None:
+    privacy = {"rounds": 3, "sample_rate": 1.0, "validation_share": 0.2}
+    spec = worlds.spec(privacy=privacy, noise=QUIET.model_copy(update={"validate_multiplier": 1.0}))
+    sites = [SimulatedSite(name, records(200, odds, 3)) for name, odds in SKEWED.items()]
+    made = simulate(spec, sites, noise=seeded(0), secret=worlds.SECRET)
+    trained, validated = (tensors.unpack(files.weights)[0] for files in made.rounds[-2:])
+    assert spec.kind(spec.last_round) == "validate"
+    assert trained[LABEL_SHIFT].any()
+    np.testing.assert_array_equal(validated[LABEL_SHIFT], trained[LABEL_SHIFT])

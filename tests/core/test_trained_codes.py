@@ -280,8 +280,9 @@ def test_offsets_move_by_the_servers_rule_and_stay_where_nobody_answered(kind: s
 def test_a_sketch_code_run_has_no_offsets() -> None:
     spec = worlds.spec(privacy={"n_max": 80, "rounds": 1})
     made = simulate(spec, SITES, noise=seeded(0), secret=worlds.SECRET).rounds[-1]
-    assert not [name for name in content(made.weights) if "offset" in name]
-    assert not [name for name in content(made.optimiser) if "offset" in name]
+    shift = {"label_shift_sums", "label_shift_noise", "label_shift_rounds"}
+    assert set(content(made.weights)) == {"phi", "average", "label_shift"}
+    assert set(content(made.optimiser)) == {"phi", "first", "second"} | shift
     assert Offsets.start(spec, 3) is None
 
 
