@@ -43,10 +43,11 @@ async def ledger(ctx: Ctx, who: OverseerOrClient, client_id: UUID) -> LedgerView
 )
 async def ledger_table(ctx: Ctx, who: OverseerOrClient, client_id: UUID) -> Response:
     async with ctx.database.read() as session:
-        found = await service.statement(session, await clients.one(session, who, client_id))
+        client = await clients.one(session, who, client_id)
+        account, entries = service.account_of(client), await service.entries(session, client)
     name = f"ledger-{client_id}.csv"
     return Response(
-        table.to_csv(found),
+        table.to_csv(account, entries),
         media_type=table.MEDIA,
         headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )

@@ -127,48 +127,54 @@ async def settle(
     await repository.add(session, entry)
 
 
-def _pure(rows: Iterable[LedgerEntry]) -> list[ledger.Entry]:
+def _pure(entry: EntryView) -> ledger.Entry:
+    return ledger.Entry(
+        id=str(entry.id),
+        kind=entry.kind,
+        event=entry.event,
+        reserve_id=str(entry.reserve_id) if entry.reserve_id else None,
+    )
+
+
+async def entries(session: AsyncSession, client: Client) -> list[EntryView]:
+    """All entries of the client's account, oldest first."""
+    names = await repository.client_names(session, client.account_id)
     return [
-        ledger.Entry(
-            id=str(row.id),
-            kind=row.kind,  # type: ignore[arg-type]  # a CHECK holds the three values
+        EntryView(
+            id=row.id,
+            kind=row.kind,
+            client=names[row.client_id],
             event=_event(row.event) if row.event else None,
-            reserve_id=str(row.reserve_id) if row.reserve_id else None,
+            reserve_id=row.reserve_id,
+            run_id=row.run_id,
+            round=row.round_number,
+            attempt=row.attempt,
+            at=row.at,
         )
-        for row in rows
+        for row in await repository.of_account(session, client.account_id)
     ]
+
+
+def account_of(client: Client) -> AccountView:
+    account = client.account
+    return AccountView(site=account.site, population=account.population, unit=account.unit)
 
 
 async def statement(session: AsyncSession, client: Client) -> LedgerView:
     """The account's entries and what they add up to, recomputed from the events."""
-    rows = await repository.of_account(session, client.account_id)
-    names = await repository.client_names(session, client.account_id)
-    entries, delta = _pure(rows), client.budget_delta
-    committed = await asyncio.to_thread(ledger.epsilon_committed, entries, delta)
-    total = await asyncio.to_thread(ledger.epsilon_total, entries, delta)
-    account = client.account
+    shown = await entries(session, client)
+    pure, delta = [_pure(entry) for entry in shown], client.budget_delta
+    committed = await asyncio.to_thread(ledger.epsilon_committed, pure, delta)
+    total = await asyncio.to_thread(ledger.epsilon_total, pure, delta)
     return LedgerView(
         client=client.name,
-        account=AccountView(site=account.site, population=account.population, unit=account.unit),
+        account=account_of(client),
         budget=Budget(epsilon=client.budget_epsilon, delta=delta),
         epsilon_committed=committed,
         epsilon_reserved=max(0.0, total - committed),
         epsilon_total=total,
         delta=delta,
-        entries=[
-            EntryView(
-                id=row.id,
-                kind=pure.kind,
-                client=names[row.client_id],
-                event=pure.event,
-                reserve_id=row.reserve_id,
-                run_id=row.run_id,
-                round=row.round_number,
-                attempt=row.attempt,
-                at=row.at,
-            )
-            for row, pure in zip(rows, entries, strict=True)
-        ],
+        entries=shown,
     )
 
 

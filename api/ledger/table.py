@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from uuid import UUID
 
-from api.ledger.service import EntryView, LedgerView
+from api.ledger.service import AccountView, EntryView
 
 MEDIA = "text/csv"
 COLUMNS = (
@@ -19,29 +20,26 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def to_csv(ledger: LedgerView) -> str:
-    """RFC 4180: a header, then the entries in order. Numbers are written so that they read back
-    as the same float64.
+def to_csv(account: AccountView, entries: Iterable[EntryView]) -> str:
+    """RFC 4180: a header, then an account's entries, oldest first. Numbers are written so that
+    they read back as the same float64.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\r\n")
     writer.writeheader()
-    events = {entry.id: entry.event for entry in ledger.entries if entry.kind == "reserve"}
-    for entry in ledger.entries:
-        event = events[_reservation(entry)]
+    events: dict[UUID, dict[str, object]] = {}  # a reservation comes before its outcome
+    for entry in entries:
+        if entry.event is not None:
+            events[entry.id] = entry.event.model_dump()
+        reservation = entry.reserve_id or entry.id  # a reservation names itself
         line: dict[str, object] = {
             "at": entry.at.isoformat(), "entry": entry.id, "kind": entry.kind,
-            "reservation": _reservation(entry), "client": entry.client,
-            "site": _text(ledger.account.site), "population": _text(ledger.account.population),
+            "reservation": reservation, "client": entry.client,
+            "site": _text(account.site), "population": _text(account.population),
             "run": entry.run_id, "round": entry.round, "attempt": entry.attempt,
         }  # fmt: skip
-        writer.writerow(line | (event.model_dump() if event is not None else {}))
+        writer.writerow(line | events[reservation])
     return text.getvalue()
-
-
-def _reservation(entry: EntryView) -> UUID:
-    """A reservation names itself."""
-    return entry.id if entry.reserve_id is None else entry.reserve_id
 
 
 def _text(value: str) -> str:

@@ -247,7 +247,7 @@ async def test_documents_for_people_work_without_internet(
 def test_a_ledgers_table_runs_nothing_in_a_spreadsheet() -> None:
     ledger = LedgerView.model_validate(examples.LEDGER)
     hostile = ledger.account.model_copy(update={"site": '=HYPERLINK("x")', "population": "a,\n@b"})
-    text = table.to_csv(ledger.model_copy(update={"account": hostile}))
+    text = table.to_csv(hostile, ledger.entries)
     (line,) = csv.DictReader(io.StringIO(text, newline=""))
     assert line["site"] == '\'=HYPERLINK("x")'
     assert line["population"] == "a,\n@b"
