@@ -34,7 +34,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 install: $(STAMP) ## Make .venv from the lock file
 
-demo: $(STAMP) ## The whole job on real images, with real processes (under two minutes once installed)
+demo: $(STAMP) ## The whole job on real images, with real processes (about two minutes once installed)
 	$(BIN)/python -m core.cli demo $(DEMO_ARGS)
 
 bench-utility: $(STAMP) ## The whole method against its sketch and baselines, on synthetic rows (BENCH_ARGS="--data FILE.npz")
