@@ -81,3 +81,7 @@ TOPIC_OUTBOX = "outbox"
 
 def topic_of_client(client_id: object) -> str:
     return f"work:{client_id}"
+
+
+def topic_of_run(run_id: object) -> str:
+    return f"run:{run_id}"

@@ -1,8 +1,8 @@
 """Who takes part and what is stored: spaces, accounts, clients, tokens, objects, request keys.
 
-Tables of runs are in ``api.db.run_models``. Rules that must hold whatever the code does stand in
-the schema: CHECK, UNIQUE and FOREIGN KEY here, triggers (immutable columns, append-only tables)
-in the migration.
+Tables of runs are in ``api.db.run_models``, those of oversight in ``api.db.oversight_models``.
+Rules that must hold whatever the code does stand in the schema: CHECK, UNIQUE and FOREIGN KEY
+here, triggers (immutable columns, append-only tables) in the migration.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     String,
+    Text,
     UniqueConstraint,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -53,7 +54,10 @@ class Account(Base):
 
 
 class Client(Base):
-    """A site's participant: one data set in one embedding space. Immutable but for its budget."""
+    """A site's participant: one data set in one embedding space.
+
+    Immutable but for its budget and for its revocation, which is final.
+    """
 
     __tablename__ = "clients"
     __table_args__ = (
@@ -71,6 +75,8 @@ class Client(Base):
     budget_epsilon: Mapped[float]
     budget_delta: Mapped[float]
     created_at: Mapped[CreatedAt]
+    revoked_at: Mapped[Time | None]
+    revoked_why: Mapped[str] = mapped_column(Text, server_default="", default="")
 
     space: Mapped[Space] = relationship(lazy="joined", innerjoin=True)
     account: Mapped[Account] = relationship(lazy="joined", innerjoin=True)

@@ -31,7 +31,13 @@ class Run(Base):
 
     __tablename__ = "runs"
     __table_args__ = (
-        CheckConstraint("state IN ('draft', 'running', 'completed', 'failed')", name="state"),
+        CheckConstraint(
+            "state IN ('draft', 'running', 'paused', 'completed', 'failed', 'cancelled')",
+            name="state",
+        ),
+        # A pause has an end: a run that nobody resumes does not wait for ever.
+        CheckConstraint("(state = 'paused') = (pause_ends IS NOT NULL)", name="pause_ends"),
+        CheckConstraint("(state = 'paused') = (paused_at IS NOT NULL)", name="paused_at"),
         Index(None, "state", postgresql_where=text("state = 'running'")),
     )
 
@@ -45,12 +51,15 @@ class Run(Base):
     created_at: Mapped[CreatedAt]
     started_at: Mapped[Time | None]
     finished_at: Mapped[Time | None]
+    paused_at: Mapped[Time | None]
+    pause_ends: Mapped[Time | None]
 
 
 class RunClient(Base):
     """A client's place in a run; ``position`` fixes the order in which sums are taken.
 
-    Who is not ``founding`` came by a join and takes part in no round of the plan.
+    Who is not ``founding`` came by a join and takes part in no round of the plan. Who has left
+    or is quarantined gets no further work of this run; what was accepted of it stays.
     """
 
     __tablename__ = "run_clients"
@@ -60,6 +69,10 @@ class RunClient(Base):
     client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"), primary_key=True, index=True)
     position: Mapped[int]
     founding: Mapped[bool] = mapped_column(server_default=text("true"))
+    left_at: Mapped[Time | None]
+    left_why: Mapped[str] = mapped_column(Text, server_default="", default="")
+    quarantined_at: Mapped[Time | None]
+    quarantine_why: Mapped[str] = mapped_column(Text, server_default="", default="")
 
 
 class Round(Base):
@@ -255,11 +268,19 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint("kind = 'aggregate'", name="kind"),
+        CheckConstraint("kind IN ('aggregate', 'replay')", name="kind"),
         CheckConstraint("state IN ('ready', 'leased', 'done', 'failed')", name="state"),
         CheckConstraint("(state = 'done') = (result IS NOT NULL)", name="result"),
         ForeignKeyConstraint(["run_id", "round_number"], ["rounds.run_id", "rounds.number"]),
-        UniqueConstraint("run_id", "round_number", "kind"),
+        # A round is summed once; it may be replayed as often as somebody asks.
+        Index(
+            "uq_jobs_one_aggregation",
+            "run_id",
+            "round_number",
+            unique=True,
+            postgresql_where=text("kind = 'aggregate'"),
+        ),
+        Index(None, "run_id", "round_number"),
     )
 
     id: Mapped[Key]

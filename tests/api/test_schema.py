@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 
 from api import migration
 from api.config import database_url as with_driver
-from api.db import models, run_models
+from api.db import models, oversight_models, run_models
 from tests.api.support import Coordinator
 
 
@@ -42,7 +42,8 @@ def test_migrations_go_up_down_and_up_again(bare_database_url: str) -> None:
 
 
 def test_models_and_migrations_agree(database_url: str) -> None:
-    assert run_models.Run.metadata is models.Base.metadata
+    for table in (run_models.Run, oversight_models.Consent):
+        assert table.metadata is models.Base.metadata
     engine = create_engine(with_driver(database_url), poolclass=NullPool)
     with engine.connect() as connection:
         context = MigrationContext.configure(
@@ -167,7 +168,7 @@ async def test_a_second_update_of_a_client_cannot_enter_a_round(
 @pytest.mark.parametrize(
     ("statement", "name"),
     [
-        ("UPDATE runs SET state = 'paused'", "ck_runs_state"),
+        ("UPDATE runs SET state = 'asleep'", "ck_runs_state"),
         ("UPDATE rounds SET state = 'published'", "ck_rounds_published"),
         ("UPDATE rounds SET deadline = NULL", "ck_rounds_deadline"),
         ("UPDATE work_items SET state = 'leased', lease_expires = NULL", "ck_work_items_lease"),
