@@ -39,7 +39,13 @@ CLIENT_NEW: dict[str, Any] = {
     "managed": False,
     "budget": {"epsilon": 8.0, "delta": 1e-5},
 }
-CLIENT = {"id": CLIENT_ID, "account_id": ACCOUNT_ID, "created_at": AT, **CLIENT_NEW}
+CLIENT = {
+    "id": CLIENT_ID,
+    "account_id": ACCOUNT_ID,
+    "created_at": AT,
+    "revoked_at": None,
+    **CLIENT_NEW,
+}
 ENROLLED = {
     "client": CLIENT,
     "token": "fhv_client_3q2-7wAbCdEfGhIjKlMnOpQrStUvWxYz0123456789A",
@@ -95,7 +101,18 @@ RUN = {
     "why": "",
     "spec": RUN_SPEC,
     "spec_digest": SPEC,
+    "paused_until": None,
     "clients": ["site-a", "site-b"],
+    "seats": [
+        {
+            "client": name,
+            "client_id": CLIENT_ID,
+            "state": "taking-part",
+            "consent": "approved",
+            "why": "",
+        }
+        for name in ("site-a", "site-b")
+    ],
     "epsilon_planned": 3.9998,
     "current_round": 3,
     "rounds_published": 3,
@@ -105,6 +122,15 @@ RUN = {
     "started_at": AT,
     "finished_at": None,
 }
+RUN_PAUSED = {
+    **RUN,
+    "state": "paused",
+    "why": "paused by the operator",
+    "paused_until": "2026-03-08T12:00:00Z",
+}
+RUN_CANCELLED = {**RUN, "state": "cancelled", "why": "stopped by the operator", "finished_at": AT}
+PAUSE = {"seconds": 604800.0}
+DEPARTURE = {"why": "the study has ended"}
 FRAME_REF = {"role": "frame", "digest": FRAME, "size": 262144}
 WEIGHTS_REF = {"role": "weights", "digest": WEIGHTS, "size": 131072}
 ROUND = {
@@ -134,6 +160,19 @@ ROUND = {
     "published_at": None,
     "frame": None,
     "weights": None,
+}
+REJECTION = {
+    "id": KEY_ID,
+    "run_id": RUN_ID,
+    "round": 3,
+    "client": "site-a",
+    "update_id": UPDATE_ID,
+    "digest": UPDATE,
+    "size": 132312,
+    "code": "update-noise-implausible",
+    "reason": "the null coordinates carry 0.5 times the promised noise",
+    "quarantined": True,
+    "at": AT,
 }
 JOIN_NEW = {"clients": ["site-c"]}
 JOIN = {

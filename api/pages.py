@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar, TypeVarTuple
 from uuid import UUID
 
 from fastapi import Query
@@ -12,6 +12,7 @@ from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 Limit = Annotated[int, Query(ge=1, le=200, description="At most so many items.")]
 After = Annotated[UUID | None, Query(description="`next` of the page before.")]
 DEFAULT_LIMIT = 50
@@ -23,8 +24,8 @@ class Page(BaseModel, Generic[T]):
 
 
 def cut(
-    query: Select[Any], key: InstrumentedAttribute[UUID], limit: int, after: UUID | None
-) -> Select[Any]:
+    query: Select[*Ts], key: InstrumentedAttribute[UUID], limit: int, after: UUID | None
+) -> Select[*Ts]:
     """The page's rows and one more, which says whether there is another page."""
     if after is not None:
         query = query.where(key > after)

@@ -92,6 +92,8 @@ async def make(
                 f"{body.client!r} is managed: the worker acts for it with a worker token",
                 field="client",
             )
+        if client.revoked_at is not None:
+            raise InvalidRequest(f"{body.client!r} was revoked", field="client")
         client_id = client.id
     expires_at = None
     if body.expires_in_s is not None:

@@ -137,6 +137,33 @@ class Operations(ABC):
     def start_run(self, run_id: str) -> JsonObject:
         return self._object("POST", f"/v1/runs/{path_part(run_id)}/start")
 
+    def pause_run(self, run_id: str, seconds: float = 7 * 86_400.0) -> JsonObject:
+        """No orders and no deadlines; cancelled unless it is resumed within ``seconds``."""
+        path = f"/v1/runs/{path_part(run_id)}/pause"
+        return self._object("POST", path, json={"seconds": seconds})
+
+    def resume_run(self, run_id: str) -> JsonObject:
+        return self._object("POST", f"/v1/runs/{path_part(run_id)}/resume")
+
+    def cancel_run(self, run_id: str) -> JsonObject:
+        return self._object("POST", f"/v1/runs/{path_part(run_id)}/cancel")
+
+    def leave_run(self, run_id: str, client_id: str, why: str) -> JsonObject:
+        """Take a client out of a run for good (its own token, or an administrator's)."""
+        path = f"/v1/runs/{path_part(run_id)}/clients/{path_part(client_id)}/leave"
+        return self._object("POST", path, json={"why": why})
+
+    def release_client(self, run_id: str, client_id: str) -> JsonObject:
+        path = f"/v1/runs/{path_part(run_id)}/clients/{path_part(client_id)}/release"
+        return self._object("POST", path)
+
+    def revoke_client(self, client_id: str, why: str) -> JsonObject:
+        return self._object("POST", f"/v1/clients/{path_part(client_id)}/revoke", json={"why": why})
+
+    def rejections(self, run_id: str, **query: str | int) -> JsonObject:
+        path = f"/v1/runs/{path_part(run_id)}/rejections"
+        return self._object("GET", path, params=query)
+
     def runs(self, **query: str | int) -> JsonObject:
         return self._object("GET", "/v1/runs", params=query)
 

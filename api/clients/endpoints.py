@@ -6,10 +6,11 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from api import examples
 from api.auth import Admin, ClientOnly, Overseer, OverseerOrClient
-from api.clients import repository, service
+from api.clients import repository, revocation, service
 from api.clients.service import ClientView, Enrolled, NewClient
 from api.context import Ctx
 from api.idempotency import REPLAYED_HEADER, Key
@@ -73,6 +74,28 @@ async def me(ctx: Ctx, who: ClientOnly) -> ClientView:
         raise NotFound("this token belongs to no client")
     async with ctx.database.read() as session:
         return service.view(await service.one(session, who, who.client_id))
+
+
+class Revocation(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    why: str = Field(min_length=1, max_length=200, description="Shown to overseers.")
+
+
+@router.post(
+    "/{client_id}/revoke",
+    operation_id="revokeClient",
+    summary="Revoke a client",
+    description="For good: its tokens are refused from the next request on, its orders are "
+    "withdrawn, it gets no work of any run. What was accepted of it stays in the models, what was "
+    "reserved for it stays spent. Repeating it changes nothing.",
+    responses=answers(200, {**examples.CLIENT, "revoked_at": examples.AT}, "Revoked.", "not-found"),
+)
+async def revoked(
+    ctx: Ctx, who: Admin, client_id: UUID, body: Annotated[Revocation, example(examples.DEPARTURE)]
+) -> ClientView:
+    async with ctx.database.write() as session:
+        return service.view(await revocation.revoke(ctx, session, who, client_id, body.why))
 
 
 @router.get(

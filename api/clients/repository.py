@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.base import uuid7
-from api.db.models import Account, Client
+from api.db.models import Account, Client, Token
+from api.db.run_models import LIVE_ROUND, Round, RunClient
 from api.pages import cut
 
 
@@ -51,6 +53,36 @@ async def add(session: AsyncSession, client: Client) -> bool:
 
 async def one(session: AsyncSession, client_id: UUID) -> Client | None:
     return await session.get(Client, client_id)
+
+
+async def locked(session: AsyncSession, client_id: UUID) -> Client | None:
+    """Under FOR NO KEY UPDATE: rows that refer to the client may still be written."""
+    found: Client | None = await session.scalar(
+        select(Client)
+        .where(Client.id == client_id)
+        .with_for_update(key_share=True, of=Client)
+        .execution_options(populate_existing=True)
+    )
+    return found
+
+
+async def revoke_tokens(session: AsyncSession, client_id: UUID, at: datetime) -> None:
+    await session.execute(
+        update(Token)
+        .where(Token.client_id == client_id, Token.revoked_at.is_(None))
+        .values(revoked_at=at)
+    )
+
+
+async def live_runs(session: AsyncSession, client_id: UUID) -> Sequence[UUID]:
+    """Runs with a round under way in which the client has a seat, in the order of their ids."""
+    query = (
+        select(Round.run_id)
+        .join(RunClient, RunClient.run_id == Round.run_id)
+        .where(RunClient.client_id == client_id, text(f"rounds.{LIVE_ROUND}"))
+        .order_by(Round.run_id)
+    )
+    return (await session.scalars(query)).all()
 
 
 async def by_names(session: AsyncSession, names: Sequence[str]) -> dict[str, Client]:

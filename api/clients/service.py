@@ -56,6 +56,7 @@ class ClientView(BaseModel):
     budget: Budget
     account_id: UUID
     created_at: datetime
+    revoked_at: datetime | None = None
 
 
 class Enrolled(BaseModel):
@@ -76,6 +77,7 @@ def view(row: Client) -> ClientView:
         budget=Budget(epsilon=row.budget_epsilon, delta=row.budget_delta),
         account_id=row.account_id,
         created_at=row.created_at,
+        revoked_at=row.revoked_at,
     )
 
 

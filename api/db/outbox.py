@@ -20,7 +20,7 @@ from api.db.base import uuid7
 from api.db.engine import TOPIC_OUTBOX, Database, ring
 from api.db.hub import Hub, wait
 from api.db.models import Client, IdempotencyKey
-from api.db.run_models import Job, OutboxMessage, Round, WorkItem
+from api.db.run_models import Job, OutboxMessage, Round, Run, WorkItem
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN, TASK_AGGREGATE, TASK_TRAIN
 
 log = structlog.get_logger(__name__)
@@ -61,8 +61,10 @@ async def announce_again(session: AsyncSession, now: datetime, resend_s: float) 
             Round,
             (Round.run_id == WorkItem.run_id) & (Round.number == WorkItem.round_number),
         )
+        .join(Run, Run.id == WorkItem.run_id)
         .where(
             Client.managed,
+            Run.state != "paused",
             Round.state == "open",
             WorkItem.state == "ready",
             WorkItem.available_at <= now,

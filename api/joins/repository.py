@@ -9,11 +9,13 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.models import Client
-from api.db.run_models import JoinMember, Round, RunClient
+from api.db.run_models import JoinMember, Round, Run, RunClient
+from api.runs import repository as runs
 
 
-async def add(session: AsyncSession, run_id: UUID, number: int, members: Sequence[Client]) -> Round:
+async def add(session: AsyncSession, run: Run, number: int, members: Sequence[Client]) -> Round:
     """The join round in state ``draft`` and its members, behind all clients that the run has."""
+    run_id = run.id
     row = Round(run_id=run_id, number=number, state="draft")
     session.add(row)
     known = set(
@@ -28,6 +30,7 @@ async def add(session: AsyncSession, run_id: UUID, number: int, members: Sequenc
         for position, client in enumerate(new, start=(-1 if last is None else last) + 1)
     )
     await session.flush()
+    await runs.ask(session, run, new)
     session.add_all(
         JoinMember(run_id=run_id, round_number=number, client_id=client.id) for client in members
     )

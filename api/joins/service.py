@@ -157,7 +157,7 @@ async def create(
         spec = RunSpec.model_validate(run.spec)
         number = await _next_number(session, run, spec)
         members = await _members(session, run, spec, number, body)
-        row = await repository.add(session, run.id, number, members)
+        row = await repository.add(session, run, number, members)
         await ring(session, TOPIC_SWEEP)
         answer = await view(ctx, session, who, run, row)
         await remember(session, who, key, answer.model_dump(mode="json"))

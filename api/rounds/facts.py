@@ -5,35 +5,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from api.db.models import Client
-from api.db.run_models import Job, Round, WorkItem
+from api.db.run_models import Job, Round, Run
+from api.rounds.repository import Place
 from core.federation.plan import RunSpec
 from core.federation.rounds import Facts, Member, RoundEvent, RoundState, Standing
 
-Attempts = Sequence[tuple[Client, WorkItem | None]]
 
-
-def member(client: Client, work: WorkItem | None, max_attempts: int) -> Member:
-    """A client's standing, from its newest attempt."""
+def member(place: Place, max_attempts: int) -> Member:
+    """A client's standing: what counts already, what forbids more, then its newest attempt."""
+    client, work = place.client, place.work
+    attempt = 0 if work is None else work.attempt
+    if work is not None and work.state == "done":
+        return Member(client.name, Standing.ACCEPTED, attempt)
+    if why := _closed(place):
+        return Member(client.name, Standing.OUT, attempt, None, why)
+    if place.seat.quarantined_at is not None:
+        why = f"quarantined: {place.seat.quarantine_why}"
+        return Member(client.name, Standing.HELD, attempt, None, why)
     if work is None:
+        if place.consent == "asked":
+            return Member(client.name, Standing.ASKED)
         return Member(client.name, Standing.LOST, 0, None, "no work was made yet")
     if work.state == "ready":
-        return Member(client.name, Standing.WAITING, work.attempt)
+        return Member(client.name, Standing.WAITING, attempt)
     if work.state == "leased":
-        return Member(client.name, Standing.LEASED, work.attempt, work.lease_expires)
-    if work.state == "done":
-        return Member(client.name, Standing.ACCEPTED, work.attempt)
-    spent = work.state == "lost" and work.attempt >= max_attempts
+        return Member(client.name, Standing.LEASED, attempt, work.lease_expires)
+    spent = work.state == "lost" and attempt >= max_attempts
     if work.state == "lost" and not spent:
-        return Member(client.name, Standing.LOST, work.attempt, None, work.reason)
+        return Member(client.name, Standing.LOST, attempt, None, work.reason)
     why = f"{work.reason}; no attempts are left" if spent else work.reason
-    return Member(client.name, Standing.OUT, work.attempt, None, why)
+    return Member(client.name, Standing.OUT, attempt, None, why)
+
+
+def _closed(place: Place) -> str:
+    """Why this client gets no more work in the run; empty if nothing forbids it."""
+    if place.client.revoked_at is not None:
+        return f"revoked: {place.client.revoked_why}"
+    if place.seat.left_at is not None:
+        return f"left the run: {place.seat.left_why}"
+    if place.consent == "refused":
+        return f"its site refused the plan: {place.consent_why}".removesuffix(": ")
+    return ""
 
 
 def gather(
     spec: RunSpec,
+    run: Run,
     row: Round,
-    attempts: Attempts,
+    places: Sequence[Place],
     now: datetime,
     *,
     grace_until: datetime | None = None,
@@ -48,12 +67,13 @@ def gather(
         deadline=timedelta(seconds=rules.deadline_s),
         extension=timedelta(seconds=rules.extension_s),
         max_attempts=rules.max_attempts,
-        members=tuple(member(client, work, rules.max_attempts) for client, work in attempts),
+        members=tuple(member(place, rules.max_attempts) for place in places),
         closes_at=row.deadline,
         extended=row.extended,
         grace_until=grace_until,
         last_round=row.number == spec.last_round,
         join=join,
+        paused_until=run.pause_ends,
         lease_live=lease_live,
         why=why,
     )

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from api.db.models import Client, StoredObject
+from api.db.oversight_models import Consent
 from api.db.run_models import (
     LIVE_ROUND,
     Job,
@@ -70,9 +71,18 @@ def _joins_in(number: int | SQLColumnExpression[int]) -> ColumnElement[bool]:
     )
 
 
-async def latest_attempts(
-    session: AsyncSession, run_id: UUID, number: int, *, join: bool
-) -> list[tuple[Client, WorkItem | None]]:
+@dataclass(frozen=True)
+class Place:
+    """A client's place in one round: its seat in the run, its site's word, its newest attempt."""
+
+    client: Client
+    seat: RunClient
+    consent: str  # of the plan: 'asked', 'approved' or 'refused'
+    consent_why: str
+    work: WorkItem | None
+
+
+async def places(session: AsyncSession, run_id: UUID, number: int, *, join: bool) -> list[Place]:
     """Every client of the round in order, with its newest attempt in it, if any: the founding
     clients of a run, or those who join by this round.
     """
@@ -87,8 +97,12 @@ async def latest_attempts(
     )
     item = aliased(WorkItem)
     query = (
-        select(Client, item)
+        select(Client, RunClient, Consent.state, Consent.why, item)
         .join(RunClient, RunClient.client_id == Client.id)
+        .join(
+            Consent,
+            (Consent.run_id == RunClient.run_id) & (Consent.client_id == RunClient.client_id),
+        )
         .outerjoin(
             item,
             (item.run_id == RunClient.run_id)
@@ -100,11 +114,15 @@ async def latest_attempts(
         .order_by(RunClient.position)
         .execution_options(populate_existing=True)
     )
-    return [(client, work) for client, work in await session.execute(query)]
+    return [Place(*row) for row in await session.execute(query)]
 
 
-async def lock_open_work(session: AsyncSession, run_id: UUID, number: int) -> Sequence[WorkItem]:
-    """Attempts that are still out, under their locks, as they are once the locks are held."""
+async def lock_open_work(
+    session: AsyncSession, run_id: UUID, number: int, client_id: UUID | None = None
+) -> Sequence[WorkItem]:
+    """Attempts that are still out (of one client), under their locks, as they are once the locks
+    are held.
+    """
     query = (
         select(WorkItem)
         .where(
@@ -116,7 +134,22 @@ async def lock_open_work(session: AsyncSession, run_id: UUID, number: int) -> Se
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     )
+    if client_id is not None:
+        query = query.where(WorkItem.client_id == client_id)
     return (await session.scalars(query)).all()
+
+
+async def waiting(session: AsyncSession, run_id: UUID) -> list[tuple[WorkItem, bool]]:
+    """Orders of a run that nobody has claimed yet, locked; and is their client managed?"""
+    query = (
+        select(WorkItem, Client.managed)
+        .join(Client, Client.id == WorkItem.client_id)
+        .where(WorkItem.run_id == run_id, WorkItem.state == "ready")
+        .order_by(WorkItem.id)
+        .with_for_update(of=WorkItem, key_share=True)
+        .execution_options(populate_existing=True)
+    )
+    return [(work, managed) for work, managed in await session.execute(query)]
 
 
 async def with_code(
@@ -159,9 +192,10 @@ async def updates_of(session: AsyncSession, run_id: UUID, number: int) -> list[t
 
 
 async def job_of(session: AsyncSession, run_id: UUID, number: int) -> Job | None:
+    """The job that sums the round."""
     found: Job | None = await session.scalar(
         select(Job)
-        .where(Job.run_id == run_id, Job.round_number == number)
+        .where(Job.run_id == run_id, Job.round_number == number, Job.kind == "aggregate")
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     )

@@ -69,12 +69,12 @@ async def view(
     """A client token sees its own standing only: how others fare is not its business."""
     spec = RunSpec.model_validate(run.spec)
     join = spec.kind(row.number) == "join"
-    attempts = await repository.latest_attempts(session, run.id, row.number, join=join)
-    facts = gather(spec, row, attempts, await ctx.database.now(session))
+    places = await repository.places(session, run.id, row.number, join=join)
+    facts = gather(spec, run, row, places, await ctx.database.now(session))
     model = await repository.model(session, run.id, row.number)
     missing = [m.client for m in facts.members if m.standing is not Standing.ACCEPTED]
     accepted = len(facts.members) - len(missing)
-    shown = {client.name for client, _ in attempts if who.client_id in (None, client.id)}
+    shown = {p.client.name for p in places if who.client_id in (None, p.client.id)}
     return RoundView(
         run_id=run.id,
         number=row.number,

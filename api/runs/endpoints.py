@@ -13,7 +13,6 @@ from api.context import Ctx
 from api.idempotency import REPLAYED_HEADER, Key
 from api.openapi import answers, example
 from api.pages import DEFAULT_LIMIT, After, Limit, Page, paged
-from api.rounds import driver
 from api.runs import repository, service
 from api.runs.service import NewRun, RunView
 
@@ -64,7 +63,7 @@ async def listed(
     async with ctx.database.read() as session:
         rows = await repository.page(session, limit, after, who.client_id)
         shown, more = paged(rows, limit)
-        items = [await service.view(session, row) for row in shown]
+        items = [await service.view(session, who, row) for row in shown]
     return Page(items=items, next=shown[-1].id if more else None)
 
 
@@ -77,7 +76,7 @@ async def listed(
 )
 async def one(ctx: Ctx, who: Anyone, run_id: UUID) -> RunView:
     async with ctx.database.read() as session:
-        return await service.view(session, await service.visible(session, who, run_id))
+        return await service.view(session, who, await service.visible(session, who, run_id))
 
 
 @router.post(
@@ -91,25 +90,5 @@ async def one(ctx: Ctx, who: Anyone, run_id: UUID) -> RunView:
 )
 async def start(ctx: Ctx, who: Admin, run_id: UUID) -> RunView:
     async with ctx.database.write() as session:
-        run = await service.start(session, ctx.database, run_id)
-        return await service.view(session, run)
-
-
-@router.post(
-    "/{run_id}/abandon",
-    operation_id="abandonRun",
-    summary="Stop a run for good",
-    description="The open round is abandoned, orders are withdrawn, what was reserved stays "
-    "spent. Published rounds stay. Repeating it changes nothing. A completed run stays completed: "
-    "there, a join that is under way is abandoned.",
-    responses=answers(
-        200,
-        {**examples.RUN, "state": "failed", "why": "stopped by the operator"},
-        "Stopped (or ended already).",
-        "not-found",
-    ),
-)
-async def abandon(ctx: Ctx, who: Admin, run_id: UUID) -> RunView:
-    async with ctx.database.write() as session:
-        run = await driver.abandon(session, ctx, run_id)
-        return await service.view(session, run)
+        run = await service.start(session, ctx.database, who, run_id)
+        return await service.view(session, who, run)

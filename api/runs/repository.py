@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.db.base import uuid7
 from api.db.models import Client
+from api.db.oversight_models import Consent
 from api.db.run_models import JoinMember, Round, Run, RunClient
 from api.pages import cut
 
@@ -37,7 +40,52 @@ async def add(session: AsyncSession, run: Run, clients: Sequence[Client]) -> boo
         for position, client in enumerate(clients)
     )
     await session.flush()
+    await ask(session, run, clients)
     return True
+
+
+async def ask(session: AsyncSession, run: Run, clients: Sequence[Client]) -> None:
+    """One consent a client."""
+    session.add_all(
+        Consent(
+            id=uuid7(),
+            run_id=run.id,
+            client_id=client.id,
+            spec_digest=run.spec_digest,
+            epsilon=run.epsilon_planned,
+            state="approved",
+            decided_by="policy",
+            decided_at=func.clock_timestamp(),
+        )
+        for client in clients
+    )
+    await session.flush()
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Who takes part, and whether anything keeps it from that."""
+
+    client: Client
+    place: RunClient
+    consent: str
+    consent_why: str
+
+
+async def seats(session: AsyncSession, run_id: UUID) -> list[Seat]:
+    """In the fixed order in which sums are taken."""
+    query = (
+        select(Client, RunClient, Consent.state, Consent.why)
+        .join(RunClient, RunClient.client_id == Client.id)
+        .join(
+            Consent,
+            (Consent.run_id == RunClient.run_id) & (Consent.client_id == RunClient.client_id),
+        )
+        .where(RunClient.run_id == run_id)
+        .order_by(RunClient.position)
+        .execution_options(populate_existing=True)
+    )
+    return [Seat(*row) for row in await session.execute(query)]
 
 
 async def one(session: AsyncSession, run_id: UUID) -> Run | None:

@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api import spaces
+from api import audit, spaces
 from api.auth import Principal
 from api.clients import repository as clients
 from api.context import Context
@@ -40,14 +40,26 @@ class NewRun(BaseModel):
     clients: list[Name] = Field(min_length=1, max_length=10_000)
 
 
+class SeatView(BaseModel):
+    """A client's place in the run, apart from single rounds."""
+
+    client: str
+    client_id: UUID
+    state: Literal["taking-part", "left", "quarantined", "revoked"]
+    consent: Literal["asked", "approved", "refused"]
+    why: str
+
+
 class RunView(BaseModel):
     id: UUID
     name: str
-    state: Literal["draft", "running", "completed", "failed"]
+    state: Literal["draft", "running", "paused", "completed", "failed", "cancelled"]
     why: str
+    paused_until: datetime | None = None
     spec: RunSpec
     spec_digest: str
     clients: list[str]
+    seats: list[SeatView]
     epsilon_planned: float
     current_round: int | None
     rounds_published: int
@@ -62,17 +74,39 @@ def spec_of(run: Run) -> RunSpec:
     return RunSpec.model_validate(run.spec)
 
 
-async def view(session: AsyncSession, run: Run) -> RunView:
+def _seat(seat: repository.Seat) -> SeatView:
+    state: Literal["taking-part", "left", "quarantined", "revoked"] = "taking-part"
+    why = seat.consent_why if seat.consent == "refused" else ""
+    if seat.client.revoked_at is not None:
+        state, why = "revoked", seat.client.revoked_why
+    elif seat.place.left_at is not None:
+        state, why = "left", seat.place.left_why
+    elif seat.place.quarantined_at is not None:
+        state, why = "quarantined", seat.place.quarantine_why
+    return SeatView(
+        client=seat.client.name,
+        client_id=seat.client.id,
+        state=state,
+        consent=seat.consent,
+        why=why,
+    )
+
+
+async def view(session: AsyncSession, who: Principal, run: Run) -> RunView:
+    """A client token sees its own seat only."""
     spec = spec_of(run)
+    seats = await repository.seats(session, run.id)
     newest, published, joins = await repository.progress(session, run.id, spec.last_round)
     return RunView(
         id=run.id,
         name=run.name,
         state=run.state,
         why=run.why,
+        paused_until=run.pause_ends,
         spec=spec,
         spec_digest=run.spec_digest,
-        clients=[client.name for client in await repository.clients_of(session, run.id)],
+        clients=[seat.client.name for seat in seats],
+        seats=[_seat(seat) for seat in seats if who.client_id in (None, seat.client.id)],
         epsilon_planned=run.epsilon_planned,
         current_round=newest,
         rounds_published=published,
@@ -142,6 +176,12 @@ async def participants(
                 f"there is no client {name!r}",
                 field=f"clients.{position}",
                 mend="Enrol it with POST /v1/clients first.",
+            )
+        if client.revoked_at is not None:
+            raise Conflict(
+                f"{name!r} was revoked: {client.revoked_why}",
+                field=f"clients.{position}",
+                mend="Leave it out.",
             )
         if client.space_id != space.id:
             raise SpaceMismatch(
@@ -225,22 +265,29 @@ async def create(
         )
         if not await repository.add(session, run, members):
             raise RunNameTaken(f"a run {run.name!r} exists already", field="plan.name")
-        answer = await view(session, (await repository.locked(session, run.id)) or run)
+        await audit.record(
+            session, "run-created", who, run_id=run.id, name=run.name, spec=run.spec_digest
+        )
+        answer = await view(session, who, (await repository.locked(session, run.id)) or run)
         await remember(session, who, key, answer.model_dump(mode="json"))
     return answer, False
 
 
-async def start(session: AsyncSession, database: Database, run_id: UUID) -> Run:
-    """Idempotent: a run that was started stays as it is. One that failed cannot be started."""
+async def start(session: AsyncSession, database: Database, who: Principal, run_id: UUID) -> Run:
+    """Idempotent: a run that was started stays as it is. One that has ended without a model, or
+    was cancelled, cannot be started.
+    """
     run = await repository.locked(session, run_id)
     if run is None:
         raise NotFound(f"there is no run {run_id}")
-    if run.state == "failed":
-        raise Conflict(f"the run has failed: {run.why}", mend="Create a new run.")
+    if run.state in ("failed", "cancelled"):
+        was = "has failed" if run.state == "failed" else "was cancelled"
+        raise Conflict(f"the run {was}: {run.why}", mend="Create a new run.")
     if run.state == "draft":
         run.state = "running"
         run.started_at = await database.now(session)
         session.add(Round(run_id=run.id, number=0, state="draft"))
         await session.flush()
+        await audit.record(session, "run-started", who, run_id=run.id)
         await ring(session, TOPIC_SWEEP)
     return run

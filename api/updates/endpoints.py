@@ -8,11 +8,14 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Request, Response
 
 from api import examples
-from api.auth import ClientOrWorker
+from api.auth import ClientOrWorker, OverseerOrClient
 from api.context import Ctx
 from api.openapi import answers
+from api.pages import DEFAULT_LIMIT, After, Limit, Page, paged
 from api.problems import CATALOGUE, PayloadTooLarge, UnsupportedMediaType
-from api.updates import service
+from api.runs import service as runs
+from api.updates import rejections, service
+from api.updates.rejections import RejectionView
 from api.work.endpoints import Lease
 from core.wire.messages import CONTENT_TYPE_TENSORS, UpdateReceipt
 
@@ -39,6 +42,28 @@ async def read_limited(request: Request, limit: int) -> bytes:
     if hopeless or total > limit:
         raise PayloadTooLarge(f"an update of this round has at most {limit} bytes", limit=limit)
     return bytes(kept)
+
+
+@router.get(
+    "/{run_id}/rejections",
+    operation_id="listRejections",
+    summary="Updates that were refused",
+    description="What was wrong with each, oldest first; their bytes are not kept. An implausible "
+    "one quarantines its client in this run until `releaseClient`. A client sees its own.",
+    responses=answers(200, examples.page(examples.REJECTION), "One page.", "not-found"),
+)
+async def rejected(
+    ctx: Ctx,
+    who: OverseerOrClient,
+    run_id: UUID,
+    limit: Limit = DEFAULT_LIMIT,
+    after: After = None,
+) -> Page[RejectionView]:
+    async with ctx.database.read() as session:
+        run = await runs.visible(session, who, run_id)
+        rows = await rejections.page(session, run.id, limit, after, who.client_id)
+    shown, more = paged(rows, limit)
+    return Page(items=list(shown), next=shown[-1].id if more else None)
 
 
 @router.put(

@@ -8,7 +8,6 @@ are not there (a crash in between leaves an object that nobody names, which is h
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
@@ -19,34 +18,23 @@ from api.auth import Principal, read_lease
 from api.clients import repository as clients
 from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
-from api.db.run_models import Round, Run, Update, WorkItem
+from api.db.run_models import Round, Update, WorkItem
 from api.ledger import service as ledger
 from api.problems import InvalidRequest, LeaseLost, NotFound, RoundClosed, UpdateConflict
 from api.rounds import repository as rounds
 from api.rounds.facts import gather
 from api.runs import repository as runs
-from api.updates import repository
+from api.updates import rejections, repository
+from api.updates.target import Target
 from api.work import repository as works
+from core.errors import UpdateRejected
 from core.federation import rounds as machine
 from core.federation.plan import RunSpec
-from core.federation.updates import UpdateExpectation, check_update, expectation
+from core.federation.updates import check_update, expectation
 from core.storage import sha256_of
 from core.wire.messages import LEASE_HEADER, UpdateReceipt
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where an update is meant to go, judged before its body is read."""
-
-    run: Run
-    row: Round
-    spec: RunSpec
-    client_id: UUID
-    update_id: UUID
-    work_id: UUID | None
-    expected: UpdateExpectation
 
 
 def _receipt(update: Update) -> UpdateReceipt:
@@ -96,6 +84,7 @@ async def target(
     )
     spec = RunSpec.model_validate(run.spec)
     return Target(
+        who=who,
         run=run,
         row=row,
         spec=spec,
@@ -134,7 +123,7 @@ async def _admit(
     """The state machine's word on an update that arrives now."""
     live = work is not None and work.state == "leased"
     now = await ctx.database.now(session)
-    facts = gather(to.spec, row, (), now, lease_live=live)
+    facts = gather(to.spec, to.run, row, (), now, lease_live=live)
     decision = machine.decide(machine.RoundState(row.state), machine.RoundEvent.UPDATE, facts)
     if isinstance(decision, machine.Accept) and work is not None:
         return work
@@ -154,7 +143,11 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
         row = await rounds.one(session, to.row.run_id, to.row.number)
         await _admit(ctx, session, to, row or to.row, work)
     async with ctx.checks:
-        await asyncio.to_thread(check_update, body, to.expected)
+        try:
+            await asyncio.to_thread(check_update, body, to.expected)
+        except UpdateRejected as error:
+            await rejections.refused(ctx, to, digest, len(body), error)
+            raise
         stored = await asyncio.to_thread(ctx.store.put, body)
     try:
         async with ctx.database.write() as session:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.db.run_models import Round, WorkItem
+from api.db.run_models import Round, Run, WorkItem
 
 
 async def next_for(
     session: AsyncSession, client_id: UUID, now: datetime, run_id: UUID | None = None
 ) -> WorkItem | None:
     """What this client should do (in one run): first what it has begun, then the oldest offer,
-    locked. A run that has failed has no open round.
+    locked. A run that has failed has no open round, a paused one makes no offers.
     """
     query = (
         select(WorkItem)
@@ -23,9 +23,13 @@ async def next_for(
             Round,
             (Round.run_id == WorkItem.run_id) & (Round.number == WorkItem.round_number),
         )
+        .join(Run, Run.id == WorkItem.run_id)
         .where(
             WorkItem.client_id == client_id,
-            WorkItem.state.in_(("ready", "leased")),
+            or_(
+                WorkItem.state == "leased",
+                (WorkItem.state == "ready") & (Run.state != "paused"),
+            ),
             WorkItem.available_at <= now,
             Round.state == "open",
         )

@@ -101,6 +101,9 @@ async def claim(ctx: Context, session: AsyncSession, work_id: UUID) -> WorkOrder
         raise WorkLeased("another worker holds the lease", mend="Drop this message.")
     if work.state != "ready":
         raise WorkGone(f"the work is {work.state}", mend="Drop this message.")
+    run = await runs.one(session, work.run_id)
+    if run is None or run.state == "paused":
+        raise WorkGone("the run is paused", mend="Drop this message; a new one follows.")
     order = await _order(ctx, session, work, client)
     await _lease(session, work, order, await ctx.database.now(session))
     return order

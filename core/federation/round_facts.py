@@ -32,10 +32,12 @@ class RoundEvent(StrEnum):
 class Standing(StrEnum):
     """Where one client is in the round."""
 
+    ASKED = "asked"  # its site has not said yet whether it approves of the plan
     WAITING = "waiting"  # an order is ready (or backs off); nobody has claimed it
     LEASED = "leased"  # claimed; the lease runs until ``until``
     ACCEPTED = "accepted"  # its update counts
-    LOST = "lost"  # the last attempt is spent without an update; another may be issued
+    LOST = "lost"  # no attempt yet, or the last one is spent; another may be issued
+    HELD = "held"  # in quarantine; an administrator may release it
     OUT = "out"  # no further attempt in this round (``why`` says the reason)
 
 
@@ -51,7 +53,8 @@ class Member:
 @dataclass(frozen=True)
 class Facts:
     """What a decision may depend on. ``grace_until``: before it nobody is declared late;
-    ``join``: the round comes after the run and never ends it.
+    ``join``: the round comes after the run and never ends it; ``paused_until``: the end of the
+    run's pause, if it is paused.
     """
 
     now: datetime
@@ -65,6 +68,7 @@ class Facts:
     grace_until: datetime | None = None
     last_round: bool = False
     join: bool = False
+    paused_until: datetime | None = None
     lease_live: bool = False
     why: str = ""
 

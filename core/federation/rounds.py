@@ -8,6 +8,9 @@ therefore be taken again after a crash, with the same result.
 A join is a round of a completed run: the same table, but neither its end nor its failure is the
 run's.
 
+A paused run hands out no work and lets no deadline pass; what is in hand may be finished, and a
+round in which nobody is waited for goes on to its model.
+
 A round waits only with a reason and, except for the aggregating worker (whose lease and attempts
 are limited elsewhere), with a deadline.
 """
@@ -15,111 +18,30 @@ are limited elsewhere), with a deadline.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 
+from core.federation.round_effects import Accept as Accept
+from core.federation.round_effects import CancelRun as CancelRun
+from core.federation.round_effects import CompleteRun as CompleteRun
+from core.federation.round_effects import Decision as Decision
+from core.federation.round_effects import Effect as Effect
+from core.federation.round_effects import ExpireLease as ExpireLease
+from core.federation.round_effects import FailRun as FailRun
+from core.federation.round_effects import IssueWork as IssueWork
+from core.federation.round_effects import LoseOpenWork as LoseOpenWork
+from core.federation.round_effects import OpenNextRound as OpenNextRound
+from core.federation.round_effects import PublishModel as PublishModel
+from core.federation.round_effects import QueueAggregation as QueueAggregation
+from core.federation.round_effects import RecordUpdate as RecordUpdate
+from core.federation.round_effects import Reject as Reject
+from core.federation.round_effects import SetDeadline as SetDeadline
+from core.federation.round_effects import Wait as Wait
 from core.federation.round_facts import TERMINAL as TERMINAL
 from core.federation.round_facts import Facts as Facts
 from core.federation.round_facts import Member as Member
 from core.federation.round_facts import RoundEvent as RoundEvent
 from core.federation.round_facts import RoundState as RoundState
 from core.federation.round_facts import Standing as Standing
-
-# --- effects: what the service does in the same transaction ---
-
-
-@dataclass(frozen=True)
-class SetDeadline:
-    at: datetime
-    extended: bool = False
-
-
-@dataclass(frozen=True)
-class IssueWork:
-    """Reserve in the ledger and create the attempt; a refused reservation puts the client out."""
-
-    client: str
-    attempt: int
-
-
-@dataclass(frozen=True)
-class ExpireLease:
-    """The attempt is over: its reservation becomes ``lost``."""
-
-    client: str
-
-
-@dataclass(frozen=True)
-class LoseOpenWork:
-    """Every order that is still out is withdrawn; reservations become ``lost``."""
-
-
-@dataclass(frozen=True)
-class RecordUpdate:
-    """Store the update, finish the work, commit the reservation."""
-
-
-@dataclass(frozen=True)
-class QueueAggregation:
-    pass
-
-
-@dataclass(frozen=True)
-class PublishModel:
-    pass
-
-
-@dataclass(frozen=True)
-class OpenNextRound:
-    pass
-
-
-@dataclass(frozen=True)
-class CompleteRun:
-    pass
-
-
-@dataclass(frozen=True)
-class FailRun:
-    why: str
-
-
-Effect = (
-    SetDeadline
-    | IssueWork
-    | ExpireLease
-    | LoseOpenWork
-    | RecordUpdate
-    | QueueAggregation
-    | PublishModel
-    | OpenNextRound
-    | CompleteRun
-    | FailRun
-)
-
-
-# --- decisions ---
-
-
-@dataclass(frozen=True)
-class Accept:
-    next: RoundState
-    effects: tuple[Effect, ...] = ()
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Reject:
-    code: str
-
-
-@dataclass(frozen=True)
-class Wait:
-    until: datetime | None
-    why: str
-
-
-Decision = Accept | Reject | Wait
 
 
 def _names(members: tuple[Member, ...]) -> str:
@@ -129,9 +51,23 @@ def _names(members: tuple[Member, ...]) -> str:
 
 
 def _start(facts: Facts) -> Decision:
+    """Work for everybody who may have some; who has not consented yet is waited for."""
+    if facts.paused_until is not None:
+        return _paused(facts, facts.paused_until)
     closes_at = facts.now + facts.deadline
-    issue = tuple(IssueWork(m.client, attempt=1) for m in facts.members)
+    issue = tuple(IssueWork(m.client, attempt=1) for m in facts.of(Standing.LOST))
     return Accept(RoundState.OPEN, (SetDeadline(closes_at), *issue), "work is being handed out")
+
+
+def _paused(facts: Facts, until: datetime, working: str = "") -> Decision:
+    """A pause spends nothing and has an end. Nobody resumed: the run is cancelled, not resumed,
+    because it may have been stopped for a reason.
+    """
+    if facts.now >= until and not facts.in_grace:
+        return _stop(facts, RoundState.ABANDONED, f"paused until {until:{_TIME}}, not resumed")
+    return Wait(
+        until, f"paused by the operator{working}; cancelled unless resumed by {until:{_TIME}}"
+    )
 
 
 def _update(facts: Facts) -> Decision:
@@ -140,8 +76,8 @@ def _update(facts: Facts) -> Decision:
 
 def _stop(facts: Facts, state: RoundState, why: str) -> Accept:
     """A round ends without a model. So does its run, unless that was completed before."""
-    of_run: tuple[Effect, ...] = () if facts.join else (FailRun(why),)
-    return Accept(state, (LoseOpenWork(), *of_run), why)
+    ends: Effect = FailRun(why) if state is RoundState.FAILED else CancelRun(why)
+    return Accept(state, (LoseOpenWork(),) if facts.join else (LoseOpenWork(), ends), why)
 
 
 def _fail(facts: Facts, why: str) -> Accept:
@@ -173,6 +109,19 @@ def _open_tick(facts: Facts) -> Decision:
     if late := _late(facts):
         return Accept(RoundState.OPEN, late, "a lease has ended without an update")
     accepted = len(facts.of(Standing.ACCEPTED))
+    again = _again(facts)
+    if facts.paused_until is not None and _needs_work(facts, again):
+        # Neither orders nor deadlines: who is at work goes on, for it has spent already.
+        at_work = facts.of(Standing.LEASED)
+        working = f"; still working: {_names(at_work)}" if at_work else ""
+        return _paused(facts, facts.paused_until, working)
+    pending = facts.of(*_PENDING)
+    if not again and accepted + len(pending) + len(facts.of(Standing.HELD)) < facts.quorum:
+        return _fail(
+            facts,
+            f"the quorum of {facts.quorum} can no longer be reached ({accepted} accepted, "
+            f"{len(pending)} pending); out: {_names(facts.of(*_LEFT_OUT))}",
+        )
     over = facts.now >= facts.closes_at and not facts.in_grace
     if over and accepted >= facts.quorum:
         return Accept(RoundState.CLOSING, (LoseOpenWork(),), "the deadline has passed")
@@ -185,17 +134,10 @@ def _open_tick(facts: Facts) -> Decision:
     if over:
         until = facts.now + facts.extension
         return Accept(RoundState.OPEN, (SetDeadline(until, extended=True),), "extended once")
-    if again := _again(facts):
+    if again:
         return Accept(RoundState.OPEN, again, "an attempt was lost and is issued again")
-    pending = facts.of(Standing.WAITING, Standing.LEASED)
     if not pending and accepted >= facts.quorum:
         return Accept(RoundState.CLOSING, (LoseOpenWork(),), "every update that can come is here")
-    if accepted + len(pending) < facts.quorum:
-        return _fail(
-            facts,
-            f"the quorum of {facts.quorum} can no longer be reached ({accepted} accepted, "
-            f"{len(pending)} pending); out: {_names(facts.of(Standing.LOST, Standing.OUT))}",
-        )
     ends = [m.until for m in facts.of(Standing.LEASED) if m.until is not None]
     until = min([facts.closes_at, *ends])
     if facts.grace_until is not None and facts.in_grace:
@@ -203,18 +145,34 @@ def _open_tick(facts: Facts) -> Decision:
     return Wait(until, _waiting(facts, accepted, pending))
 
 
-_MISSING = (Standing.WAITING, Standing.LEASED, Standing.LOST, Standing.OUT)
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_PENDING = (Standing.ASKED, Standing.WAITING, Standing.LEASED)
+_LEFT_OUT = (Standing.OUT, Standing.HELD, Standing.LOST)
+_MISSING = (*_PENDING, *_LEFT_OUT)
+
+
+def _needs_work(facts: Facts, again: tuple[Effect, ...]) -> bool:
+    """Is there anybody whose update could still come?"""
+    below = len(facts.of(Standing.ACCEPTED)) < facts.quorum
+    return bool(again) or bool(facts.of(*_PENDING)) or (below and bool(facts.of(Standing.HELD)))
+
+
+_WORDS = (
+    (Standing.LEASED, "working"),
+    (Standing.WAITING, "not yet claimed"),
+    (Standing.ASKED, "consent awaited"),
+)
 
 
 def _waiting(facts: Facts, accepted: int, pending: tuple[Member, ...]) -> str:
     parts = [f"{accepted} of {len(facts.members)} updates, quorum {facts.quorum}"]
-    for standing, words in ((Standing.LEASED, "working"), (Standing.WAITING, "not yet claimed")):
+    for standing, words in _WORDS:
         group = tuple(m for m in pending if m.standing is standing)
         if group:
             parts.append(f"{words}: {_names(group)}")
-    if out := facts.of(Standing.OUT, Standing.LOST):
+    if out := facts.of(*_LEFT_OUT):
         parts.append(f"left out: {_names(out)}")
-    parts.append(f"until {facts.closes_at:%Y-%m-%dT%H:%M:%SZ}" if facts.closes_at else "")
+    parts.append(f"until {facts.closes_at:{_TIME}}" if facts.closes_at else "")
     return "; ".join(parts)
 
 

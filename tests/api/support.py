@@ -206,11 +206,17 @@ class Coordinator:
 
     async def job(self) -> Job:
         """The one that somebody could claim; an abandoned round leaves its job behind."""
-        summing = (Round.run_id == Job.run_id) & (Round.number == Job.round_number)
-        (job,) = await self.rows(
-            Job, Job.state == "ready", exists().where(summing, Round.state == "aggregating")
-        )
+        (job,) = await self._jobs()
         return job
+
+    async def _jobs(self) -> list[Job]:
+        summing = (Round.run_id == Job.run_id) & (Round.number == Job.round_number)
+        return await self.rows(
+            Job,
+            Job.kind == "aggregate",
+            Job.state == "ready",
+            exists().where(summing, Round.state == "aggregating"),
+        )
 
     async def managed_work(self, name: str) -> list[WorkItem]:
         return await self.rows(WorkItem, WorkItem.client_id == UUID(self.clients[name]))
@@ -221,7 +227,15 @@ class Coordinator:
     async def aggregate(self) -> dict[str, Any]:
         """Claim the ready job, sum for real, complete it; the sweeper publishes."""
         await self.sweep()
-        job = await self.job()
+        return await self._carry_out(await self.job())
+
+    async def aggregate_any(self) -> None:
+        """Sum every round that waits for it, of whatever run."""
+        await self.sweep()
+        for job in await self._jobs():
+            await self._carry_out(job)
+
+    async def _carry_out(self, job: Job) -> dict[str, Any]:
         claimed = await self.ok("POST", f"/v1/jobs/{job.id}/claim", "worker")
         result = self.sum(AggregateJob.model_validate(claimed))
         await self.ok(

@@ -127,7 +127,7 @@ def test_the_database_and_tokens_from_the_command_line(
     code, _, told = ran(token_app, *create, "admin")
     assert (code, "db upgrade" in told) == (1, True)
     assert ran(db_app, "current")[0] == 1
-    assert ran(db_app, "upgrade")[:2] == (0, "the database is at migration 0003\n")
+    assert ran(db_app, "upgrade")[:2] == (0, "the database is at migration 0004\n")
     assert ran(db_app, "current")[0] == 0
     code, token, told = ran(token_app, *create, "admin")
     assert code == 0

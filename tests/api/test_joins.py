@@ -212,12 +212,12 @@ async def test_joins_are_by_invitation_unless_the_plan_says_otherwise(
     problem(hidden, 404, "not-found")
 
 
-@pytest.mark.parametrize("state", ["draft", "running", "failed"])
+@pytest.mark.parametrize("state", ["draft", "running", "cancelled"])
 async def test_only_a_completed_run_is_joined(coordinator: Coordinator, state: str) -> None:
     await coordinator.enrol("site-a", "site-b", "site-c")
     run = await coordinator.run("site-a", "site-b", start=state != "draft")
-    if state == "failed":
-        await coordinator.ok("POST", f"/v1/runs/{run['id']}/abandon")
+    if state == "cancelled":
+        await coordinator.ok("POST", f"/v1/runs/{run['id']}/cancel")
     found = problem(await ask(coordinator, run, "site-c"), 409, "conflict", "run_id")
     assert state in found["detail"]
     assert found["mend"]
@@ -320,7 +320,7 @@ async def test_an_operator_abandons_a_join_but_not_the_run(coordinator: Coordina
     await coordinator.sweep()  # its sum is queued
     job = await coordinator.job()
     for _ in range(2):
-        shown = await coordinator.ok("POST", f"/v1/runs/{run['id']}/abandon")
+        shown = await coordinator.ok("POST", f"/v1/runs/{run['id']}/cancel")
         assert shown["state"] == "completed"
     (ended,) = await joins(coordinator, run)
     assert (ended["state"], ended["why"]) == ("abandoned", "stopped by the operator")

@@ -210,14 +210,15 @@ async def test_an_operator_stops_a_run(coordinator: Coordinator) -> None:
     order = await coordinator.poll("site-a")
     assert order is not None
     for _ in range(2):
-        stopped = await coordinator.ok("POST", f"/v1/runs/{run['id']}/abandon")
-        assert (stopped["state"], "operator" in stopped["why"]) == ("failed", True)
+        stopped = await coordinator.ok("POST", f"/v1/runs/{run['id']}/cancel")
+        assert (stopped["state"], "operator" in stopped["why"]) == ("cancelled", True)
     assert (await coordinator.round(run, 0))["state"] == "abandoned"
     problem(await coordinator.send(order), 409, "round-closed")
     assert await coordinator.kinds("site-a") == ["reserve", "lost"]
     assert await coordinator.poll("site-b") is None
     draft = await coordinator.run("site-a", "site-b", name="run-2", start=False)
-    assert (await coordinator.ok("POST", f"/v1/runs/{draft['id']}/abandon"))["state"] == "failed"
+    ended = await coordinator.ok("POST", f"/v1/runs/{draft['id']}/cancel")
+    assert ended["state"] == "cancelled"
 
 
 async def test_unclaimed_work_is_announced_again_and_later_each_time(

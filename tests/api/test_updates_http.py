@@ -11,6 +11,7 @@ import pytest
 from api.ledger import service as ledger
 from core.federation.plan import RunSpec
 from core.federation.updates import TENSOR, expectation
+from core.storage import sha256_of
 from core.wire import tensors
 from tests.api.support import Coordinator, problem, update_body
 
@@ -98,9 +99,6 @@ def _vector(spec: RunSpec, **change: object) -> bytes:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"nan": True}, "update-not-finite"),
-        ({"quiet": True}, "update-noise-implausible"),
-        ({"huge": True}, "update-norm-implausible"),
         ({"dtype": np.float16}, "update-wrong-dtype"),
         ({"short": True}, "update-wrong-shape"),
         ({"layout": "sha256:" + "9" * 64}, "update-wrong-layout"),
@@ -112,6 +110,55 @@ async def test_bad_updates_are_refused_and_change_nothing(
     problem(await coordinator.send(order, _vector(_spec(order), **change)), 422, code)
     await _untouched(coordinator)
     assert (await coordinator.send(order)).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"nan": True}, "update-not-finite"),
+        ({"quiet": True}, "update-noise-implausible"),
+        ({"huge": True}, "update-norm-implausible"),
+    ],
+)
+async def test_an_implausible_update_does_not_count_and_quarantines_its_client(
+    coordinator: Coordinator, order: dict, change: dict, code: str
+) -> None:
+    """Its bytes are not kept: without the promised noise they may be a private gradient."""
+    bad, update_id = _vector(_spec(order), **change), uuid4()
+    for _ in range(2):
+        answer = await coordinator.send(order, bad, update_id=update_id)
+        if answer.status_code == 422:
+            problem(answer, 422, code)
+    problem(answer, 409, "lease-lost")
+    assert await coordinator.sql("SELECT 1 FROM updates") == []
+    assert not coordinator.ctx.store.exists(sha256_of(bad))
+    assert await coordinator.kinds("site-a") == ["reserve", "lost"]
+    await coordinator.sweep()
+    assert await coordinator.poll("site-a") is None
+    run_id = order["run_id"]
+    shown = await coordinator.round({"id": run_id}, 0)
+    assert f"site-a (quarantined: {_reason(code)}" in shown["why"]
+    (row,) = (await coordinator.ok("GET", f"/v1/runs/{run_id}/rejections", "auditor"))["items"]
+    assert (row["client"], row["code"], row["digest"]) == ("site-a", code, sha256_of(bad))
+    assert row["quarantined"]
+    assert (await coordinator.ok("GET", f"/v1/runs/{run_id}/rejections", "site-b"))["items"] == []
+    # Mended, released: the next attempt is a new reservation, and counts.
+    client = coordinator.clients["site-a"]
+    await coordinator.ok("POST", f"/v1/runs/{run_id}/clients/{client}/release")
+    await coordinator.sweep()
+    again = await coordinator.poll("site-a")
+    assert again is not None
+    assert again["attempt"] == 2
+    assert (await coordinator.send(again)).status_code == 201
+    assert await coordinator.kinds("site-a") == ["reserve", "lost", "reserve", "commit"]
+
+
+def _reason(code: str) -> str:
+    return {
+        "update-not-finite": "the update holds NaN",
+        "update-noise-implausible": "the null coordinates carry 0.",
+        "update-norm-implausible": "norm 1e+09",
+    }[code]
 
 
 async def test_requests_that_are_no_update(coordinator: Coordinator, order: dict) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from core.federation.rounds import (
     TERMINAL,
     Accept,
+    CancelRun,
     CompleteRun,
     ExpireLease,
     Facts,
@@ -140,6 +141,21 @@ def test_a_quorum_out_of_reach_fails_at_once() -> None:
     assert "b (plan-refused)" in found.why
 
 
+def test_who_is_in_quarantine_is_waited_for_only_if_the_quorum_needs_it() -> None:
+    held = Member("b", Standing.HELD, 1, None, "quarantined: no noise")
+    needed = decide(RoundState.OPEN, RoundEvent.TICK, facts(accepted("a"), held))
+    assert isinstance(needed, Wait)
+    assert "left out: b (quarantined: no noise)" in needed.why
+    late = facts(accepted("a"), held, closes_at=NOW)
+    failed = decide(RoundState.OPEN, RoundEvent.TICK, late)
+    assert isinstance(failed, Accept)
+    assert (failed.next, "missing: b (quarantined" in failed.why) == (RoundState.FAILED, True)
+    enough = facts(accepted("a"), held, accepted("c"))
+    closed = decide(RoundState.OPEN, RoundEvent.TICK, enough)
+    assert isinstance(closed, Accept)
+    assert closed.next is RoundState.CLOSING
+
+
 def test_from_closing_to_the_next_round() -> None:
     closing = decide(RoundState.CLOSING, RoundEvent.TICK, facts())
     assert closing == Accept(
@@ -224,6 +240,7 @@ members = st.lists(
     extension=st.integers(0, 1),
     extended=st.booleans(),
     grace=st.none() | st.integers(-10, 10),
+    pause=st.none() | st.integers(-10, 10),
 )
 def test_an_open_round_never_waits_without_reason_or_end(
     members: list[Member],
@@ -232,6 +249,7 @@ def test_an_open_round_never_waits_without_reason_or_end(
     extension: int,
     extended: bool,
     grace: int | None,
+    pause: int | None,
 ) -> None:
     known = facts(
         *members,
@@ -240,6 +258,7 @@ def test_an_open_round_never_waits_without_reason_or_end(
         extension=timedelta(seconds=extension),
         extended=extended,
         grace_until=None if grace is None else NOW + timedelta(seconds=grace),
+        paused_until=None if pause is None else NOW + timedelta(seconds=pause),
     )
     found = decide(RoundState.OPEN, RoundEvent.TICK, known)
     here = len(known.of(Standing.ACCEPTED))
@@ -247,17 +266,26 @@ def test_an_open_round_never_waits_without_reason_or_end(
     if isinstance(found, Wait):
         assert found.why
         assert found.until is not None
-        assert known.of(Standing.WAITING, Standing.LEASED)
-        assert found.until > NOW
+        # Somebody's update could still come: now, or once the pause is over.
+        pending = known.of(Standing.ASKED, Standing.WAITING, Standing.LEASED)
+        again = [m for m in known.of(Standing.LOST) if m.attempt < known.max_attempts]
+        held = known.of(Standing.HELD) if here < quorum else ()
+        assert pending or held or (pause is not None and again)
+        assert found.until > NOW or known.in_grace
     elif found.next is RoundState.CLOSING:
         assert here >= quorum
     elif found.next is RoundState.FAILED:
         assert here < quorum
         assert isinstance(found.effects[-1], FailRun)
+    elif found.next is RoundState.ABANDONED:
+        assert pause is not None
+        assert pause <= 0
+        assert isinstance(found.effects[-1], CancelRun)
     else:
         # It stays open only because something was done about it.
         assert found.effects
         assert not any(isinstance(effect, RecordUpdate) for effect in found.effects)
         for effect in found.effects:
             if isinstance(effect, IssueWork):
+                assert pause is None
                 assert effect.attempt <= known.max_attempts

@@ -1,0 +1,58 @@
+"""One run's newest round under its locks, and everything that is known about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.context import Context
+from api.db.run_models import Job, Round, Run
+from api.rounds import repository
+from api.rounds.repository import Place
+from core.federation.plan import RunSpec
+
+
+@dataclass
+class Moment:
+    """What a step of the driver works on. Valid until its transaction ends."""
+
+    ctx: Context
+    session: AsyncSession
+    run: Run
+    row: Round
+    spec: RunSpec
+    now: datetime
+    places: list[Place]
+    job: Job | None
+    _with_code: set[UUID] | None = field(default=None, repr=False)
+
+    def place(self, name: str) -> Place:
+        return next(place for place in self.places if place.client.name == name)
+
+    async def with_code(self) -> set[UUID]:
+        """Clients that have a code in the run's models; asked of the database once."""
+        if self._with_code is None:
+            self._with_code = await repository.with_code(self.session, self.run.id)
+        return self._with_code
+
+
+async def newest(ctx: Context, session: AsyncSession, run: Run) -> Moment | None:
+    """The run's newest round, locked; None if it has none yet. The run's row must be locked."""
+    row = await repository.newest(session, run.id, lock=True)
+    if row is None:
+        return None
+    spec = RunSpec.model_validate(run.spec)
+    join = spec.kind(row.number) == "join"
+    return Moment(
+        ctx=ctx,
+        session=session,
+        run=run,
+        row=row,
+        spec=spec,
+        now=await ctx.database.now(session),
+        places=await repository.places(session, run.id, row.number, join=join),
+        job=await repository.job_of(session, run.id, row.number),
+    )
