@@ -21,11 +21,13 @@ from core.federation.privacy_plan import NO_GUARANTEE as NO_GUARANTEE
 from core.federation.privacy_plan import BlockClipNorms as BlockClipNorms
 from core.federation.privacy_plan import PrivacyPlan as PrivacyPlan
 from core.federation.regulariser import RegulariserPlan
+from core.federation.selection import cohort_size, participations
 from core.federation.values import EmbeddingSpace as EmbeddingSpace
 from core.federation.values import Frozen as Frozen
 from core.federation.values import Name as Name
 from core.federation.values import Sha256 as Sha256
 from core.federation.values import digest_of as digest_of
+from core.federation.values import omitted_if
 from core.models.architecture import from_plan
 from core.privacy.events import PrivacyEvent, release
 
@@ -47,6 +49,16 @@ class RoundPlan(Frozen):
     extension_s: float = Field(default=0.0, ge=0, le=30 * 86_400)
     lease_s: float = Field(default=600.0, gt=0, le=86_400)
     max_attempts: int = Field(default=3, ge=1, le=100)
+    client_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        exclude_if=omitted_if(1.0),
+        description="Share of the founding clients that each training round takes, by a public, "
+        "balanced choice: max(quorum, ceil(client_fraction * clients)). Noise is calibrated for "
+        "the client that is chosen most often; the choice is public and gives no privacy of its "
+        "own. Rounds of other kinds are of all clients.",
+    )
 
 
 class Plan(Frozen):
@@ -125,6 +137,8 @@ class Plan(Frozen):
                 "privacy.mode: 'paper' is about training rounds of one release each; set "
                 "rounds > 0 and local_steps = 1"
             )
+        if self.round.client_fraction < 1.0:
+            raise ValueError("round.client_fraction: mode 'paper' is of all clients; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -135,6 +149,15 @@ class Plan(Frozen):
             raise ValueError(
                 "privacy.validation_share: this plan makes one generator only, so there is nothing "
                 "to choose; leave it out or set 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _selection_can_act(self) -> Plan:
+        if self.round.client_fraction < 1.0 and self.privacy.rounds == 0:
+            raise ValueError(
+                "round.client_fraction: acts in training rounds only; set privacy.rounds > 0 or "
+                "leave it out"
             )
         return self
 
@@ -163,6 +186,25 @@ class RunSpec(Frozen):
     plan: Plan
     space: EmbeddingSpace
     noise: Noise
+    founding_clients: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        exclude_if=omitted_if(None),
+        description="How many clients the run began with; given where each training round takes a "
+        "share of them only.",
+    )
+
+    @model_validator(mode="after")
+    def _selection_is_among_somebody(self) -> RunSpec:
+        selects = self.plan.round.client_fraction < 1.0
+        if selects != (self.founding_clients is not None):
+            raise ValueError(
+                "founding_clients: goes with a plan whose round.client_fraction is below 1"
+            )
+        if self.founding_clients is not None:
+            cohort_size(self.plan.round, self.founding_clients)
+        return self
 
     @model_validator(mode="after")
     def _split_is_chosen(self) -> RunSpec:
@@ -200,6 +242,14 @@ class RunSpec(Frozen):
     @property
     def last_training_round(self) -> int:
         return self.sketch_rounds + self.plan.privacy.rounds - 1
+
+    @property
+    def participations(self) -> int:
+        """Training rounds of one founding client at most (``core.federation.selection``)."""
+        rounds = self.plan.privacy.rounds
+        if self.founding_clients is None:
+            return rounds
+        return participations(self.plan.round, rounds, self.founding_clients)
 
     def kind(self, round_number: int) -> RoundKind:
         """What a round releases: the plan's rounds, then join rounds.
@@ -246,5 +296,10 @@ class RunSpec(Frozen):
         )
 
     def events(self) -> list[PrivacyEvent]:
-        """Every event of a founding client if no attempt is lost. Who joins later has one."""
-        return [self.event(n) for n in range(self.last_round + 1)]
+        """Every event of a founding client if no attempt is lost: of the one that is chosen most
+        often, where rounds take a share of the clients. Who joins later has one.
+        """
+        skipped = self.plan.privacy.rounds - self.participations
+        numbers = [n for n in range(self.last_round + 1) if self.kind(n) != "train"]
+        trained = range(self.sketch_rounds, self.last_training_round + 1 - skipped)
+        return [self.event(n) for n in sorted([*numbers, *trained])]

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from core.federation.plan import Frozen, RoundKind, RunSpec, Sha256
+from core.federation.values import omitted_if
 from core.privacy.events import PrivacyEvent
 
 LEASE_HEADER = "X-FHV-Lease"
@@ -47,6 +48,13 @@ class WorkOrder(Frozen):
     update_layout: Sha256
     max_update_bytes: int = Field(gt=0)
     inputs: tuple[ObjectRef, ...] = ()
+    position: int | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=omitted_if(None),
+        description="The client's place among the run's founding clients, by which the site checks "
+        "that a training round is its turn; given where the plan selects clients.",
+    )
 
 
 class LeaseRenewal(Frozen):
