@@ -108,13 +108,35 @@ class AggregateJob(Frozen):
     optimiser: Sha256 | None = None
 
 
+class ClientNorm(Frozen):
+    """L2 norm of one client's released update, and its robust z-score among the round's."""
+
+    client_id: str
+    norm: float = Field(ge=0)
+    z: float
+
+
+class Diagnostics(Frozen):
+    """Released updates side by side (``core.federation.outliers``). Post-processing: public."""
+
+    clients: tuple[ClientNorm, ...] = ()
+    outliers: tuple[str, ...] = Field(
+        default=(), description="Names of the clients whose norm is implausible among the others'."
+    )
+
+
 class AggregateResult(Frozen):
-    """What the aggregating worker stored."""
+    """What the aggregating worker stored, and what it noticed."""
 
     frame: ObjectRef
     weights: ObjectRef
     optimiser_digest: Sha256
     optimiser_size: int = Field(ge=0)
+    diagnostics: Diagnostics | None = Field(
+        default=None,
+        exclude_if=omitted_if(None),
+        description="Workers of before give none.",
+    )
 
 
 class JobFailure(Frozen):
