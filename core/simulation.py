@@ -78,6 +78,11 @@ def simulate(
             "noise_mode: with round.client_fraction below 1 each round is of other clients, and "
             "only their own sketches say how many units they have; use 'local'"
         )
+    if spec.plan.aggregation != "plain" and noise_mode == "aggregated":
+        raise ValueError(
+            f"noise_mode: aggregation {spec.plan.aggregation!r} compares the sites' own noised "
+            "updates, and none exists where noise is added to their sum; use 'local'"
+        )
     key = secret if secret is not None else os.urandom(32)
     objects: dict[str, bytes] = {}
     events: dict[str, list[PrivacyEvent]] = {site.name: [] for site in sites}

@@ -6,7 +6,6 @@ O(P) whatever the number of clients, and a replay of the round gives the same by
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -15,10 +14,13 @@ from numpy.typing import NDArray
 
 from core.federation import offsets
 from core.federation.choice import chosen, classifiers, published_average
-from core.federation.label_shift import LabelShift, bias_part
+from core.federation.label_shift import Centre, LabelShift, bias_part
 from core.federation.offsets import Offsets
 from core.federation.outliers import diagnose
+from core.federation.packing import pack_optimiser
+from core.federation.packing import pack_weights as pack_weights
 from core.federation.plan import RunSpec
+from core.federation.robust import sum_of
 from core.federation.server import Gradient, State, advance, average_decay, starting_state
 from core.federation.updates import expectation, read_update
 from core.models.build import build
@@ -150,7 +152,7 @@ def _train_round(
     frame = Frame.from_bytes(frame_body)
     expected = releases.expected
     posted, shared = posted_layout(spec), shared_layout(spec)
-    total = np.zeros(expected.size)
+    summed = sum_of(spec.plan, expected.size, len(job.updates))
     units = 0.0
     # Gradients of a unit, on average: public, by q, never by the batch itself.
     per_unit = spec.plan.privacy.sample_rate * spec.plan.privacy.local_steps
@@ -161,14 +163,15 @@ def _train_round(
     kept, _ = tensors.unpack(optimiser_body)
     shift = LabelShift.read(spec, kept, len(frame.client_ids))
     for update, released in releases:
-        total += released
+        summed.add(released)
         place = frame.client_ids.index(update.client_id)
         units += float(frame.sizes[place])
         codes[place] = offsets.code_part(posted, released)
         if shift is not None:
             biases[place] = bias_part(posted, released) / per_unit
     batch = per_unit * units  # as expected: units are noised counts
-    noise_std = expected.noise_std * math.sqrt(len(job.updates)) / batch
+    total = summed.total()
+    noise_std = expected.noise_std * summed.noise_gain / batch
     before = State(
         phi=np.asarray(kept["phi"], np.float64),
         average=np.asarray(previous["average"], np.float64),
@@ -186,7 +189,10 @@ def _train_round(
     if own is not None:
         own = own.after(spec, frame, codes, average_decay(spec, step))
     if shift is not None:
-        shift = shift.after(frame, biases, expected.noise_std / per_unit)
+        centre = None
+        if spec.plan.aggregation == "trimmed-mean":  # one client's labels must not move the others'
+            centre = Centre(bias_part(posted, total) / per_unit, summed.noise_gain)
+        shift = shift.after(frame, biases, expected.noise_std / per_unit, centre)
     return _packed(spec, job.round_number, frame_body, after, own, frame=frame, shift=shift)
 
 
@@ -238,7 +244,7 @@ def _packed(
     return Aggregated(
         frame=frame_body,
         weights=pack_weights(spec, round_number, state.phi, state.average, **more),
-        optimiser=_pack_optimiser(
+        optimiser=pack_optimiser(
             spec,
             round_number,
             state.phi,
@@ -249,44 +255,3 @@ def _packed(
             **(kept or {}),
         ),
     )
-
-
-def pack_weights(
-    spec: RunSpec, round_number: int, phi: Vector, average: Vector, **own: tensors.Array
-) -> bytes:
-    """The weights file: the iterate (for training) and its running average (for sampling).
-
-    ``own``: what clients have of their own (``core.federation.offsets``). float32, because every
-    client downloads it each round; the server keeps phi in float64.
-    """
-    caveat = spec.plan.privacy.caveat
-    return tensors.pack(
-        {"phi": phi.astype(np.float32), "average": average.astype(np.float32), **own},
-        {
-            "kind": "weights",
-            "layout": shared_layout(spec).digest,
-            "spec": spec.digest,
-            "round": str(round_number),
-            "guided": "yes" if _is_guided(spec, round_number) else "no",
-            **({"caveat": caveat} if caveat else {}),
-        },
-    )
-
-
-def _is_guided(spec: RunSpec, round_number: int) -> bool:
-    """Whether the classifier of this round's weights was trained, so that it may choose labels."""
-    has_one = spec.plan.model.classifier == "linear" and spec.plan.privacy.classifier_clip_norm > 0
-    return has_one and round_number >= spec.sketch_rounds
-
-
-def _pack_optimiser(
-    spec: RunSpec,
-    round_number: int,
-    phi: Vector,
-    first: Vector,
-    second: Vector,
-    **kept: tensors.Array,
-) -> bytes:
-    """The server's own state; ``kept``: releases that the next round needs again, offsets."""
-    metadata = {"kind": "optimiser", "spec": spec.digest, "round": str(round_number)}
-    return tensors.pack({"phi": phi, "first": first, "second": second, **kept}, metadata)

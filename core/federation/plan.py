@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from core.federation import plan_rules
 from core.federation.calibration import Noise as Noise
 from core.federation.calibration import calibrate as calibrate
 from core.federation.model_plan import GuidancePlan as GuidancePlan
@@ -21,6 +22,7 @@ from core.federation.privacy_plan import NO_GUARANTEE as NO_GUARANTEE
 from core.federation.privacy_plan import BlockClipNorms as BlockClipNorms
 from core.federation.privacy_plan import PrivacyPlan as PrivacyPlan
 from core.federation.regulariser import RegulariserPlan
+from core.federation.robust import DEFAULT_TRIM_SHARE
 from core.federation.selection import cohort_size, participations
 from core.federation.values import EmbeddingSpace as EmbeddingSpace
 from core.federation.values import Frozen as Frozen
@@ -73,7 +75,21 @@ class Plan(Frozen):
     guidance: GuidancePlan = GuidancePlan()
     regulariser: RegulariserPlan = RegulariserPlan()
     round: RoundPlan = RoundPlan()
-    aggregation: Literal["plain"] = "plain"
+    aggregation: Literal["plain", "trimmed-mean"] = Field(
+        default="plain",
+        description="How training rounds sum the clients' noised updates. 'trimmed-mean': in each "
+        "coordinate without the smallest and the largest trim_share of them, so that a few clients "
+        "cannot carry the model away. The noise is in each update before, so every client's "
+        "epsilon and delta are the same; what it costs is accuracy where sites differ. The "
+        "coordinator must see each client's noised update. Other rounds are summed plainly.",
+    )
+    trim_share: float = Field(
+        default=DEFAULT_TRIM_SHARE,
+        gt=0,
+        lt=0.5,
+        exclude_if=omitted_if(DEFAULT_TRIM_SHARE),
+        description="Of aggregation 'trimmed-mean': floor(trim_share * updates) at each end.",
+    )
     joining: Literal["invited", "open"] = Field(
         default="invited",
         description="Who may add a client to the completed run: 'invited', the administrator; "
@@ -110,35 +126,10 @@ class Plan(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _paper_mode_is_simulated(self) -> Plan:
-        privacy, model = self.privacy, self.model
-        if privacy.mode != "paper":
-            return self
-        if self.purpose != "simulation":
-            raise ValueError(
-                f"privacy.mode: 'paper' has {NO_GUARANTEE}: codes and encoders are trained without "
-                "noise, and every other record's gradient depends on them; set purpose = "
-                "'simulation' to compare with it, or mode = 'joint'"
-            )
-        if (model.codes, model.encoder, model.classifier) != ("trained", "local", "none"):
-            raise ValueError(
-                f"privacy.mode: 'paper' ({NO_GUARANTEE}) trains codes and encoders at the clients "
-                "and has no classifier; set model.codes = 'trained', model.encoder = 'local' and "
-                "model.classifier = 'none'"
-            )
-        own = sorted({"encoder", "code"} & set(privacy.block_clip_norms.given))
-        if own:
-            raise ValueError(
-                f"privacy.block_clip_norms.{own[0]}: mode 'paper' does not clip this block, it "
-                "never leaves the client; leave it out"
-            )
-        if privacy.rounds == 0 or privacy.local_steps != 1:
-            raise ValueError(
-                "privacy.mode: 'paper' is about training rounds of one release each; set "
-                "rounds > 0 and local_steps = 1"
-            )
-        if self.round.client_fraction < 1.0:
-            raise ValueError("round.client_fraction: mode 'paper' is of all clients; leave it out")
+    def _parts_agree(self) -> Plan:
+        plan_rules.paper_mode(self)
+        plan_rules.client_selection(self)
+        plan_rules.trimming(self)
         return self
 
     @model_validator(mode="after")
@@ -149,15 +140,6 @@ class Plan(Frozen):
             raise ValueError(
                 "privacy.validation_share: this plan makes one generator only, so there is nothing "
                 "to choose; leave it out or set 0"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _selection_can_act(self) -> Plan:
-        if self.round.client_fraction < 1.0 and self.privacy.rounds == 0:
-            raise ValueError(
-                "round.client_fraction: acts in training rounds only; set privacy.rounds > 0 or "
-                "leave it out"
             )
         return self
 
