@@ -144,6 +144,7 @@ ROUND = {
     "extended": False,
     "updates_accepted": 1,
     "missing_clients": ["site-b"],
+    "outliers": [],
     "clients": [
         {"client": "site-a", "standing": "accepted", "attempt": 1, "until": None, "why": ""},
         {
@@ -242,6 +243,12 @@ JOB_RESULT = {
     "weights": WEIGHTS_REF,
     "optimiser_digest": OPTIMISER,
     "optimiser_size": 262144,
+    "diagnostics": {
+        "clients": [
+            {"client_id": CLIENT_ID, "norm": 41.7, "z": 0.0},
+        ],
+        "outliers": [],
+    },
 }
 JOB_FAILURE = {"code": "object-missing", "detail": "no object sha256:d4..."}
 SPENT = {"client": "site-a", "epsilon": 3.2, "delta": 1e-5, "unit": "record"}

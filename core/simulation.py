@@ -21,6 +21,7 @@ from core.data import EmbeddingDataset
 from core.federation.aggregate import Aggregated, aggregate
 from core.federation.plan import RunSpec
 from core.federation.rule import NoiseMode
+from core.federation.selection import selected
 from core.privacy.coins import CoinStream
 from core.privacy.events import PrivacyEvent
 from core.privacy.noise import NoiseSource
@@ -72,6 +73,16 @@ def simulate(
     """
     if caveat := spec.plan.privacy.caveat:
         raise ValueError(f"privacy.mode: 'paper' has {caveat}; use core.paper.simulate_paper")
+    if spec.founding_clients is not None and noise_mode == "aggregated":
+        raise ValueError(
+            "noise_mode: with round.client_fraction below 1 each round is of other clients, and "
+            "only their own sketches say how many units they have; use 'local'"
+        )
+    if spec.plan.aggregation != "plain" and noise_mode == "aggregated":
+        raise ValueError(
+            f"noise_mode: aggregation {spec.plan.aggregation!r} compares the sites' own noised "
+            "updates, and none exists where noise is added to their sum; use 'local'"
+        )
     key = secret if secret is not None else os.urandom(32)
     objects: dict[str, bytes] = {}
     events: dict[str, list[PrivacyEvent]] = {site.name: [] for site in sites}
@@ -80,7 +91,8 @@ def simulate(
     for number in range(spec.last_round + 1):
         last = published[-1] if published else None
         inputs = {} if last is None else {"frame": last.frame, "weights": last.weights}
-        released = _released(spec, number, sites, inputs, key, noise, compute, noise_mode, kept)
+        chosen = [sites[position] for position in selected(spec, len(sites), number)]
+        released = _released(spec, number, chosen, inputs, key, noise, compute, noise_mode, kept)
         if observe is not None:
             observe(number, {name: made.update for name, made in released.items()})
         updates = []
@@ -90,7 +102,7 @@ def simulate(
             if made.kept is not None:  # every update is accepted here
                 kept[name] = made.kept
             updates.append(AggregateInput(client_id=name, client=name, digest=digest))
-        for site in sites:
+        for site in chosen:
             events[site.name].append(spec.event(number))
         previous: dict[str, str] = {}
         if last is not None:

@@ -69,6 +69,7 @@ def _aggregated(job: AggregateJob, store_url: str) -> AggregateResult:
         weights=ObjectRef(role="weights", digest=weights.digest, size=weights.size),
         optimiser_digest=optimiser.digest,
         optimiser_size=optimiser.size,
+        diagnostics=made.diagnostics,
     )
 
 

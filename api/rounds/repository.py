@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, SQLColumnExpression, exists, func, or_, select, text
@@ -199,6 +200,13 @@ async def job_of(session: AsyncSession, run_id: UUID, number: int) -> Job | None
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     )
+    return found
+
+
+async def result(session: AsyncSession, run_id: UUID, number: int) -> dict[str, Any] | None:
+    """What the round's finished job stored."""
+    query = select(Job.result).where(Job.run_id == run_id, Job.round_number == number)
+    found: dict[str, Any] | None = await session.scalar(query)
     return found
 
 

@@ -20,7 +20,7 @@ from api.rounds.facts import gather
 from api.runs import repository as runs
 from core.federation.plan import RoundKind, RunSpec
 from core.federation.rounds import RoundState, Standing
-from core.wire.messages import ObjectRef
+from core.wire.messages import AggregateResult, ObjectRef
 
 
 class MemberView(BaseModel):
@@ -42,6 +42,7 @@ class RoundView(BaseModel):
     extended: bool
     updates_accepted: int
     missing_clients: list[str]
+    outliers: list[str]
     clients: list[MemberView]
     created_at: datetime
     opened_at: datetime | None
@@ -66,7 +67,9 @@ class ModelView(BaseModel):
 async def view(
     ctx: Context, session: AsyncSession, who: Principal, run: Run, row: Round
 ) -> RoundView:
-    """A client token sees its own standing only: how others fare is not its business."""
+    """A client token sees its own standing only: how others fare is not its business. That some
+    update is an outlier is for those who look after the run.
+    """
     spec = RunSpec.model_validate(run.spec)
     join = spec.kind(row.number) == "join"
     places = await repository.places(session, run.id, row.number, join=join)
@@ -86,6 +89,7 @@ async def view(
         extended=row.extended,
         updates_accepted=accepted,
         missing_clients=[name for name in missing if name in shown],
+        outliers=await _outliers(session, row) if who.client_id is None else [],
         clients=[
             MemberView(
                 client=m.client, standing=m.standing, attempt=m.attempt, until=m.until, why=m.why
@@ -100,6 +104,15 @@ async def view(
         frame=None if model is None else frame_ref(model),
         weights=None if model is None else weights_ref(model),
     )
+
+
+async def _outliers(session: AsyncSession, row: Round) -> list[str]:
+    """Whose released update is implausibly long, as the worker that summed the round found it."""
+    result = await repository.result(session, row.run_id, row.number)
+    if result is None:
+        return []
+    found = AggregateResult.model_validate(result).diagnostics
+    return [] if found is None else list(found.outliers)
 
 
 def frame_ref(model: repository.Model) -> ObjectRef:

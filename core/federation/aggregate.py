@@ -6,18 +6,21 @@ O(P) whatever the number of clients, and a replay of the round gives the same by
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.federation import offsets
 from core.federation.choice import chosen, classifiers, published_average
-from core.federation.label_shift import LabelShift, bias_part
+from core.federation.label_shift import Centre, LabelShift, bias_part
 from core.federation.offsets import Offsets
+from core.federation.outliers import diagnose
+from core.federation.packing import pack_optimiser
+from core.federation.packing import pack_weights as pack_weights
 from core.federation.plan import RunSpec
+from core.federation.robust import sum_of
 from core.federation.server import Gradient, State, advance, average_decay, starting_state
 from core.federation.updates import expectation, read_update
 from core.models.build import build
@@ -28,18 +31,42 @@ from core.models.layout import posted_layout, shared_layout
 from core.models.spread import with_spread
 from core.training.validation import CLASSIFIERS
 from core.wire import tensors
-from core.wire.messages import AggregateJob
+from core.wire.messages import AggregateInput, AggregateJob, Diagnostics
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Aggregated:
-    """The files of a published round."""
+    """The files of a published round; ``diagnostics`` of its updates, which is not published."""
 
     frame: bytes
     weights: bytes
     optimiser: bytes
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
+
+
+class _Releases:
+    """The round's released vectors [P] in their order, read one at a time; remembers norms."""
+
+    def __init__(self, job: AggregateJob, read: Callable[[str], bytes]) -> None:
+        self._job, self._read = job, read
+        self.expected = expectation(job.spec, job.round_number)
+        self._norms: dict[str, float] = {}
+
+    def __iter__(self) -> Iterator[tuple[AggregateInput, NDArray[np.float32]]]:
+        for update in self._job.updates:
+            body = self._read(update.digest)
+            released = read_update(body, self.expected)[: self.expected.size]
+            self._norms[update.client_id] = float(np.linalg.norm(released.astype(np.float64)))
+            yield update, released
+
+    def all(self) -> list[Vector]:
+        return [np.asarray(released, np.float64) for _, released in self]
+
+    def diagnostics(self) -> Diagnostics:
+        """Once all were read."""
+        return diagnose(self._job.updates, self._norms, self.expected.noise_std)
 
 
 def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
@@ -50,31 +77,24 @@ def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     """
     if not job.updates:
         raise ValueError("a round without updates cannot be aggregated")
+    releases = _Releases(job, read)
     match job.spec.kind(job.round_number):
         case "sketch":
-            return _sketch_round(job, read)
+            made = _sketch_round(job, releases)
         case "spread":
-            return _spread_round(job, read)
+            made = _spread_round(job, read, releases)
         case "train":
-            return _train_round(job, read)
+            made = _train_round(job, read, releases)
         case "validate":
-            return _validate_round(job, read)
+            made = _validate_round(job, read, releases)
         case "join":
-            return _join_round(job, read)
+            made = _join_round(job, read, releases)
+    return replace(made, diagnostics=releases.diagnostics())
 
 
-def _released(job: AggregateJob, read: Callable[[str], bytes]) -> list[Vector]:
-    """The released vectors [P] of a round, in its order."""
-    expected = expectation(job.spec, job.round_number)
-    return [
-        np.asarray(read_update(read(update.digest), expected)[: expected.size], np.float64)
-        for update in job.updates
-    ]
-
-
-def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+def _sketch_round(job: AggregateJob, releases: _Releases) -> Aggregated:
     spec = job.spec
-    sketches = _released(job, read)
+    sketches = releases.all()
     frame = build(
         spec, sketches, [u.client_id for u in job.updates], [u.client for u in job.updates]
     )
@@ -86,19 +106,21 @@ def _sketch_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated
     return _packed(spec, 0, body, starting_state(spec, frame), own, kept)
 
 
-def _spread_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+def _spread_round(
+    job: AggregateJob, read: Callable[[str], bytes], releases: _Releases
+) -> Aggregated:
     spec = job.spec
     frame_body, _, optimiser = _previous(job, read)
     state, _ = tensors.unpack(optimiser)
     evidence = from_sketches(spec, list(np.asarray(state["sketches"], np.float64)))
     clients = [update.client_id for update in job.updates]
-    frame = with_spread(spec, Frame.from_bytes(frame_body), evidence, _released(job, read), clients)
+    frame = with_spread(spec, Frame.from_bytes(frame_body), evidence, releases.all(), clients)
     own = Offsets.start(spec, len(frame.client_ids))
     body = frame.to_bytes(spec.digest)
     return _packed(spec, job.round_number, body, starting_state(spec, frame), own)
 
 
-def _join_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+def _join_round(job: AggregateJob, read: Callable[[str], bytes], releases: _Releases) -> Aggregated:
     """A frame with more clients; nobody trains, so the other files stay byte for byte (but for
     the joiners' own offsets, where codes are trained).
     """
@@ -107,7 +129,7 @@ def _join_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     frame = join(
         job.spec,
         before,
-        _released(job, read),
+        releases.all(),
         [update.client_id for update in job.updates],
         [update.client for update in job.updates],
     )
@@ -122,13 +144,15 @@ def _previous(job: AggregateJob, read: Callable[[str], bytes]) -> tuple[bytes, b
     return read(job.frame), read(job.weights), read(job.optimiser)
 
 
-def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+def _train_round(
+    job: AggregateJob, read: Callable[[str], bytes], releases: _Releases
+) -> Aggregated:
     spec = job.spec
     frame_body, weights_body, optimiser_body = _previous(job, read)
     frame = Frame.from_bytes(frame_body)
-    expected = expectation(spec, job.round_number)
+    expected = releases.expected
     posted, shared = posted_layout(spec), shared_layout(spec)
-    total = np.zeros(expected.size)
+    summed = sum_of(spec.plan, expected.size, len(job.updates))
     units = 0.0
     # Gradients of a unit, on average: public, by q, never by the batch itself.
     per_unit = spec.plan.privacy.sample_rate * spec.plan.privacy.local_steps
@@ -138,16 +162,16 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     previous, _ = tensors.unpack(weights_body)
     kept, _ = tensors.unpack(optimiser_body)
     shift = LabelShift.read(spec, kept, len(frame.client_ids))
-    for update in job.updates:
-        released = read_update(read(update.digest), expected)[: expected.size]
-        total += released
+    for update, released in releases:
+        summed.add(released)
         place = frame.client_ids.index(update.client_id)
         units += float(frame.sizes[place])
         codes[place] = offsets.code_part(posted, released)
         if shift is not None:
             biases[place] = bias_part(posted, released) / per_unit
     batch = per_unit * units  # as expected: units are noised counts
-    noise_std = expected.noise_std * math.sqrt(len(job.updates)) / batch
+    total = summed.total()
+    noise_std = expected.noise_std * summed.noise_gain / batch
     before = State(
         phi=np.asarray(kept["phi"], np.float64),
         average=np.asarray(previous["average"], np.float64),
@@ -165,19 +189,23 @@ def _train_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     if own is not None:
         own = own.after(spec, frame, codes, average_decay(spec, step))
     if shift is not None:
-        shift = shift.after(frame, biases, expected.noise_std / per_unit)
+        centre = None
+        if spec.plan.aggregation == "trimmed-mean":  # one client's labels must not move the others'
+            centre = Centre(bias_part(posted, total) / per_unit, summed.noise_gain)
+        shift = shift.after(frame, biases, expected.noise_std / per_unit, centre)
     return _packed(spec, job.round_number, frame_body, after, own, frame=frame, shift=shift)
 
 
-def _validate_round(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+def _validate_round(
+    job: AggregateJob, read: Callable[[str], bytes], releases: _Releases
+) -> Aggregated:
     """Publish the candidate that the released right answers favour; nobody trains."""
     spec = job.spec
     frame_body, weights_body, optimiser = _previous(job, read)
     frame = Frame.from_bytes(frame_body)
-    expected = expectation(spec, job.round_number)
-    total = np.sum(_released(job, read), axis=0)
+    total = np.sum(releases.all(), axis=0)
     clients = [update.client_id for update in job.updates]
-    best, accuracy = chosen(spec, frame, clients, total, expected.noise_std)
+    best, accuracy = chosen(spec, frame, clients, total, releases.expected.noise_std)
     content, metadata = tensors.unpack(weights_body)
     average = np.asarray(content["average"], np.float64)
     published = published_average(spec, frame, average, best).astype(np.float32)
@@ -216,7 +244,7 @@ def _packed(
     return Aggregated(
         frame=frame_body,
         weights=pack_weights(spec, round_number, state.phi, state.average, **more),
-        optimiser=_pack_optimiser(
+        optimiser=pack_optimiser(
             spec,
             round_number,
             state.phi,
@@ -227,44 +255,3 @@ def _packed(
             **(kept or {}),
         ),
     )
-
-
-def pack_weights(
-    spec: RunSpec, round_number: int, phi: Vector, average: Vector, **own: tensors.Array
-) -> bytes:
-    """The weights file: the iterate (for training) and its running average (for sampling).
-
-    ``own``: what clients have of their own (``core.federation.offsets``). float32, because every
-    client downloads it each round; the server keeps phi in float64.
-    """
-    caveat = spec.plan.privacy.caveat
-    return tensors.pack(
-        {"phi": phi.astype(np.float32), "average": average.astype(np.float32), **own},
-        {
-            "kind": "weights",
-            "layout": shared_layout(spec).digest,
-            "spec": spec.digest,
-            "round": str(round_number),
-            "guided": "yes" if _is_guided(spec, round_number) else "no",
-            **({"caveat": caveat} if caveat else {}),
-        },
-    )
-
-
-def _is_guided(spec: RunSpec, round_number: int) -> bool:
-    """Whether the classifier of this round's weights was trained, so that it may choose labels."""
-    has_one = spec.plan.model.classifier == "linear" and spec.plan.privacy.classifier_clip_norm > 0
-    return has_one and round_number >= spec.sketch_rounds
-
-
-def _pack_optimiser(
-    spec: RunSpec,
-    round_number: int,
-    phi: Vector,
-    first: Vector,
-    second: Vector,
-    **kept: tensors.Array,
-) -> bytes:
-    """The server's own state; ``kept``: releases that the next round needs again, offsets."""
-    metadata = {"kind": "optimiser", "spec": spec.digest, "round": str(round_number)}
-    return tensors.pack({"phi": phi, "first": first, "second": second, **kept}, metadata)

@@ -28,13 +28,15 @@ class Noise(Frozen):
         return 1.0 / math.hypot(1.0 / self.sketch_multiplier, 1.0 / self.spread_multiplier)
 
 
-def calibrate(privacy: PrivacyPlan) -> Noise:
+def calibrate(privacy: PrivacyPlan, participations: int | None = None) -> Noise:
     """Noise multipliers whose composition spends at most ``epsilon`` at ``delta`` (PLD).
 
     The sketch alone is calibrated to ``sketch_share * epsilon``; the training noise is then the
     smallest with which sketch and the E local steps of all T rounds together stay within
-    ``epsilon``. Two sketch steps split the precision 1 / z^2 of one: Gaussian releases of full
-    batches compose to exactly that. Raises ``ValueError`` for a plan whose split was not chosen.
+    ``epsilon``. ``participations``: training rounds of one client at most, where that is fewer than
+    T; an average would not do, for the promise is each client's. Two sketch steps split the
+    precision 1 / z^2 of one: Gaussian releases of full batches compose to exactly that. Raises
+    ``ValueError`` for a plan whose split was not chosen.
     """
     alone = privacy.rounds == 0
     share = 1.0 if alone else privacy.sketch_share
@@ -63,7 +65,8 @@ def calibrate(privacy: PrivacyPlan) -> Noise:
         return Noise(sketch_multiplier=sketch, spread_multiplier=spread)
     first = sketches(whole)
 
-    steps = privacy.rounds * privacy.local_steps
+    rounds_of_one = privacy.rounds if participations is None else participations
+    steps = rounds_of_one * privacy.local_steps
     # Precision of T steps at rate q, roughly: T q^2 / z^2.
     of_validation = privacy.sample_rate * math.sqrt(steps * privacy.validation_precision)
 

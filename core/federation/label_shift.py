@@ -29,6 +29,16 @@ _SUMS, _NOISE, _ROUNDS = "label_shift_sums", "label_shift_noise", "label_shift_r
 
 
 @dataclass(frozen=True, eq=False)
+class Centre:
+    """What deviations are taken from: the ``total`` [C] of all clients' bias gradients, each
+    unit's once, and the standard deviation of its noise over that of one client's.
+    """
+
+    total: Vector
+    noise_gain: float
+
+
+@dataclass(frozen=True, eq=False)
 class LabelShift:
     """Of the M founding clients, in the frame's order: ``sums`` [M, C] of deviations over the
     ``rounds`` [M] that each one answered, and the variance ``noise`` [M] of a coordinate of it.
@@ -61,20 +71,32 @@ class LabelShift:
             np.asarray(optimiser[_ROUNDS], np.int64),
         )
 
-    def after(self, frame: Frame, biases: Mapping[int, Vector], noise_std: float) -> LabelShift:
+    def after(
+        self,
+        frame: Frame,
+        biases: Mapping[int, Vector],
+        noise_std: float,
+        centre: Centre | None = None,
+    ) -> LabelShift:
         """One round on: ``biases`` has the noised sum of bias gradients [C] of each client that
         answered, by its place in the frame, each unit's once on average; ``noise_std`` of one of
-        its coordinates.
+        its coordinates. ``centre``: None, their plain sum.
         """
         places = sorted(biases)
         units = frame.sizes[places]
         means = np.stack([biases[place] for place in places]) / units[:, None]
         share = units / units.sum()
         sums, noise, rounds = self.sums.copy(), self.noise.copy(), self.rounds.copy()
-        sums[places] += means - share @ means
-        # Var(g_m - mean) = v_m (1 - 2 w_m) + sum of w^2 v, with v_m = (noise / n_m)^2.
         of_one = (noise_std / units) ** 2
-        noise[places] += of_one * (1.0 - 2.0 * share) + (share**2) @ of_one
+        if centre is None:
+            mean, of_mean = share @ means, (share**2) @ of_one
+        else:
+            mean = centre.total / units.sum()
+            of_mean = (noise_std * centre.noise_gain / units.sum()) ** 2
+        sums[places] += means - mean
+        # Var(g_m - mean) = v_m (1 - 2 w_m) + Var(mean), with v_m = (noise / n_m)^2: M times a
+        # trimmed mean goes along with a client's noise as much as the sum does (Basu's theorem).
+        noise[places] += of_one * (1.0 - 2.0 * share) + of_mean
         rounds[places] += 1
         return LabelShift(sums, noise, rounds)
 

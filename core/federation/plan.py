@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from core.federation import plan_rules
 from core.federation.calibration import Noise as Noise
 from core.federation.calibration import calibrate as calibrate
 from core.federation.model_plan import GuidancePlan as GuidancePlan
@@ -21,11 +22,14 @@ from core.federation.privacy_plan import NO_GUARANTEE as NO_GUARANTEE
 from core.federation.privacy_plan import BlockClipNorms as BlockClipNorms
 from core.federation.privacy_plan import PrivacyPlan as PrivacyPlan
 from core.federation.regulariser import RegulariserPlan
+from core.federation.robust import DEFAULT_TRIM_SHARE
+from core.federation.selection import cohort_size, participations
 from core.federation.values import EmbeddingSpace as EmbeddingSpace
 from core.federation.values import Frozen as Frozen
 from core.federation.values import Name as Name
 from core.federation.values import Sha256 as Sha256
 from core.federation.values import digest_of as digest_of
+from core.federation.values import omitted_if
 from core.models.architecture import from_plan
 from core.privacy.events import PrivacyEvent, release
 
@@ -47,6 +51,16 @@ class RoundPlan(Frozen):
     extension_s: float = Field(default=0.0, ge=0, le=30 * 86_400)
     lease_s: float = Field(default=600.0, gt=0, le=86_400)
     max_attempts: int = Field(default=3, ge=1, le=100)
+    client_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        exclude_if=omitted_if(1.0),
+        description="Share of the founding clients that each training round takes, by a public, "
+        "balanced choice: max(quorum, ceil(client_fraction * clients)). Noise is calibrated for "
+        "the client that is chosen most often; the choice is public and gives no privacy of its "
+        "own. Rounds of other kinds are of all clients.",
+    )
 
 
 class Plan(Frozen):
@@ -61,7 +75,21 @@ class Plan(Frozen):
     guidance: GuidancePlan = GuidancePlan()
     regulariser: RegulariserPlan = RegulariserPlan()
     round: RoundPlan = RoundPlan()
-    aggregation: Literal["plain"] = "plain"
+    aggregation: Literal["plain", "trimmed-mean"] = Field(
+        default="plain",
+        description="How training rounds sum the clients' noised updates. 'trimmed-mean': in each "
+        "coordinate without the smallest and the largest trim_share of them, so that a few clients "
+        "cannot carry the model away. The noise is in each update before, so every client's "
+        "epsilon and delta are the same; what it costs is accuracy where sites differ. The "
+        "coordinator must see each client's noised update. Other rounds are summed plainly.",
+    )
+    trim_share: float = Field(
+        default=DEFAULT_TRIM_SHARE,
+        gt=0,
+        lt=0.5,
+        exclude_if=omitted_if(DEFAULT_TRIM_SHARE),
+        description="Of aggregation 'trimmed-mean': floor(trim_share * updates) at each end.",
+    )
     joining: Literal["invited", "open"] = Field(
         default="invited",
         description="Who may add a client to the completed run: 'invited', the administrator; "
@@ -98,33 +126,10 @@ class Plan(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _paper_mode_is_simulated(self) -> Plan:
-        privacy, model = self.privacy, self.model
-        if privacy.mode != "paper":
-            return self
-        if self.purpose != "simulation":
-            raise ValueError(
-                f"privacy.mode: 'paper' has {NO_GUARANTEE}: codes and encoders are trained without "
-                "noise, and every other record's gradient depends on them; set purpose = "
-                "'simulation' to compare with it, or mode = 'joint'"
-            )
-        if (model.codes, model.encoder, model.classifier) != ("trained", "local", "none"):
-            raise ValueError(
-                f"privacy.mode: 'paper' ({NO_GUARANTEE}) trains codes and encoders at the clients "
-                "and has no classifier; set model.codes = 'trained', model.encoder = 'local' and "
-                "model.classifier = 'none'"
-            )
-        own = sorted({"encoder", "code"} & set(privacy.block_clip_norms.given))
-        if own:
-            raise ValueError(
-                f"privacy.block_clip_norms.{own[0]}: mode 'paper' does not clip this block, it "
-                "never leaves the client; leave it out"
-            )
-        if privacy.rounds == 0 or privacy.local_steps != 1:
-            raise ValueError(
-                "privacy.mode: 'paper' is about training rounds of one release each; set "
-                "rounds > 0 and local_steps = 1"
-            )
+    def _parts_agree(self) -> Plan:
+        plan_rules.paper_mode(self)
+        plan_rules.client_selection(self)
+        plan_rules.trimming(self)
         return self
 
     @model_validator(mode="after")
@@ -163,6 +168,25 @@ class RunSpec(Frozen):
     plan: Plan
     space: EmbeddingSpace
     noise: Noise
+    founding_clients: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        exclude_if=omitted_if(None),
+        description="How many clients the run began with; given where each training round takes a "
+        "share of them only.",
+    )
+
+    @model_validator(mode="after")
+    def _selection_is_among_somebody(self) -> RunSpec:
+        selects = self.plan.round.client_fraction < 1.0
+        if selects != (self.founding_clients is not None):
+            raise ValueError(
+                "founding_clients: goes with a plan whose round.client_fraction is below 1"
+            )
+        if self.founding_clients is not None:
+            cohort_size(self.plan.round, self.founding_clients)
+        return self
 
     @model_validator(mode="after")
     def _split_is_chosen(self) -> RunSpec:
@@ -200,6 +224,14 @@ class RunSpec(Frozen):
     @property
     def last_training_round(self) -> int:
         return self.sketch_rounds + self.plan.privacy.rounds - 1
+
+    @property
+    def participations(self) -> int:
+        """Training rounds of one founding client at most (``core.federation.selection``)."""
+        rounds = self.plan.privacy.rounds
+        if self.founding_clients is None:
+            return rounds
+        return participations(self.plan.round, rounds, self.founding_clients)
 
     def kind(self, round_number: int) -> RoundKind:
         """What a round releases: the plan's rounds, then join rounds.
@@ -246,5 +278,10 @@ class RunSpec(Frozen):
         )
 
     def events(self) -> list[PrivacyEvent]:
-        """Every event of a founding client if no attempt is lost. Who joins later has one."""
-        return [self.event(n) for n in range(self.last_round + 1)]
+        """Every event of a founding client if no attempt is lost: of the one that is chosen most
+        often, where rounds take a share of the clients. Who joins later has one.
+        """
+        skipped = self.plan.privacy.rounds - self.participations
+        numbers = [n for n in range(self.last_round + 1) if self.kind(n) != "train"]
+        trained = range(self.sketch_rounds, self.last_training_round + 1 - skipped)
+        return [self.event(n) for n in sorted([*numbers, *trained])]

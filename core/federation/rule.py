@@ -26,6 +26,7 @@ from core.federation.plan import (
     RunSpec,
     calibrate,
 )
+from core.federation.selection import participations
 from core.models.candidates import candidates
 from core.models.layout import NULL_COORDINATES
 from core.privacy.accounting import epsilon
@@ -56,7 +57,16 @@ def spec_for(
         share = validation_share(plan, privacy, clients, noise_mode)
         privacy = privacy.model_copy(update={"validation_share": share})
     chosen = plan.model_copy(update={"privacy": privacy})
-    return RunSpec(run_id=run_id, plan=chosen, space=space, noise=calibrate(privacy))
+    selects = plan.round.client_fraction < 1.0
+    return RunSpec(
+        run_id=run_id,
+        plan=chosen,
+        space=space,
+        noise=calibrate(
+            privacy, participations(plan.round, privacy.rounds, clients) if selects else None
+        ),
+        founding_clients=clients if selects else None,
+    )
 
 
 def resolved(

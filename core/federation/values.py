@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,6 +25,16 @@ def digest_of(value: BaseModel | dict[str, Any]) -> str:
     data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def omitted_if(default: Any) -> Callable[[Any], bool]:
+    """For ``Field(exclude_if=...)`` of a field that came after plans were stored.
+
+    With its default, such a field is left out of every dump: what was stored before keeps its
+    digest, and sites of before, which refuse unknown keys, still read what they can carry out.
+    The default can therefore never be changed.
+    """
+    return lambda value: bool(value == default)
 
 
 class EmbeddingSpace(Frozen):

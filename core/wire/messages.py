@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from core.federation.plan import Frozen, RoundKind, RunSpec, Sha256
+from core.federation.values import omitted_if
 from core.privacy.events import PrivacyEvent
 
 LEASE_HEADER = "X-FHV-Lease"
@@ -47,6 +48,13 @@ class WorkOrder(Frozen):
     update_layout: Sha256
     max_update_bytes: int = Field(gt=0)
     inputs: tuple[ObjectRef, ...] = ()
+    position: int | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=omitted_if(None),
+        description="The client's place among the run's founding clients, by which the site checks "
+        "that a training round is its turn; given where the plan selects clients.",
+    )
 
 
 class LeaseRenewal(Frozen):
@@ -100,13 +108,35 @@ class AggregateJob(Frozen):
     optimiser: Sha256 | None = None
 
 
+class ClientNorm(Frozen):
+    """L2 norm of one client's released update, and its robust z-score among the round's."""
+
+    client_id: str
+    norm: float = Field(ge=0)
+    z: float
+
+
+class Diagnostics(Frozen):
+    """Released updates side by side (``core.federation.outliers``). Post-processing: public."""
+
+    clients: tuple[ClientNorm, ...] = ()
+    outliers: tuple[str, ...] = Field(
+        default=(), description="Names of the clients whose norm is implausible among the others'."
+    )
+
+
 class AggregateResult(Frozen):
-    """What the aggregating worker stored."""
+    """What the aggregating worker stored, and what it noticed."""
 
     frame: ObjectRef
     weights: ObjectRef
     optimiser_digest: Sha256
     optimiser_size: int = Field(ge=0)
+    diagnostics: Diagnostics | None = Field(
+        default=None,
+        exclude_if=omitted_if(None),
+        description="Workers of before give none.",
+    )
 
 
 class JobFailure(Frozen):

@@ -257,6 +257,7 @@ class Coordinator:
             "weights": {"role": "weights", "digest": weights.digest, "size": weights.size},
             "optimiser_digest": optimiser.digest,
             "optimiser_size": optimiser.size,
+            "diagnostics": made.diagnostics.model_dump(mode="json"),
         }
 
     async def finish(self, run: dict[str, Any], *names: str) -> dict[str, Any]:

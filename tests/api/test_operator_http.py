@@ -140,6 +140,23 @@ async def test_a_run_is_specified_in_full(coordinator: Coordinator) -> None:
     assert await coordinator.sql("SELECT count(*) FROM rounds") == [(1,)]
 
 
+async def test_a_run_of_a_share_of_its_clients_says_how_many_there_are(
+    coordinator: Coordinator,
+) -> None:
+    """The noise, and the epsilon that is checked against budgets, are of who trains most often."""
+    names = ("site-a", "site-b", "site-c")
+    await coordinator.enrol(*names)
+    some = await coordinator.run(
+        *names, start=False, round={"quorum": 1, "client_fraction": 0.3}, privacy={"rounds": 4}
+    )
+    spec = RunSpec.model_validate(some["spec"])
+    assert spec.digest == some["spec_digest"]
+    assert (spec.founding_clients, spec.participations) == (3, 2)
+    assert some["epsilon_planned"] <= spec.plan.privacy.epsilon
+    (stored,) = await coordinator.sql("SELECT spec FROM runs")
+    assert stored[0] == some["spec"]
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "field"),
     [
@@ -155,6 +172,9 @@ async def test_a_run_is_specified_in_full(coordinator: Coordinator) -> None:
         ({"purpose": "simulation"}, "invalid-plan", "plan.purpose"),
         ({"name": "Not A Name"}, "invalid-request", "plan.name"),
         ({"aggregation": "magic"}, "invalid-request", "plan.aggregation"),
+        ({"aggregation": "trimmed-mean"}, "invalid-request", "plan.trim_share"),
+        ({"trim_share": 0.3}, "invalid-request", "plan.trim_share"),
+        ({"round": {"client_fraction": 0}}, "invalid-request", "plan.round.client_fraction"),
         ({"model": {"hidden": 8192, "trunk_width": 4096}}, "invalid-plan", "plan.model"),
     ],
 )

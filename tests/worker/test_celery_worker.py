@@ -240,6 +240,8 @@ def test_an_aggregation_stores_and_names_the_same_model_each_time(
     assert [carry_out(*job, script) for _ in range(2)] == ["completed"] * 2
     first, second = script.results
     assert first == second
+    assert first.diagnostics is not None
+    assert [client.client_id for client in first.diagnostics.clients] == ["id-of-site-a"]
     store = ObjectStore(job[1])
     assert len(store.get(first.frame.digest)) == first.frame.size
     assert len(store.get(first.weights.digest)) == first.weights.size

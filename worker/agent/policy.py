@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from core.errors import PlanRefused, UnknownPrivacyEvent
 from core.federation.plan import digest_of
+from core.federation.selection import selected
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import WorkOrder
@@ -31,6 +32,7 @@ def judge(order: WorkOrder, config: ClientConfig, entries: Sequence[Entry]) -> N
     """
     _same_order(order, config)
     _same_run(order, entries)
+    _turn(order, entries)
     _limits(order, config)
     _account(config, entries)
     _budget(order, config, entries)
@@ -76,6 +78,43 @@ def _same_run(order: WorkOrder, entries: Sequence[Entry]) -> None:
     for entry in entries:
         if entry.key.run_id == order.run_id and entry.spec_digest != order.spec_digest:
             _refuse("the run's spec is not the one with which the run began here", "spec")
+
+
+def _turn(order: WorkOrder, entries: Sequence[Entry]) -> None:
+    """Where rounds take a share of the clients: this site trains no more often than the noise was
+    calibrated for, by its own ledger, and only in rounds that the public choice gives it.
+    """
+    spec = order.spec
+    if order.kind != "train" or spec.founding_clients is None:
+        return
+    trained = {number for number in _asked(order, entries) if spec.kind(number) == "train"}
+    if len(trained - {order.round_number}) >= spec.participations:
+        _refuse(
+            f"this client has trained in {len(trained)} rounds; the plan takes one client into "
+            f"{spec.participations} at most",
+            "round_number",
+        )
+    if order.position is None or order.position >= spec.founding_clients:
+        _refuse(
+            "the order does not say which of the run's "
+            f"{spec.founding_clients} founding clients this is",
+            "position",
+        )
+    if order.position not in selected(spec, spec.founding_clients, order.round_number):
+        _refuse(
+            f"the plan does not take client {order.position} into round {order.round_number}",
+            "position",
+        )
+
+
+def _asked(order: WorkOrder, entries: Sequence[Entry]) -> set[int]:
+    """Rounds of the order's run for which this client was charged here, whatever became of it."""
+    mine = (order.run_id, order.client)
+    return {
+        entry.key.round_number
+        for entry in entries
+        if entry.kind == "reserve" and (entry.key.run_id, entry.key.client) == mine
+    }
 
 
 def _limits(order: WorkOrder, config: ClientConfig) -> None:
@@ -159,12 +198,19 @@ def _budget(order: WorkOrder, config: ClientConfig, entries: Sequence[Entry]) ->
 
 
 def _remaining(order: WorkOrder, entries: Sequence[Entry]) -> list[PrivacyEvent]:
-    """This attempt, unless it is charged already, and each later round not yet committed here."""
+    """This attempt, unless it is charged already, and each later round not yet committed here;
+    of the training rounds among them no more than the plan takes one client into.
+    """
     spec, key = order.spec, AttemptKey.of(order)
     own = [e for e in entries if (e.key.run_id, e.key.client) == (key.run_id, key.client)]
     done = {entry.key.round_number for entry in own if entry.kind == "commit"}
-    later = range(key.round_number + 1, spec.last_round + 1)
-    events = [spec.event(number) for number in later if number not in done]
+    later = [n for n in range(key.round_number + 1, spec.last_round + 1) if n not in done]
+    begun = {n for n in _asked(order, entries) if n < key.round_number}
+    settled = begun | done | {key.round_number}
+    room = spec.participations - sum(spec.kind(n) == "train" for n in settled)
+    training = [n for n in later if spec.kind(n) == "train"]
+    events = [spec.event(n) for n in later if spec.kind(n) != "train"]
+    events += [spec.event(n) for n in training[: max(0, room)]]
     if not any(entry.kind == "reserve" and entry.key == key for entry in own):
         events.append(order.event)
     return events
