@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.context import Context
 from api.db.run_models import Job, Round, Run
-from api.rounds import repository
+from api.rounds import members, repository
 from api.rounds.repository import Place
 from core.federation.plan import RunSpec
 
@@ -45,7 +45,6 @@ async def newest(ctx: Context, session: AsyncSession, run: Run) -> Moment | None
     if row is None:
         return None
     spec = RunSpec.model_validate(run.spec)
-    join = spec.kind(row.number) == "join"
     return Moment(
         ctx=ctx,
         session=session,
@@ -53,6 +52,6 @@ async def newest(ctx: Context, session: AsyncSession, run: Run) -> Moment | None
         row=row,
         spec=spec,
         now=await ctx.database.now(session),
-        places=await repository.places(session, run.id, row.number, join=join),
+        places=await members.places(session, run.id, spec, row.number),
         job=await repository.job_of(session, run.id, row.number),
     )

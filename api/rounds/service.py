@@ -15,7 +15,7 @@ from api.db.run_models import Round, Run
 from api.ledger import service as ledger
 from api.ledger.service import ClientSpent
 from api.problems import NotFound
-from api.rounds import repository
+from api.rounds import members, repository
 from api.rounds.facts import gather
 from api.runs import repository as runs
 from core.federation.plan import RoundKind, RunSpec
@@ -71,8 +71,7 @@ async def view(
     update is an outlier is for those who look after the run.
     """
     spec = RunSpec.model_validate(run.spec)
-    join = spec.kind(row.number) == "join"
-    places = await repository.places(session, run.id, row.number, join=join)
+    places = await members.places(session, run.id, spec, row.number)
     facts = gather(spec, run, row, places, await ctx.database.now(session))
     model = await repository.model(session, run.id, row.number)
     missing = [m.client for m in facts.members if m.standing is not Standing.ACCEPTED]

@@ -130,6 +130,16 @@ async def clients_of(
     return (await session.scalars(query)).all()
 
 
+async def position(session: AsyncSession, run_id: UUID, client_id: UUID) -> int | None:
+    """The client's place in the order of the run's sums; None if it takes no part."""
+    found: int | None = await session.scalar(
+        select(RunClient.position).where(
+            RunClient.run_id == run_id, RunClient.client_id == client_id
+        )
+    )
+    return found
+
+
 async def takes_part(session: AsyncSession, run_id: UUID, client_id: UUID) -> bool:
     return await session.get(RunClient, (run_id, client_id)) is not None
 

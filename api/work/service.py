@@ -47,6 +47,9 @@ async def _order(ctx: Context, session: AsyncSession, work: WorkItem, client: Cl
             ObjectRef(role="frame", digest=model.frame.digest, size=model.frame.size),
             ObjectRef(role="weights", digest=model.weights.digest, size=model.weights.size),
         )
+    position = None
+    if spec.founding_clients is not None and kind != "join":  # the site checks that it is chosen
+        position = await runs.position(session, run.id, client.id)
     return WorkOrder(
         work_id=str(work.id),
         run_id=str(run.id),
@@ -55,6 +58,7 @@ async def _order(ctx: Context, session: AsyncSession, work: WorkItem, client: Cl
         round_number=work.round_number,
         kind=kind,
         attempt=work.attempt,
+        position=position,
         lease_token=lease_token(work.id, work.attempt, ctx.settings.pepper),
         lease_s=spec.plan.round.lease_s,
         spec=spec,

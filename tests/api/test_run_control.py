@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from core.federation.plan import RunSpec
+from core.federation.selection import selected
 from tests.api.support import Coordinator, problem
 
 SITES = ("site-a", "site-b", "site-c")
@@ -243,3 +245,35 @@ async def test_a_revoked_client_is_let_in_nowhere_and_the_others_go_on(
     body = {"plan": {**first["spec"]["plan"], "name": "run-3"}, "clients": list(SITES)}
     refused = await coordinator.call("POST", "/v1/runs", json=body)
     assert "revoked" in problem(refused, 409, "conflict", "clients.2")["detail"]
+
+
+async def test_a_training_round_is_of_the_clients_that_the_public_choice_names(
+    coordinator: Coordinator,
+) -> None:
+    """The others are asked for nothing and pay for nothing; a site can check its own turn."""
+    await coordinator.enrol(*SITES)
+    run = await coordinator.run(
+        *SITES, privacy={"rounds": 3}, round={"quorum": 1, "client_fraction": 0.6}
+    )
+    spec = RunSpec.model_validate(run["spec"])
+    trained = dict.fromkeys(SITES, 0)
+    for number in range(run["rounds_planned"]):
+        chosen = [SITES[place] for place in selected(spec, len(SITES), number)]
+        assert len(chosen) == (2 if spec.kind(number) == "train" else 3)
+        shown = await coordinator.round(run, number)
+        assert [client["client"] for client in shown["clients"]] == chosen
+        for name in SITES:
+            order = await coordinator.poll(name)
+            assert (order is not None) == (name in chosen)
+            if order is not None:
+                assert SITES[order["position"]] == name
+                assert (await coordinator.send(order)).status_code == 201
+                trained[name] += spec.kind(number) == "train"
+        job = await coordinator.aggregate()
+        assert [update["client"] for update in job["updates"]] == chosen
+    assert sorted(trained.values()) == [2, 2, 2] == [spec.participations] * 3
+    assert (await coordinator.ok("GET", f"/v1/runs/{run['id']}"))["state"] == "completed"
+    for name in SITES:
+        statement = await coordinator.ledger(name)
+        assert len(statement["entries"]) == 2 * (run["rounds_planned"] - 1)
+        assert statement["epsilon_total"] <= run["epsilon_planned"]
