@@ -12,9 +12,9 @@ one leans to the sites in the middle of the order, coordinate by coordinate: tha
 With up to t of M updates anything at all, every coordinate of the trimmed mean lies between the
 smallest and the largest of the others'.
 
-Streaming: the t smallest and t largest of each coordinate so far, and the sum of what has left
-them for good: (1 + 2 t) P float64 numbers. Nothing extreme ever enters that sum, so it cannot
-cancel; updates come in a fixed order, so a replay gives the same bytes.
+Streaming: the t smallest and t largest of each coordinate so far, t values more, and the sum of
+what has left them for good: (1 + 3 t) P float64 numbers. Nothing extreme ever enters that sum, so
+it cannot cancel; updates come in a fixed order, so a replay gives the same bytes.
 """
 
 from __future__ import annotations
@@ -85,36 +85,38 @@ class TrimmedSum:
             raise ValueError(f"{trimmed} of {updates} values cannot be trimmed at each end")
         self.noise_gain = trimmed_noise_gain(updates, trimmed)
         self._updates, self._trimmed, self._seen = updates, trimmed, 0
-        self._ends = np.zeros((2 * trimmed, size))  # the first 2 t as they come, then sorted
+        # A coordinate's values side by side: both ends and t more, so that sorting is seldom.
+        self._held = np.zeros((size, 3 * trimmed))
+        self._columns = 0
         self._kept = np.zeros(size)
 
     def add(self, vector: NDArray[np.floating]) -> None:
-        value = np.asarray(vector, np.float64)
-        ends, t = self._ends, self._trimmed
-        if self._seen < 2 * t:
-            ends[self._seen] = value
-            if self._seen == 2 * t - 1:
-                ends.sort(axis=0)  # rows up to t: the smallest, ascending; behind: the largest
-        else:
-            for row in range(t):  # the largest of t + 1 small ones goes on
-                value = _swapped(ends[row], value, smaller_stays=True)
-            for row in range(2 * t - 1, t - 1, -1):  # the smallest of t + 1 large ones leaves
-                value = _swapped(ends[row], value, smaller_stays=False)
-            self._kept += value
         self._seen += 1
+        if self._trimmed == 0:
+            self._kept += vector
+            return
+        self._held[:, self._columns] = vector
+        self._columns += 1
+        if self._columns == 3 * self._trimmed:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """What is neither among the t smallest nor among the t largest never will be again."""
+        t, columns = self._trimmed, self._columns
+        held = self._held[:, :columns]
+        held.sort(axis=1)
+        for column in range(t, columns - t):  # in this order: the same bytes wherever it runs
+            self._kept += held[:, column]
+        held[:, t : 2 * t] = held[:, columns - t :]
+        self._columns = 2 * t
 
     def total(self) -> Vector:
         """Raises ``ValueError`` if not all M vectors were added."""
         if self._seen != self._updates:
             raise ValueError(f"{self._seen} of {self._updates} vectors were added")
+        if self._trimmed:
+            self._let_go()
         return self._kept * (self._updates / (self._updates - 2 * self._trimmed))
-
-
-def _swapped(row: Vector, value: Vector, *, smaller_stays: bool) -> Vector:
-    """Leaves the smaller (or larger) numbers in ``row`` [P] and returns the others."""
-    low, high = np.minimum(row, value), np.maximum(row, value)
-    row[...] = low if smaller_stays else high
-    return high if smaller_stays else low
 
 
 @lru_cache(maxsize=256)

@@ -1,14 +1,10 @@
 """Is an update well formed, finite and as noisy as promised? Decided before it counts.
 
-The null-coordinate test. Every update ends with 256 coordinates whose gradient is zero by
-construction and whose noise is the same N(0, s^2) as everywhere else, s = noise multiplier times
-sensitivity (times the root of E for the sum of E local steps). For an honest site sum(null^2) / s^2
-is chi-square with 256 degrees of freedom, so a two-sided test with 0.5e-9 in each tail raises a
-false alarm once in a thousand million updates.
-It finds broken sites (no noise, noise of the wrong scale, a wrong layout), not malicious ones: a
-site that wants to can put honest noise there and none elsewhere.
+The null-coordinate test is ``core.federation.null_test``. It finds broken sites (no noise, noise of
+the wrong scale), not malicious ones.
 
-The norm limit likewise finds broken sites only: at most N_max clipped units a step, and the noise.
+The norm limit likewise finds broken sites only: at most N_max clipped units a step, and the noise,
+whose norm passes its part of the limit with probability below 1e-21.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from core.errors import (
     UpdateNoiseImplausible,
@@ -28,12 +23,13 @@ from core.errors import (
     UpdateWrongLayout,
     UpdateWrongShape,
 )
+from core.federation.null_test import FALSE_ALARM as FALSE_ALARM
+from core.federation.null_test import accepted
 from core.federation.plan import RunSpec
 from core.models.layout import NULL_COORDINATES, layout_of
 from core.privacy.mechanism import sensitivity
 from core.wire import tensors
 
-FALSE_ALARM = 1e-9
 TENSOR = "update"
 _HEADER_ALLOWANCE = 4_096  # bytes: a safetensors header with our metadata is below 1 KiB
 
@@ -48,10 +44,11 @@ class UpdateExpectation:
     max_bytes: int
     noise_std: float
     norm_limit: float
+    steps: int
 
 
 def expectation(spec: RunSpec, round_number: int) -> UpdateExpectation:
-    """Layout digest, length (coordinates), size limit (bytes), noise and norm of a round."""
+    """Layout digest, length (coordinates), size limit (bytes), noise, norm and steps of a round."""
     layout = layout_of(spec, round_number)
     bound = sensitivity(spec, round_number)
     event = spec.event(round_number)
@@ -65,6 +62,7 @@ def expectation(spec: RunSpec, round_number: int) -> UpdateExpectation:
         max_bytes=4 * layout.update_length + _HEADER_ALLOWANCE,
         noise_std=noise_std,
         norm_limit=float(event.steps * spec.plan.privacy.n_max * bound + noise_norm),
+        steps=event.steps,
     )
 
 
@@ -100,12 +98,10 @@ def read_update(body: bytes, expected: UpdateExpectation) -> NDArray[np.float32]
 def check_update(body: bytes, expected: UpdateExpectation) -> None:
     """Every check that an update must pass before it counts. Raises an ``UpdateRejected``."""
     update = read_update(body, expected).astype(np.float64)
-    null = update[expected.size :]
-    statistic = float(null @ null) / expected.noise_std**2
-    low = float(stats.chi2.ppf(FALSE_ALARM / 2, NULL_COORDINATES))
-    high = float(stats.chi2.isf(FALSE_ALARM / 2, NULL_COORDINATES))
-    if not low <= statistic <= high:
-        ratio = float(np.sqrt(statistic / NULL_COORDINATES))
+    noise = float(np.linalg.norm(update[expected.size :])) / expected.noise_std
+    low, high = accepted(expected.steps)
+    if not low <= noise <= high:
+        ratio = noise / np.sqrt(NULL_COORDINATES)
         raise UpdateNoiseImplausible(
             f"the null coordinates carry {ratio:.3g} times the promised noise",
             field=TENSOR,
