@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import and_, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.models import Account, Client
@@ -33,6 +33,22 @@ async def reservations(session: AsyncSession, account_id: UUID) -> list[dict[str
         LedgerEntry.account_id == account_id, LedgerEntry.kind == "reserve"
     )
     return [event for event in await session.scalars(query) if event is not None]
+
+
+async def reserved_by(
+    session: AsyncSession, account_id: UUID, run_id: UUID, client_id: UUID
+) -> list[tuple[dict[str, object], bool, int]]:
+    """(event, whether this client's part of this run, how often) of every reservation: what the
+    account was charged, counted by the database, so that a long run stays cheap to check.
+    """
+    own = and_(LedgerEntry.run_id == run_id, LedgerEntry.client_id == client_id).label("own")
+    query = (
+        select(LedgerEntry.event, own, func.count())
+        .where(LedgerEntry.account_id == account_id, LedgerEntry.kind == "reserve")
+        .group_by(LedgerEntry.event, own)
+    )
+    rows = await session.execute(query)
+    return [(event, mine, count) for event, mine, count in rows if event is not None]
 
 
 async def reservations_of_run(
