@@ -9,7 +9,7 @@ from sqlalchemy import and_, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.models import Account, Client
-from api.db.run_models import LedgerEntry
+from api.db.run_models import LedgerEntry, Run, WorkItem
 
 
 async def lock_account(session: AsyncSession, account_id: UUID) -> None:
@@ -79,3 +79,22 @@ async def client_names(session: AsyncSession, account_id: UUID) -> dict[UUID, st
         select(Client.id, Client.name).where(Client.account_id == account_id)
     )
     return {row[0]: row[1] for row in rows}
+
+
+async def runs_of_account(session: AsyncSession, account_id: UUID) -> dict[UUID, tuple[str, str]]:
+    """Run -> (name, digest of its specification), of every run that charged the account."""
+    charged = select(LedgerEntry.run_id).where(LedgerEntry.account_id == account_id)
+    rows = await session.execute(
+        select(Run.id, Run.name, Run.spec_digest).where(Run.id.in_(charged)).order_by(Run.id)
+    )
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+async def reasons_of_losses(session: AsyncSession, account_id: UUID) -> dict[UUID, str]:
+    """Lost reservation -> why its attempt ended."""
+    rows = await session.execute(
+        select(LedgerEntry.reserve_id, WorkItem.reason)
+        .join(WorkItem, WorkItem.reservation_id == LedgerEntry.reserve_id)
+        .where(LedgerEntry.account_id == account_id, LedgerEntry.kind == "lost")
+    )
+    return {row[0]: row[1] for row in rows if row[0] is not None}
