@@ -232,7 +232,9 @@ def commands(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     """``fedhypevae agent ...`` of a site, with a token, in this process."""
     monkeypatch.setattr("worker.cli.logs.configure", lambda _: None)
 
-    def run(site_config: SiteConfig, token: str | None, *arguments: str) -> Result:
+    def run(
+        site_config: SiteConfig, token: str | None, *arguments: str, url: str = fed.url
+    ) -> Result:
         clients = [
             f'[[client]]\nname = "{client.name}"\ndata = "{client.data}"\nunit = "record"\n'
             f'population = "{client.population}"\nmax_epsilon = 50.0\ndelta = {DELTA}\n'
@@ -242,7 +244,7 @@ def commands(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         path = fed.folder / "site.toml"
         path.write_text("\n".join([f'[site]\nstate_dir = "{site_config.state_dir}"', *clients]))
         monkeypatch.setenv("FHV_SITE_CONFIG", str(path))
-        monkeypatch.setenv("FHV_COORDINATOR_URL", fed.url)
+        monkeypatch.setenv("FHV_COORDINATOR_URL", url)
         monkeypatch.setenv("FHV_TOKEN", token or "")
         return CliRunner().invoke(agent_app, list(arguments))
 
