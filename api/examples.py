@@ -291,6 +291,47 @@ LEDGER_TABLE = (
     f"{AT},{ACCOUNT_ID},reserve,{ACCOUNT_ID},site-a,hospital-a,hospital-a/inpatients,{RUN_ID},3,1,"
     "gaussian,4.5,1.0,1,add-remove-one-unit,record\r\n"
 )
+EPSILONS = {"committed": 0.94, "lost": 0.2, "open": 0.0, "charged": 0.98, "total": 0.98}
+STATEMENT: dict[str, Any] = {
+    "client": "site-a",
+    "clients": ["site-a"],
+    "account": LEDGER["account"],
+    "budget": LEDGER["budget"],
+    "delta": 1e-5,
+    "relation": "add-remove-one-unit",
+    "accountant": {
+        "method": "privacy loss distributions (PLDAccountant)",
+        "package": "dp-accounting",
+        "version": "0.6.0",
+    },
+    "computed_at": AT,
+    "epsilon": EPSILONS,
+    "runs": [
+        {
+            "run_id": RUN_ID,
+            "run": "digits-1",
+            "spec_digest": SPEC,
+            "rounds": 1,
+            "attempts": 2,
+            "committed": 1,
+            "lost": 1,
+            "open": 0,
+            "epsilon": EPSILONS,
+            "events": [{"event": EVENT, "committed": 1, "lost": 1, "open": 0}],
+            "lost_reservations": [
+                {
+                    "client": "site-a",
+                    "round": 3,
+                    "attempt": 1,
+                    "reason": "the lease ended without an update",
+                    "reserved_at": AT,
+                    "lost_at": AT,
+                    "event": EVENT,
+                }
+            ],
+        }
+    ],
+}
 SYNTHESIS = {
     "run": "digits-1",
     "mixture": {"site-a": 0.7, "site-b": 0.3},

@@ -196,5 +196,92 @@ def agent_ledger(
         print_tables(found)
 
 
+@agent_app.command("verify-ledger")
+def agent_verify_ledger(
+    client: ClientOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Compare this site's ledger with the coordinator's; exit 1 if they contradict each other."""
+    from worker.agent.identity import accounts
+    from worker.agent.reconcile import verify
+    from worker.agent.report import verdict, verdict_lines
+    from worker.agent.site import Site
+
+    with _told(), _connected() as (_, site_config, coordinator):
+        chosen = accounts(coordinator, site_config, client)
+        with Site.open(site_config.state_dir) as site:
+            found = [
+                (config.name, verify(site, coordinator, client_id, config, site_config))
+                for client_id, config in chosen
+            ]
+    if as_json:
+        print(json.dumps({"accounts": [verdict(*each) for each in found]}, indent=2))
+    else:
+        print("\n".join(line for each in found for line in verdict_lines(*each)))
+    if any(comparison.discrepancies for _, comparison in found):
+        raise typer.Exit(1)
+
+
+@agent_app.command("backup")
+def agent_backup(
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A folder to be made.")],
+) -> None:
+    """Copy ledger and secret consistently, also while agents work, and read the copy back."""
+    from worker.agent import backup
+
+    with _told():
+        site = _prepare().require_site()
+        if not (site.state_dir / "site.key").exists():
+            _stop(f"there is nothing to back up in {site.state_dir} yet.")
+        made = backup.make(site.state_dir, destination)
+    print(
+        f"{destination}: {made.entries} entries of site {made.site_id}, read back. Keep it secret."
+    )
+
+
+@agent_app.command("restore")
+def agent_restore(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder made by 'backup'.")],
+) -> None:
+    """Put a backup in place of a lost ledger, and complete it from the coordinator's ledger.
+
+    Stop all agents and workers of the site first. Exit 1 while something is left to complete.
+    """
+    from worker.agent import backup
+
+    with _told():
+        site = _prepare().require_site()
+        restored = backup.restore(source, site.state_dir)
+    print(
+        f"{site.state_dir}: restored {restored.entries} entries of {restored.made_at}. Nothing can "
+        "be spent before they were compared with the coordinator's ledger.",
+        flush=True,
+    )
+    agent_reconcile(None)
+
+
+@agent_app.command("reconcile")
+def agent_reconcile(client: ClientOption = None) -> None:
+    """Complete a restored ledger from the coordinator's; exit 1 while something is left to do."""
+    from worker.agent.identity import accounts
+    from worker.agent.reconcile import reconcile
+    from worker.agent.site import Site
+
+    with _told(), _connected() as (_, site_config, coordinator):
+        chosen = accounts(coordinator, site_config, client)
+        with Site.open(site_config.state_dir) as site:
+            for client_id, config in chosen:
+                booked = reconcile(site, coordinator, client_id, config, site_config)
+                done = "nothing to do" if booked is None else f"charged {booked} attempts as lost"
+                print(f"population {config.population}: {done}", flush=True)
+            populations = dict.fromkeys(each.population for each in site_config.client)
+            left = [name for name in populations if site.ledger.unreconciled(name)]
+    if left:
+        _stop(
+            f"not completed yet: {', '.join(left)}. Run 'fedhypevae agent reconcile' with a token "
+            "of a client of each, or with an auditor's."
+        )
+
+
 def _chosen(site: SiteConfig, client: str | None) -> list[Any]:
     return list(site.client) if client is None else [site.require(client)]

@@ -143,6 +143,19 @@ class LedgerLost(SiteStateError):
     code = "ledger-lost"
 
 
+class NotReconciled(SiteStateError):
+    """The ledger was restored from a backup and may be older than what was executed: nothing may
+    be spent until it was completed from the coordinator's."""
+
+    code = "ledger-not-reconciled"
+
+
+class BackupError(SiteStateError):
+    """A backup of the site's ledger cannot be made, or is not one that may be restored."""
+
+    code = "backup-unusable"
+
+
 class SecretLost(SiteStateError):
     """The site has a ledger with entries but not the secret that belongs to it."""
 

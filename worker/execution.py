@@ -101,8 +101,10 @@ def perform(order: WorkOrder, config: ClientConfig, place: Workplace) -> Outcome
 def recover(config: ClientConfig, place: Workplace) -> None:
     """After a start: give back what died half-way, resend what was never answered.
 
-    The caller holds ``site.lock(client)``, so nobody can still be working on these.
+    The caller holds ``site.lock(client)``, so nobody can still be working on these. Raises
+    ``NotReconciled`` for a restored ledger that was not completed: it does not know what is over.
     """
+    place.site.ledger.require_reconciled(config.population)
     for attempt in place.site.ledger.unfinished(config.name):
         place.site.ledger.lose(attempt.key)
         _log.warning("attempt_lost", **attempt.key._asdict(), reason="the process had died")

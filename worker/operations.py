@@ -124,6 +124,17 @@ class Operations(ABC):
     def client_ledger(self, client_id: str) -> JsonObject:
         return self._object("GET", f"/v1/clients/{path_part(client_id)}/ledger")
 
+    def client_ledger_table(self, client_id: str) -> str:
+        """The ledger as CSV (RFC 4180, with its carriage returns)."""
+        path = f"/v1/clients/{path_part(client_id)}/ledger.csv"
+        headers = {"Accept": "text/csv, application/problem+json"}
+        return self._send("GET", path, headers=headers).content.decode()
+
+    def client_statement(self, client_id: str) -> JsonObject:
+        """What the client's account has spent, run by run, with the accountant's version."""
+        path = f"/v1/clients/{path_part(client_id)}/statement"
+        return self._object("GET", path, read_s=self._timeouts.slow)
+
     def create_run(self, plan: Plan | Mapping[str, Any], clients: Sequence[str]) -> JsonObject:
         body = plan.model_dump(mode="json") if isinstance(plan, Plan) else dict(plan)
         return self._object(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import UUID
 
 from fastapi import APIRouter, Response
@@ -10,8 +11,9 @@ from api import examples
 from api.auth import OverseerOrClient
 from api.clients import service as clients
 from api.context import Ctx
-from api.ledger import service, table
+from api.ledger import service, statement, table
 from api.ledger.service import LedgerView
+from api.ledger.statement import StatementView
 from api.openapi import answers
 
 router = APIRouter(prefix="/v1/clients", tags=["ledger"])
@@ -51,3 +53,20 @@ async def ledger_table(ctx: Ctx, who: OverseerOrClient, client_id: UUID) -> Resp
         media_type=table.MEDIA,
         headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )
+
+
+@router.get(
+    "/{client_id}/statement",
+    operation_id="getStatement",
+    summary="What a client's account has spent, run by run, for an auditor",
+    description="Counts, epsilon and lost reservations of every run, at the client's delta, with "
+    "the accountant's name and version. Each run lists its events: feed them to that accountant "
+    "to recompute. Epsilon of parts does not add up; `epsilon.total` is of all of them together.",
+    responses=answers(200, examples.STATEMENT, "The statement.", "not-found"),
+)
+async def ledger_statement(ctx: Ctx, who: OverseerOrClient, client_id: UUID) -> StatementView:
+    async with ctx.database.read() as session:
+        client = await clients.one(session, who, client_id)
+        facts = await statement.gather(session, client, await ctx.database.now(session))
+    async with ctx.heavy:
+        return await asyncio.to_thread(statement.statement, facts)

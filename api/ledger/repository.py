@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import and_, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.models import Account, Client
-from api.db.run_models import LedgerEntry
+from api.db.run_models import LedgerEntry, Run, WorkItem
 
 
 async def lock_account(session: AsyncSession, account_id: UUID) -> None:
@@ -33,6 +33,22 @@ async def reservations(session: AsyncSession, account_id: UUID) -> list[dict[str
         LedgerEntry.account_id == account_id, LedgerEntry.kind == "reserve"
     )
     return [event for event in await session.scalars(query) if event is not None]
+
+
+async def reserved_by(
+    session: AsyncSession, account_id: UUID, run_id: UUID, client_id: UUID
+) -> list[tuple[dict[str, object], bool, int]]:
+    """(event, whether this client's part of this run, how often) of every reservation: what the
+    account was charged, counted by the database, so that a long run stays cheap to check.
+    """
+    own = and_(LedgerEntry.run_id == run_id, LedgerEntry.client_id == client_id).label("own")
+    query = (
+        select(LedgerEntry.event, own, func.count())
+        .where(LedgerEntry.account_id == account_id, LedgerEntry.kind == "reserve")
+        .group_by(LedgerEntry.event, own)
+    )
+    rows = await session.execute(query)
+    return [(event, mine, count) for event, mine, count in rows if event is not None]
 
 
 async def reservations_of_run(
@@ -63,3 +79,22 @@ async def client_names(session: AsyncSession, account_id: UUID) -> dict[UUID, st
         select(Client.id, Client.name).where(Client.account_id == account_id)
     )
     return {row[0]: row[1] for row in rows}
+
+
+async def runs_of_account(session: AsyncSession, account_id: UUID) -> dict[UUID, tuple[str, str]]:
+    """Run -> (name, digest of its specification), of every run that charged the account."""
+    charged = select(LedgerEntry.run_id).where(LedgerEntry.account_id == account_id)
+    rows = await session.execute(
+        select(Run.id, Run.name, Run.spec_digest).where(Run.id.in_(charged)).order_by(Run.id)
+    )
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+async def reasons_of_losses(session: AsyncSession, account_id: UUID) -> dict[UUID, str]:
+    """Lost reservation -> why its attempt ended."""
+    rows = await session.execute(
+        select(LedgerEntry.reserve_id, WorkItem.reason)
+        .join(WorkItem, WorkItem.reservation_id == LedgerEntry.reserve_id)
+        .where(LedgerEntry.account_id == account_id, LedgerEntry.kind == "lost")
+    )
+    return {row[0]: row[1] for row in rows if row[0] is not None}

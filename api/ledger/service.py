@@ -7,7 +7,7 @@ it. Two clients over one population share the account, each is held to its own b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -20,7 +20,7 @@ from api.db.base import uuid7
 from api.db.models import Client
 from api.db.run_models import LedgerEntry
 from api.ledger import repository
-from core.privacy import ledger
+from core.privacy import budget, ledger
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
 
@@ -72,12 +72,38 @@ def _event(data: dict[str, Any]) -> PrivacyEvent:
 
 
 async def check(session: AsyncSession, client: Client, wanted: Iterable[PrivacyEvent]) -> float:
-    """Epsilon after ``wanted``; ``BudgetExceeded`` if that passes the client's budget."""
+    """Epsilon after ``wanted``, recomputed; ``BudgetExceeded`` if that passes the budget."""
     spent = [_event(event) for event in await repository.reservations(session, client.account_id)]
     return await asyncio.to_thread(
         ledger.check_budget,
         spent,
         list(wanted),
+        epsilon_budget=client.budget_epsilon,
+        delta=client.budget_delta,
+    )
+
+
+async def _require(
+    session: AsyncSession,
+    client: Client,
+    run_id: UUID,
+    event: PrivacyEvent,
+    planned: Sequence[PrivacyEvent],
+) -> None:
+    own: list[PrivacyEvent] = []
+    others: list[PrivacyEvent] = []
+    for data, mine, count in await repository.reserved_by(
+        session, client.account_id, run_id, client.id
+    ):
+        one = _event(data)
+        charged = one.model_copy(update={"steps": one.steps * count})
+        (own if mine else others).append(charged)
+    await asyncio.to_thread(
+        budget.require_within_budget,
+        own=own,
+        others=others,
+        wanted=[event],
+        planned=planned,
         epsilon_budget=client.budget_epsilon,
         delta=client.budget_delta,
     )
@@ -91,10 +117,15 @@ async def reserve(
     round_number: int,
     attempt: int,
     event: PrivacyEvent,
+    planned: Sequence[PrivacyEvent],
 ) -> LedgerEntry:
-    """Set the event aside for one attempt, under the account's lock. Raises ``BudgetExceeded``."""
+    """Set the event aside for one attempt, under the account's lock. Raises ``BudgetExceeded``.
+
+    ``planned``: what this client's part of the run is if nothing is lost. It decides nothing; it
+    lets all rounds of a run be answered by one evaluation (``core.privacy.budget``).
+    """
     await repository.lock_account(session, client.account_id)
-    await check(session, client, [event])
+    await _require(session, client, run_id, event, planned)
     entry = LedgerEntry(
         id=uuid7(),
         account_id=client.account_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,6 +14,8 @@ from api.db.run_models import Job, Round, Run
 from api.rounds import members, repository
 from api.rounds.repository import Place
 from core.federation.plan import RunSpec
+from core.privacy import budget
+from core.privacy.events import PrivacyEvent
 
 
 @dataclass
@@ -28,6 +31,13 @@ class Moment:
     places: list[Place]
     job: Job | None
     _with_code: set[UUID] | None = field(default=None, repr=False)
+
+    @cached_property
+    def planned(self) -> list[PrivacyEvent]:
+        """A member's part of the run if nothing is lost; of who joins, the one sketch."""
+        if self.spec.kind(self.row.number) == "join":
+            return [self.spec.event(self.row.number)]
+        return budget.events_of(budget.steps_of(self.spec.events()))
 
     def place(self, name: str) -> Place:
         return next(place for place in self.places if place.client.name == name)

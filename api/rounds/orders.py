@@ -52,6 +52,7 @@ async def issue(at: Moment, name: str, attempt: int) -> None:
             round_number=at.row.number,
             attempt=attempt,
             event=at.spec.event(at.row.number),
+            planned=at.planned,
         )
     except BudgetExceeded as error:
         _leave_out(at, work, name, error.message)

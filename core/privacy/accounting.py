@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from importlib import metadata
 
 import dp_accounting
 from dp_accounting import pld, rdp
@@ -27,6 +28,9 @@ _RELATIVE_INTERVAL = 2e-4
 _FINEST_INTERVAL = 2e-5
 _LOG_STEP = 5e-4  # precision of a calibrated multiplier, relative
 _MAX_MULTIPLIER, _MIN_MULTIPLIER = 1e6, 1e-2
+# What a statement names, so that somebody else can recompute it.
+ACCOUNTANT = "privacy loss distributions (PLDAccountant)"
+PACKAGE = "dp-accounting"
 _Key = tuple[tuple[str, float, float, int], ...]
 
 
@@ -77,6 +81,11 @@ def epsilon(events: Iterable[PrivacyEvent], delta: float) -> float:
         raise ValueError(f"delta must lie in (0, 1), not {delta}")
     key = _key(events)
     return _epsilon(key, delta) if key else 0.0
+
+
+def package_version() -> str:
+    """The version of the package that computes epsilon here."""
+    return metadata.version(PACKAGE)
 
 
 def epsilon_rdp(events: Iterable[PrivacyEvent], delta: float) -> float:

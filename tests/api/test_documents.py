@@ -23,6 +23,7 @@ from api.db.engine import Database
 from api.joins.service import JoinView, NewJoin
 from api.ledger import table
 from api.ledger.service import LedgerView
+from api.ledger.statement import StatementView
 from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
 from api.spaces import SpaceView
@@ -130,6 +131,7 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (JoinView, examples.JOIN),
         (ModelView, examples.MODEL),
         (LedgerView, examples.LEDGER),
+        (StatementView, examples.STATEMENT),
         (SynthesisRequest, examples.SYNTHESIS),
         (messages.WorkOrder, examples.ORDER),
         (messages.LeaseRenewal, examples.RENEWAL),

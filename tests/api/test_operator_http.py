@@ -294,7 +294,7 @@ async def test_a_client_sees_itself_and_its_runs_only(coordinator: Coordinator) 
     assert (await coordinator.ok("GET", "/v1/clients/me", "site-a"))["id"] == own
     assert (await coordinator.ok("GET", f"/v1/clients/{own}", "site-a"))["id"] == own
     assert (await coordinator.call("GET", f"/v1/clients/{own}/ledger", "site-a")).is_success
-    paths = ("", "/ledger", "/ledger.csv")
+    paths = ("", "/ledger", "/ledger.csv", "/statement")
     for path in (f"/v1/clients/{other}{end}" for end in paths):
         problem(await coordinator.call("GET", path, "site-a"), 404, "not-found")
         assert (await coordinator.call("GET", path, "auditor")).is_success

@@ -49,7 +49,7 @@ def test_the_sites_file_is_one_that_the_agent_reads(tmp_path: Path) -> None:
 
 
 def test_every_command_exists() -> None:
-    used = set(re.findall(r"fedhypevae ([a-z]+)(?: ([a-z]+))?", README))
+    used = set(re.findall(r"fedhypevae ([a-z]+)(?: ([a-z]+(?:-[a-z]+)*))?", README))
     assert {name for name, _ in used} == set(cli.commands()) - {"demo"}
     for name, sub in used:
         app = cli.commands()[name].load()

@@ -17,6 +17,7 @@ from tests.worker.support import make_config, make_order, make_spec
 from worker.agent import schema
 from worker.agent.policy import judge
 from worker.agent.records import ACCEPTED, AttemptKey, Entry
+from worker.agent.restoration import Charge
 from worker.agent.site import LEDGER_FILE, SECRET_FILE, Site
 from worker.config import ClientConfig
 from worker.errors import (
@@ -121,6 +122,9 @@ def test_rows_cannot_be_altered_or_removed(
     key = reserved(site, config)
     site.ledger.bind("run-1", config.name, "f")
     site.ledger.delivered(site.ledger.commit(key, BODY).update_id, ACCEPTED)
+    site.ledger.mark_restored("yesterday")
+    missing = Charge(key._replace(attempt=2), make_order().event, make_order().spec_digest)
+    site.ledger.complete(config.population, config.unit, [missing])
     db = site.ledger._db
     column = db.execute(f"SELECT name FROM pragma_table_info('{table}')").fetchone()[0]
     before = db.execute(f"SELECT * FROM {table}").fetchall()
@@ -293,7 +297,7 @@ def test_a_crash_while_the_folder_is_made_is_no_dead_end(
         raise CrashError
 
     with monkeypatch.context() as patch:
-        where = "SiteLedger" if crash == "before-ledger" else "_write_secret"
+        where = "SiteLedger" if crash == "before-ledger" else "write_secret"
         patch.setattr(f"worker.agent.site.{where}", stop)
         with pytest.raises(CrashError):
             Site.open(state_dir)

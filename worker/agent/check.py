@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from core.errors import DataError
 from core.federation.plan import EmbeddingSpace, digest_of
-from worker.agent.loop import configured
+from worker.agent.identity import configured
 from worker.agent.site import Site
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig, SiteConfig, SiteSection, WorkerSettings

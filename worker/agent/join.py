@@ -19,9 +19,10 @@ from core.errors import DataError, PlanRefused
 from core.federation.plan import EmbeddingSpace, digest_of
 from core.training.compute import AUTO, Compute
 from core.wire.messages import WorkOrder
+from worker.agent.identity import configured
 from worker.agent.joined import Joined, joined
-from worker.agent.loop import configured
 from worker.agent.policy import judge
+from worker.agent.reconcile import reconcile
 from worker.agent.site import Site
 from worker.answers import JsonObject
 from worker.client import CoordinatorClient
@@ -81,6 +82,9 @@ def join_run(
             place = None
             if join["state"] != "published":
                 place = _workplace(held, site, coordinator, config, compute, until, say)
+                if place is not None:
+                    reconcile(site, coordinator, str(me["id"]), config, site_config)
+                    recover(config, place)
             attempt.follow(place, until)
         return joined(coordinator, site, config, run_id, attempt.number)
 
@@ -141,9 +145,7 @@ def _workplace(
         say(f"{config.name}: an agent of this site is running and does the work")
         return None
     patience = max(0.0, until - time.monotonic())
-    place = Workplace(site, coordinator, compute=compute, patience_s=patience)
-    recover(config, place)
-    return place
+    return Workplace(site, coordinator, compute=compute, patience_s=patience)
 
 
 @dataclass

@@ -17,12 +17,13 @@ from types import FrameType
 
 from core.training.compute import AUTO, Compute
 from worker import logs
+from worker.agent.identity import configured
+from worker.agent.reconcile import reconcile
 from worker.agent.site import Site
-from worker.answers import JsonObject
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig, SiteConfig
 from worker.delivery import Workplace, give_back
-from worker.errors import ApiProblem, ClientError, ConfigError, OrderUnreadable, Unreachable
+from worker.errors import ApiProblem, ClientError, OrderUnreadable, Unreachable
 from worker.execution import Outcome, perform, recover
 
 _log = logs.get("worker.agent")
@@ -79,23 +80,6 @@ class Stopper:
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def configured(me: JsonObject, site: SiteConfig) -> ClientConfig:
-    """This site's configuration of the client that the coordinator knows as ``me``.
-
-    Raises ``ConfigError`` if this site does not have that client, or has it differently.
-    """
-    config = site.require(str(me.get("name")))
-    for key in ("unit", "population"):
-        if me.get(key) not in (None, getattr(config, key)):
-            raise ConfigError(
-                f"client {config.name!r} is enrolled with {key} {me[key]!r} but configured with "
-                f"{getattr(config, key)!r}.",
-                field=f"client.{key}",
-                mend="Use the value that was enrolled, or enrol another client.",
-            )
-    return config
-
-
 def run_agent(
     coordinator: CoordinatorClient,
     site_config: SiteConfig,
@@ -113,6 +97,7 @@ def run_agent(
             with site.lock(config.name):
                 _log.info("agent_started", client=config.name, coordinator=coordinator.base_url)
                 place = Workplace(site, coordinator, compute=compute, stop=stopper.event)
+                _completed(client_id, config, place, site_config, stopper)
                 recover(config, place)
                 _serve(client_id, config, place, stopper, poll_s)
         except AgentStopped:
@@ -131,6 +116,26 @@ def _identified(
             return str(me["id"]), configured(me, site_config)
         except ClientError as error:
             _after(error, next(pauses), stopper)
+
+
+def _completed(
+    client_id: str,
+    config: ClientConfig,
+    place: Workplace,
+    site_config: SiteConfig,
+    stopper: Stopper,
+) -> None:
+    """A restored ledger is completed before anything else; until it can be, nothing is done.
+    Raises ``NotReconciled`` if the coordinator's ledger cannot complete it."""
+    pauses = _pauses()
+    while True:
+        try:
+            with stopper.idle():
+                reconcile(place.site, place.coordinator, client_id, config, site_config)
+        except ClientError as error:
+            _after(error, next(pauses), stopper)
+        else:
+            return
 
 
 def _serve(

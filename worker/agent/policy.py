@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
-from core.errors import PlanRefused, UnknownPrivacyEvent
+from core.errors import BudgetExceeded, PlanRefused, UnknownPrivacyEvent
 from core.federation.plan import digest_of
 from core.federation.selection import selected
-from core.privacy import accounting
+from core.privacy import accounting, budget
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import WorkOrder
 from worker.agent.records import AttemptKey, Entry, charged
@@ -185,14 +185,22 @@ def _budget(order: WorkOrder, config: ClientConfig, entries: Sequence[Entry]) ->
                 f"the plan promises epsilon {privacy.epsilon:g} but its noise gives {promised:.4g}",
                 "plan.privacy.epsilon",
             )
-        spent = charged(entries)
-        total = accounting.epsilon([*spent, *_remaining(order, entries)], config.delta)
+        own = (order.run_id, order.client)
+        budget.require_within_budget(
+            own=charged(e for e in entries if (e.key.run_id, e.key.client) == own),
+            others=charged(e for e in entries if (e.key.run_id, e.key.client) != own),
+            wanted=_remaining(order, entries),
+            planned=(),  # the rest of the run is asked for as a whole
+            epsilon_budget=config.max_epsilon,
+            delta=config.delta,
+        )
     except UnknownPrivacyEvent as error:
         _refuse(error.message, "event")
-    if total > config.max_epsilon:
+    except BudgetExceeded as error:
         _refuse(
-            f"with {len(spent)} events charged before and the rest of this run, the account would "
-            f"reach epsilon {total:.4g} at delta {config.delta:g}, above {config.max_epsilon:g}",
+            f"with {len(charged(entries))} events charged before and the rest of this run, the "
+            f"account would reach epsilon {error.facts['epsilon_after']:.4g} at delta "
+            f"{config.delta:g}, above {config.max_epsilon:g}",
             "plan.privacy.epsilon",
         )
 

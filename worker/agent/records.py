@@ -68,6 +68,22 @@ class Attempt:
     lease_token: str = field(repr=False)
 
 
+@dataclass(frozen=True)
+class OurAttempt:
+    """What the ledger says about an attempt, without its bytes.
+
+    ``delivery``: the coordinator's answer to its update. ``restored``: it was charged from the
+    coordinator's ledger after a backup was restored (``worker.agent.restoration``).
+    """
+
+    key: AttemptKey
+    event: PrivacyEvent
+    spec_digest: str
+    standing: Literal["open", "commit", "lost"]
+    delivery: str | None = None
+    restored: bool = False
+
+
 def charged(entries: Iterable[Entry]) -> list[PrivacyEvent]:
     """The events that count: every reservation, whatever became of it, once."""
     return [entry.event for entry in entries if entry.kind == "reserve"]

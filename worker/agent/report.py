@@ -11,6 +11,7 @@ from rich.table import Table
 from core.privacy import accounting
 from worker.agent.records import Entry
 from worker.agent.site import Site
+from worker.agent.verify import Comparison, Finding
 from worker.config import ClientConfig
 
 
@@ -90,3 +91,59 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
                 str(event["steps"]),
             )
         console.print(table)
+
+
+def verdict(client: str, found: Comparison) -> dict[str, Any]:
+    """A comparison of two ledgers as plain values."""
+    return {
+        "client": client,
+        "population": found.population,
+        "clean": not found.discrepancies,
+        "delta": found.delta,
+        "epsilon": {"here": found.epsilon_here, "there": found.epsilon_there},
+        "attempts": {
+            "executed_here": found.executed,
+            "charged_here": found.charged_here,
+            "charged_there": found.charged_there,
+        },
+        "findings": [
+            {
+                "kind": finding.kind,
+                "harmful": finding.harmful,
+                "says": finding.says,
+                "mend": finding.mend or None,
+                **({} if finding.key is None else finding.key._asdict()),
+            }
+            for finding in found.findings
+        ],
+    }
+
+
+def verdict_lines(client: str, found: Comparison) -> list[str]:
+    """The same for a person: discrepancies first, each with what to do."""
+    bad = found.discrepancies
+    result = f"{len(bad)} DISCREPANCIES" if bad else "the two ledgers agree"
+    counts = (
+        f"executed here {found.executed}; charged here {found.charged_here}, there "
+        f"{found.charged_there}; epsilon at delta {found.delta:g}: here {found.epsilon_here:.4f}, "
+        f"there {found.epsilon_there:.4f}"
+    )
+    lines = [f"{client}: population {found.population}: {result}", f"  {counts}"]
+    for finding in bad:
+        lines += [
+            f"  PROBLEM {finding.kind}{_where(finding)}: {finding.says}",
+            f"    {finding.mend}",
+        ]
+    lines += [
+        f"  note {finding.kind}{_where(finding)}: {finding.says}"
+        for finding in found.findings
+        if not finding.harmful
+    ]
+    return lines
+
+
+def _where(finding: Finding) -> str:
+    if finding.key is None:
+        return ""
+    run_id, number, attempt, client = finding.key
+    return f" [run {run_id} round {number} attempt {attempt} {client}]"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-VERSION = 2
+import sqlite3
+
+VERSION = 3
 
 # Tables whose rows stay as they are. ``payload`` may lose a row, but only once it was delivered,
 # ``kept`` once it is of no more use.
-APPEND_ONLY = ("site", "binding", "entry", "lease", "stored", "delivery")
+RESTORATION_TABLES = ("restoration", "reconciliation", "restored")
+APPEND_ONLY = ("site", "binding", "entry", "lease", "stored", "delivery", *RESTORATION_TABLES)
 UNCHANGEABLE = (*APPEND_ONLY, "payload", "kept")
 
 TABLES = """
@@ -127,6 +130,45 @@ BEGIN SELECT RAISE(ABORT, 'what is kept stays while it is of use'); END""",
 )
 
 
+# A backup was put in place of the ledger: what was spent since it was made stands elsewhere.
+RESTORED = (
+    """CREATE TABLE restoration (
+    seq            INTEGER PRIMARY KEY AUTOINCREMENT,
+    backup_made_at TEXT NOT NULL,
+    at             TEXT NOT NULL
+) STRICT""",
+    # The population was completed from the coordinator's ledger.
+    """CREATE TABLE reconciliation (
+    restoration INTEGER NOT NULL REFERENCES restoration (seq),
+    population  TEXT NOT NULL,
+    booked      INTEGER NOT NULL CHECK (booked >= 0),
+    at          TEXT NOT NULL,
+    PRIMARY KEY (restoration, population)
+) STRICT""",
+    # Attempts that were charged from there.
+    """CREATE TABLE restored (
+    run_id      TEXT NOT NULL,
+    round       INTEGER NOT NULL,
+    attempt     INTEGER NOT NULL,
+    client      TEXT NOT NULL,
+    restoration INTEGER NOT NULL REFERENCES restoration (seq),
+    PRIMARY KEY (run_id, round, attempt, client)
+) STRICT""",
+    """CREATE TRIGGER nothing_is_spent_before_reconciliation BEFORE INSERT ON entry
+WHEN NEW.kind <> 'lost' AND EXISTS (
+    SELECT 1 FROM restoration r WHERE NOT EXISTS (
+        SELECT 1 FROM reconciliation c
+        WHERE c.restoration = r.seq AND c.population = NEW.population
+    )
+) AND NOT EXISTS (
+    SELECT 1 FROM restored x
+    WHERE x.run_id = NEW.run_id AND x.round = NEW.round AND x.attempt = NEW.attempt
+      AND x.client = NEW.client
+)
+BEGIN SELECT RAISE(ABORT, 'a restored ledger was not completed yet'); END""",
+)
+
+
 def _append_only(table: str, verb: str) -> str:
     return (
         f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
@@ -135,7 +177,17 @@ def _append_only(table: str, verb: str) -> str:
 
 
 # Version -> the statements that lead to the next one.
-MIGRATIONS = {1: (*KEPT, _append_only("kept", "UPDATE"))}
+MIGRATIONS = {
+    1: (*KEPT, _append_only("kept", "UPDATE")),
+    2: (
+        *RESTORED,
+        *(
+            _append_only(table, verb)
+            for table in RESTORATION_TABLES
+            for verb in ("UPDATE", "DELETE")
+        ),
+    ),
+}
 
 
 def script() -> str:
@@ -145,5 +197,14 @@ def script() -> str:
         for verb, tables in (("UPDATE", UNCHANGEABLE), ("DELETE", APPEND_ONLY))
         for table in tables
     ]
-    rest = "".join(f"{statement};\n" for statement in (*KEPT, *triggers))
+    rest = "".join(f"{statement};\n" for statement in (*KEPT, *RESTORED, *triggers))
     return f"{TABLES}\n{rest}PRAGMA user_version = {VERSION};\n"
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Add what later versions have more; rows stay as they are. In the caller's transaction."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    for number in range(version, VERSION):
+        for statement in MIGRATIONS[number]:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {VERSION}")

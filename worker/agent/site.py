@@ -46,7 +46,7 @@ class Site:
         """Open the folder, creating it at first use. Raises ``SiteStateError`` and says why."""
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _locked(folder / ".opening.lock", wait_s=_OPENING_S):
+            with opening(folder):
                 ledger, secret = _open_pair(folder)
         except OSError as error:
             raise SiteStateError(
@@ -85,6 +85,13 @@ class Site:
 
 
 @contextmanager
+def opening(folder: Path) -> Iterator[None]:
+    """Be the only process that makes or restores the pair of ledger and secret."""
+    with _locked(folder / ".opening.lock", wait_s=_OPENING_S):
+        yield
+
+
+@contextmanager
 def _locked(path: Path, *, wait_s: float) -> Iterator[None]:
     until = time.monotonic() + wait_s
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -111,7 +118,7 @@ def _locked(path: Path, *, wait_s: float) -> Iterator[None]:
 def _open_pair(folder: Path) -> tuple[SiteLedger, bytes]:
     """Ledger and secret that belong together; both new, or both old."""
     secret_path, ledger_path = folder / SECRET_FILE, folder / LEDGER_FILE
-    known = _read_secret(secret_path)
+    known = read_secret(secret_path)
     if known is not None and not ledger_path.exists():
         raise LedgerLost(
             f"{ledger_path} is gone but {secret_path} is here: what was spent is unknown.",
@@ -130,7 +137,7 @@ def _open_pair(folder: Path) -> tuple[SiteLedger, bytes]:
                     mend="Restore the secret from a backup.",
                 )
             known = (ledger.site_id, os.urandom(SECRET_BYTES))
-            _write_secret(secret_path, *known)
+            write_secret(secret_path, *known)
         if ledger.site_id != known[0]:
             raise LedgerLost(
                 f"{ledger_path} belongs to another site than {secret_path}.",
@@ -142,13 +149,16 @@ def _open_pair(folder: Path) -> tuple[SiteLedger, bytes]:
     return ledger, known[1]
 
 
-def _read_secret(path: Path) -> tuple[str, bytes] | None:
+def read_secret(path: Path, *, private: bool = True) -> tuple[str, bytes] | None:
+    """(site id, secret); None if there is none. ``private``: nobody else may be able to read it.
+    Raises ``SiteStateError``.
+    """
     try:
         mode = path.stat().st_mode
         text = path.read_text(encoding="ascii")
     except FileNotFoundError:
         return None
-    if mode & 0o077:
+    if private and mode & 0o077:
         raise SiteStateError(f"{path} can be read by others.", mend=f"chmod 600 {path}")
     try:
         value = json.loads(text)
@@ -161,7 +171,7 @@ def _read_secret(path: Path) -> tuple[str, bytes] | None:
     return site_id, secret
 
 
-def _write_secret(path: Path, site_id: str, secret: bytes) -> None:
+def write_secret(path: Path, site_id: str, secret: bytes) -> None:
     """Durably, with mode 0600 from the first byte, and only if there is none yet."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -10,6 +10,8 @@ Guarantees, on which ``worker.execution`` builds:
   accepted (``worker.agent.state``).
 * Rows are append-only (triggers). A reservation without a commit stays charged: it is ``lost``.
 * Epsilon is recomputed from the events each time, never stored.
+* A ledger restored from a backup takes no reservation before it was completed
+  (``worker.agent.restoration``).
 
 SQLite with a write-ahead log and ``synchronous=FULL``: a committed transaction survives a power
 cut as far as the disk is honest. Several processes may use one ledger; each opens its own.
@@ -18,7 +20,7 @@ cut as far as the disk is honest. Several processes may use one ledger; each ope
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +30,16 @@ import uuid_utils
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import WorkOrder
-from worker.agent import schema, state
-from worker.agent.records import Attempt, AttemptKey, Entry, StoredUpdate, charged
+from worker.agent import restoration, schema, standing, state
+from worker.agent.records import (
+    Attempt,
+    AttemptKey,
+    Entry,
+    OurAttempt,
+    StoredUpdate,
+    charged,
+)
+from worker.agent.restoration import Charge
 from worker.cache import digest_of_bytes
 from worker.config import ClientConfig
 from worker.errors import AttemptKnown, DataChanged, SiteStateError
@@ -104,20 +114,36 @@ class SiteLedger:
         return accounting.epsilon(charged(self.entries(population)), delta)
 
     def attempt(self, key: AttemptKey) -> Attempt | None:
-        found = self._attempts(f"WHERE {_KEY}", key)
+        found = standing.attempts(self._db, f"WHERE {_KEY}", key)
         return found[0] if found else None
 
     def unfinished(self, client: str) -> list[Attempt]:
         """Reserved attempts without an outcome: dead ones, if the client's lock is held."""
-        return [a for a in self._attempts("WHERE client = ?", (client,)) if a.state == "reserved"]
+        return [
+            a
+            for a in standing.attempts(self._db, "WHERE client = ?", (client,))
+            if a.state == "reserved"
+        ]
 
     def undelivered(self, client: str) -> list[StoredUpdate]:
         """Committed updates for which no final answer is known, oldest first."""
-        return self._updates("client = ? AND d.outcome IS NULL", (client,))
+        return standing.updates(self._db, "client = ? AND d.outcome IS NULL", (client,))
 
     def update_of(self, key: AttemptKey) -> StoredUpdate | None:
-        found = self._updates(_KEY, key)
+        found = standing.updates(self._db, _KEY, key)
         return found[0] if found else None
+
+    def standings(self, population: str) -> list[OurAttempt]:
+        """Every attempt ever charged to the population, and what became of it here."""
+        return standing.of_population(self._db, population)
+
+    def unreconciled(self, population: str) -> bool:
+        """Whether a backup was restored and this population not completed since."""
+        return bool(restoration.pending(self._db, population))
+
+    def require_reconciled(self, population: str) -> None:
+        """Raises ``NotReconciled`` if a backup was restored and not yet completed."""
+        restoration.require_none(self._db, population)
 
     def kept(self, key: AttemptKey) -> bytes | None:
         """What the client kept of its last accepted round of this run before this attempt's."""
@@ -135,6 +161,7 @@ class SiteLedger:
         """
         key = AttemptKey.of(order)
         with self._transaction():
+            restoration.require_none(self._db, config.population)
             if self.attempt(key) is not None:
                 raise AttemptKnown(f"attempt {key} is in the ledger already")
             check(self.entries(config.population))
@@ -195,6 +222,21 @@ class SiteLedger:
             self._db.execute("DELETE FROM payload WHERE update_id = ?", (update_id,))
             state.forget_useless(self._db, update_id)
 
+    def copy_to(self, target: sqlite3.Connection) -> None:
+        """A consistent copy, also while others write (SQLite's online backup)."""
+        self._db.backup(target)
+
+    def mark_restored(self, backup_made_at: str) -> None:
+        """This file is a backup that is being put in place: nothing may be spent until it was
+        completed."""
+        with self._transaction():
+            restoration.mark(self._db, backup_made_at, _now())
+
+    def complete(self, population: str, unit: str, charges: Sequence[Charge]) -> int:
+        """Charge, as lost, what a restored ledger lacks; how many. Once per restoration."""
+        with self._transaction():
+            return restoration.complete(self._db, population, unit, charges, _now())
+
     # --- inside ---
 
     def _prepare(self, site_id: str | None) -> None:
@@ -202,7 +244,8 @@ class SiteLedger:
         if version == 0 and site_id is not None:
             self._create(site_id)
         elif 0 < version < schema.VERSION:
-            self._migrate()
+            with self._transaction():
+                schema.migrate(self._db)
         elif version != schema.VERSION:
             raise SiteStateError(
                 f"{self.path} has schema version {version}, this software knows {schema.VERSION}.",
@@ -213,15 +256,6 @@ class SiteLedger:
         quoted = site_id.replace("'", "''")
         first_row = f"INSERT INTO site VALUES ('{quoted}', '{_now()}');\n"  # noqa: S608
         self._db.executescript(f"BEGIN IMMEDIATE;\n{schema.script()}{first_row}COMMIT;")
-
-    def _migrate(self) -> None:
-        """Add what later versions of the schema have more; rows stay as they are."""
-        with self._transaction():
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            for number in range(version, schema.VERSION):
-                for statement in schema.MIGRATIONS[number]:
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {schema.VERSION}")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -268,36 +302,6 @@ class SiteLedger:
             raise AttemptKnown(f"attempt {key} already has its outcome") from error
         if done.rowcount != 1:
             raise SiteStateError(f"attempt {key} was never reserved")
-
-    def _attempts(self, where: str, values: tuple[object, ...]) -> list[Attempt]:
-        rows = self._db.execute(
-            "SELECT l.run_id, l.round, l.attempt, l.client, l.work_id, l.token,"  # noqa: S608
-            " (SELECT e.kind FROM entry e WHERE e.kind <> 'reserve' AND e.run_id = l.run_id"
-            "  AND e.round = l.round AND e.attempt = l.attempt AND e.client = l.client)"
-            f" FROM lease l {where} ORDER BY l.rowid",
-            values,
-        )
-        states = {None: "reserved", "commit": "committed", "lost": "lost"}
-        return [
-            Attempt(AttemptKey(*row[:4]), states[row[6]], row[4], row[5])  # type: ignore[arg-type]
-            for row in rows
-        ]
-
-    def _updates(self, where: str, values: tuple[object, ...]) -> list[StoredUpdate]:
-        rows = self._db.execute(
-            "SELECT update_id, run_id, round, attempt, client, s.digest, s.size,"  # noqa: S608
-            " l.work_id, l.token, p.body, d.outcome"
-            " FROM stored s JOIN lease l USING (run_id, round, attempt, client)"
-            " LEFT JOIN payload p USING (update_id) LEFT JOIN delivery d USING (update_id)"
-            f" WHERE {where} ORDER BY s.rowid",
-            values,
-        )
-        return [
-            StoredUpdate(
-                row[0], AttemptKey(*row[1:5]), row[5], row[6], row[7], row[8], row[9], row[10]
-            )
-            for row in rows
-        ]
 
 
 def _now() -> str:
