@@ -93,7 +93,9 @@ async def _head(reader: asyncio.StreamReader) -> tuple[int, int, bool]:
     """(status, bytes of the body, whether the connection stays)."""
     text = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *rest = text.split("\r\n")
-    fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+    fields = {
+        name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)
+    }
     if "transfer-encoding" in fields:
         raise RequestFailed("chunked answers are not read here")
     keep = fields.get("connection", "").lower() != "close"

@@ -14,6 +14,7 @@ The norm limit likewise finds broken sites only: at most N_max clipped units a s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,13 +98,19 @@ def read_update(body: bytes, expected: UpdateExpectation) -> NDArray[np.float32]
     return update
 
 
+@cache
+def _plausible(false_alarm: float) -> tuple[float, float]:
+    """Bounds of the statistic of honest null coordinates."""
+    low = float(stats.chi2.ppf(false_alarm / 2, NULL_COORDINATES))
+    return low, float(stats.chi2.isf(false_alarm / 2, NULL_COORDINATES))
+
+
 def check_update(body: bytes, expected: UpdateExpectation) -> None:
     """Every check that an update must pass before it counts. Raises an ``UpdateRejected``."""
     update = read_update(body, expected).astype(np.float64)
     null = update[expected.size :]
     statistic = float(null @ null) / expected.noise_std**2
-    low = float(stats.chi2.ppf(FALSE_ALARM / 2, NULL_COORDINATES))
-    high = float(stats.chi2.isf(FALSE_ALARM / 2, NULL_COORDINATES))
+    low, high = _plausible(FALSE_ALARM)
     if not low <= statistic <= high:
         ratio = float(np.sqrt(statistic / NULL_COORDINATES))
         raise UpdateNoiseImplausible(
