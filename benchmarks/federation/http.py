@@ -84,7 +84,7 @@ class Http:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for _, writer in self._idle:
+        for _reader, writer in self._idle:
             writer.close()
         self._idle.clear()
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from psutil import Process
+
 from api import embedded
 from benchmarks.demo.processes import wait_for
 from benchmarks.demo.stack import bare_environment
@@ -24,11 +26,15 @@ BARE = "bare-route"
 
 @dataclass(frozen=True)
 class Ingest:
-    """Updates a second of each turn, ours and of the bare route; ``size`` in bytes."""
+    """Updates a second of each turn, ours and of the bare route; ``size`` in bytes; seconds of CPU
+    that the two server processes took for one update.
+    """
 
     size: int
     ours: tuple[float, ...]
     bare: tuple[float, ...]
+    ours_cpu: float
+    bare_cpu: float
 
     @property
     def ratio(self) -> float:
@@ -74,17 +80,22 @@ def measure(
 
     async def both() -> Ingest:
         async with Http(here.stack.port) as http, Http(bare_port) as plain:
-            return await _turns(Crowd(http, members), plain, turns, step)
+            api, other = Process(here.api), Process(here.pid(BARE))
+            return await _turns(Crowd(http, members), plain, turns, step, api, other)
 
     return asyncio.run(both())
 
 
-async def _turns(crowd: Crowd, plain: Http, turns: int, step: Callable[[], None]) -> Ingest:
+async def _turns(
+    crowd: Crowd, plain: Http, turns: int, step: Callable[[], None], api: Process, other: Process
+) -> Ingest:
     count = len(crowd.members)
     ours, bare, size = [], [], 0
+    cpu = [0.0, 0.0]
     for turn in range(turns + 1):
         orders = await crowd.orders()
         made = bodies(orders[0], count)
+        used = _cpu(api)
         began = time.perf_counter()
         await crowd.send(orders, made, SENDERS)
         seconds = time.perf_counter() - began
@@ -93,11 +104,20 @@ async def _turns(crowd: Crowd, plain: Http, turns: int, step: Callable[[], None]
             continue
         size = len(made[0])
         ours.append(count / seconds)
+        cpu[0] += _cpu(api) - used
         if turn < turns:  # the sum of this round is no part of either
             await Crowd(crowd.http, crowd.members[:1]).orders()
+        used = _cpu(other)
         bare.append(count / await _plain(plain, made))
+        cpu[1] += _cpu(other) - used
         step()
-    return Ingest(size, tuple(ours), tuple(bare))
+    total = count * turns
+    return Ingest(size, tuple(ours), tuple(bare), cpu[0] / total, cpu[1] / total)
+
+
+def _cpu(process: Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 async def _plain(http: Http, made: Sequence[bytes]) -> float:
