@@ -17,13 +17,17 @@ from uuid import UUID
 import structlog
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import select
 
 from api.context import Ctx
-from api.db.models import SCOPES, Token
+from api.db.models import SCOPES
 from api.problems import Forbidden, NotFound, Unauthenticated
 
 _SECRET_BYTES = 32
+_KNOWN = """
+SELECT mac, id, scope, client_id, revoked_at IS NOT NULL,
+       coalesce(expires_at <= clock_timestamp() + %(clock)s, false)
+FROM tokens WHERE mac = %(mac)s
+"""
 _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="bearer",
@@ -87,17 +91,16 @@ async def principal(
             "no bearer token was sent", mend="Send 'Authorization: Bearer fhv_...'."
         )
     mac = mac_of(credentials.credentials, ctx.settings.pepper)
-    async with ctx.database.read() as session:
-        token = await session.scalar(select(Token).where(Token.mac == mac))
-        now = await ctx.database.now(session) if token and token.expires_at else None
-    if token is None or not hmac.compare_digest(token.mac, mac):
+    found = await ctx.database.glance(_KNOWN, mac=mac)
+    if not found or not hmac.compare_digest(bytes(found[0][0]), mac):
         raise Unauthenticated("the bearer token is not known here")
-    if token.revoked_at is not None:
+    _, token_id, scope, client_id, revoked, expired = found[0]
+    if revoked:
         raise Unauthenticated("the bearer token was revoked")
-    if token.expires_at is not None and now is not None and token.expires_at <= now:
+    if expired:
         raise Unauthenticated("the bearer token has expired")
-    structlog.contextvars.bind_contextvars(token_id=str(token.id), scope=token.scope)
-    return Principal(token.id, token.scope, token.client_id)
+    structlog.contextvars.bind_contextvars(token_id=str(token_id), scope=scope)
+    return Principal(token_id, scope, client_id)
 
 
 def allow(*scopes: str) -> Callable[[Principal], Awaitable[Principal]]:

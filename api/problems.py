@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import psycopg
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -273,7 +274,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 def install(app: FastAPI) -> None:
     app.add_exception_handler(DomainError, _on_domain_error)
-    for kind in (OperationalError, InterfaceError, PoolTimeout):
+    for kind in (OperationalError, InterfaceError, PoolTimeout, psycopg.OperationalError):
         app.add_exception_handler(kind, _on_database_trouble)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -48,6 +48,7 @@ class ObjectStore:
         parts = urlparse(url)
         self.url = url
         self._folder: Path | None = None
+        self._named: set[Path] = set()  # folders whose names are on the disk
         if parts.scheme == "file":
             self._folder = Path(unquote(parts.path))
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ class ObjectStore:
             if (self._folder / key).read_bytes() != body:
                 obstore.put(self._backend, key, body, mode="overwrite")
         if self._folder is not None:
-            _sync(self._folder / key)
+            _sync(self._folder / key, self._named)
         return Stored(digest, len(body))
 
     def get(self, digest: str) -> bytes:
@@ -93,11 +94,20 @@ class ObjectStore:
         return True
 
 
-def _sync(path: Path) -> None:
-    """Flush a new file and the names that lead to it: a row may now refer to it."""
-    for target in (path, path.parent, path.parent.parent):
-        handle = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _sync(path: Path, named: set[Path]) -> None:
+    """Flush a new file and the names that lead to it: a row may now refer to it. ``named``: folders
+    whose own names are on the disk already; nobody removes a folder, so once is enough.
+    """
+    _flush(path)
+    _flush(path.parent)
+    if path.parent not in named:
+        _flush(path.parent.parent)
+        named.add(path.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

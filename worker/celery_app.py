@@ -75,6 +75,7 @@ def serve(queue: str, *, log_level: str) -> int:
     from worker import tasks
 
     signals.worker_shutting_down.connect(tasks.stop_soon, weak=False)
+    tasks.make_ready(queue)
     if queue == QUEUE_TRAIN:
         signals.worker_ready.connect(lambda **_: tasks.start_recovery(), weak=False)
     worker = app.Worker(

@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from core.errors import DataError, DomainError, PlanRefused
-from core.training.compute import resolve_device
+from core.training.compute import Compute, resolve_device
 from core.wire.messages import WorkOrder
 from worker import logs
 from worker.agent.policy import judge
@@ -53,6 +53,19 @@ class _LeaseGone(WorkerError):
     """The lease ended before noise was drawn: stop without a release."""
 
     code = "lease-gone"
+
+
+def make_ready(compute: Compute) -> None:
+    """Import what rounds need before asking for work: torch takes seconds, and on a machine with
+    several sites many of them, in which a lease would run and the other sites wait.
+    """
+    from core.privacy import noise  # noqa: F401
+    from core.training import local  # noqa: F401
+
+    if compute.engine == "opacus":
+        from core.training import reference  # noqa: F401
+    else:
+        from core.training import fast  # noqa: F401
 
 
 def perform(order: WorkOrder, config: ClientConfig, place: Workplace) -> Outcome:

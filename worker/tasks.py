@@ -11,8 +11,8 @@ import threading
 from functools import cache
 from typing import Any
 
-from core.wire.jobs import TASK_AGGREGATE, TASK_TRAIN
-from worker import aggregation, logs
+from core.wire.jobs import QUEUE_TRAIN, TASK_AGGREGATE, TASK_TRAIN
+from worker import aggregation, execution, logs
 from worker.agent.site import Site
 from worker.cache import ObjectCache
 from worker.celery_app import app
@@ -115,7 +115,15 @@ train = app.task(name=TASK_TRAIN, bind=True)(_train)
 aggregate = app.task(name=TASK_AGGREGATE, bind=True)(_aggregate)
 
 
-# --- what a train worker does when it starts ---
+# --- what a worker does when it starts ---
+
+
+def make_ready(queue: str) -> None:
+    """Import what the tasks of a queue need before the first one holds a lease."""
+    if queue == QUEUE_TRAIN:
+        execution.make_ready(settings().compute)
+    else:
+        from core.federation import aggregate  # noqa: F401
 
 
 def start_recovery() -> threading.Thread:
@@ -162,4 +170,4 @@ def stop_soon(**_: Any) -> None:
     stopping.set()
 
 
-__all__ = ["aggregate", "start_recovery", "stop_soon", "train"]
+__all__ = ["aggregate", "make_ready", "start_recovery", "stop_soon", "train"]

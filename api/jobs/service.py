@@ -21,8 +21,8 @@ from api.jobs import repository
 from api.problems import Conflict, InvalidRequest, LeaseLost, NotFound, WorkGone, WorkLeased
 from api.rounds import repository as rounds
 from api.runs import repository as runs
+from api.runs.specs import spec_of
 from api.updates.repository import remember_object
-from core.federation.plan import RunSpec
 from core.wire.messages import (
     LEASE_HEADER,
     AggregateInput,
@@ -49,7 +49,7 @@ async def claim(ctx: Context, session: AsyncSession, job_id: UUID) -> AggregateJ
         raise WorkGone(f"the job is {job.state}", mend="Drop this message.")
     if row.state != "aggregating":  # a round that was abandoned leaves its job behind
         raise WorkGone(f"the job's round is {row.state}", mend="Drop this message.")
-    spec = RunSpec.model_validate(run.spec)
+    spec = spec_of(run)
     model = None
     if job.round_number > 0:
         model = await rounds.model(session, run.id, None, before=job.round_number)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.db.base import uuid7
 from api.db.models import Account, Client
 from api.db.run_models import LedgerEntry, Run, WorkItem
 
@@ -68,10 +69,21 @@ async def add(session: AsyncSession, entry: LedgerEntry) -> None:
     await session.flush()
 
 
-async def one(session: AsyncSession, entry_id: UUID) -> LedgerEntry:
-    return (
-        await session.execute(select(LedgerEntry).where(LedgerEntry.id == entry_id))
-    ).scalar_one()
+_SETTLE = text(
+    """
+    INSERT INTO ledger_entries
+        (id, account_id, client_id, run_id, round_number, attempt, kind, reserve_id)
+    SELECT :id, account_id, client_id, run_id, round_number, attempt, :outcome, id
+    FROM ledger_entries WHERE id = :reservation_id
+    RETURNING id
+    """
+)
+
+
+async def settle(session: AsyncSession, reservation_id: UUID, outcome: str) -> None:
+    """The reservation's one outcome, on the same account and attempt."""
+    values = {"id": uuid7(), "outcome": outcome, "reservation_id": reservation_id}
+    (await session.execute(_SETTLE, values)).scalar_one()
 
 
 async def client_names(session: AsyncSession, account_id: UUID) -> dict[UUID, str]:

@@ -144,18 +144,8 @@ async def settle(
     session: AsyncSession, reservation_id: UUID, outcome: Literal["commit", "lost"]
 ) -> None:
     """Write a reservation's one outcome; a second one violates a unique index."""
-    reservation = await repository.one(session, reservation_id)
-    entry = LedgerEntry(
-        id=uuid7(),
-        account_id=reservation.account_id,
-        client_id=reservation.client_id,
-        run_id=reservation.run_id,
-        round_number=reservation.round_number,
-        attempt=reservation.attempt,
-        kind=outcome,
-        reserve_id=reservation.id,
-    )
-    await repository.add(session, entry)
+    await session.flush()
+    await repository.settle(session, reservation_id, outcome)
 
 
 def _pure(entry: EntryView) -> ledger.Entry:

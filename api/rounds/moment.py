@@ -13,6 +13,7 @@ from api.context import Context
 from api.db.run_models import Job, Round, Run
 from api.rounds import members, repository
 from api.rounds.repository import Place
+from api.runs.specs import spec_of
 from core.federation.plan import RunSpec
 from core.privacy import budget
 from core.privacy.events import PrivacyEvent
@@ -54,7 +55,7 @@ async def newest(ctx: Context, session: AsyncSession, run: Run) -> Moment | None
     row = await repository.newest(session, run.id, lock=True)
     if row is None:
         return None
-    spec = RunSpec.model_validate(run.spec)
+    spec = spec_of(run)
     return Moment(
         ctx=ctx,
         session=session,

@@ -37,17 +37,6 @@ async def one(session: AsyncSession, run_id: UUID, number: int) -> Round | None:
     return await session.get(Round, (run_id, number))
 
 
-async def shared(session: AsyncSession, run_id: UUID, number: int) -> Round | None:
-    """The round under FOR SHARE: it cannot close until this transaction ends."""
-    found: Round | None = await session.scalar(
-        select(Round)
-        .where(Round.run_id == run_id, Round.number == number)
-        .with_for_update(read=True)
-        .execution_options(populate_existing=True)
-    )
-    return found
-
-
 async def live(session: AsyncSession) -> Sequence[UUID]:
     """Runs with a round that is under way: those that run, and completed ones with a join."""
     query = select(Round.run_id).where(text(LIVE_ROUND))

@@ -18,7 +18,8 @@ from api.problems import NotFound
 from api.rounds import members, repository
 from api.rounds.facts import gather
 from api.runs import repository as runs
-from core.federation.plan import RoundKind, RunSpec
+from api.runs.specs import spec_of
+from core.federation.plan import RoundKind
 from core.federation.rounds import RoundState, Standing
 from core.wire.messages import AggregateResult, ObjectRef
 
@@ -70,7 +71,7 @@ async def view(
     """A client token sees its own standing only: how others fare is not its business. That some
     update is an outlier is for those who look after the run.
     """
-    spec = RunSpec.model_validate(run.spec)
+    spec = spec_of(run)
     places = await members.places(session, run.id, spec, row.number)
     facts = gather(spec, run, row, places, await ctx.database.now(session))
     model = await repository.model(session, run.id, row.number)
@@ -137,7 +138,7 @@ async def model(session: AsyncSession, who: Principal, run: Run, number: int | N
     if found is None:
         which = "no round" if number is None else f"round {number} is not"
         raise NotFound(f"{which} published yet", field="round")
-    spec = RunSpec.model_validate(run.spec)
+    spec = spec_of(run)
     members = await runs.clients_of(session, run.id, up_to_round=found.round_number)
     with_code = await repository.with_code(session, run.id, found.round_number)
     spent = await ledger.spent_on_model(

@@ -117,8 +117,7 @@ async def put(
         raise UnsupportedMediaType(
             f"an update is sent as {CONTENT_TYPE_TENSORS}", field="Content-Type"
         )
-    async with ctx.database.read() as session:
-        to = await service.target(ctx, session, who, run_id, number, update_id, lease)
+    to = await service.target(ctx, who, run_id, number, update_id, lease)
     body = await read_limited(request, to.expected.max_bytes)
     receipt, new = await service.receive(ctx, to, body)
     response.status_code = 201 if new else 200

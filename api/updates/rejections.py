@@ -55,7 +55,7 @@ async def refused(ctx: Context, to: Target, digest: str, size: int, error: Updat
 
     The same bytes sent again are refused again, but written down once.
     """
-    run_id, number = to.run.id, to.row.number
+    run_id, number = to.run_id, to.number
     async with ctx.database.write() as session:
         if await _known(session, to, digest):
             return

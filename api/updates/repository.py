@@ -2,15 +2,107 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.base import uuid7
 from api.db.models import StoredObject
-from api.db.run_models import Update, WorkItem
+from api.db.run_models import Update
+
+# Everything about where an update is meant to go, and what this client has sent before that it
+# could be: one row, whatever exists. Without ``client_id`` the work says whose update it is.
+TARGET = """
+SELECT runs.spec_digest,
+       r.state,
+       EXISTS (SELECT 1 FROM run_clients m
+               WHERE m.run_id = runs.id AND m.client_id = who.client_id),
+       w.id, w.run_id, w.round_number, w.client_id, w.attempt, w.state,
+       c.managed,
+       EXISTS (SELECT 1 FROM updates u
+               WHERE u.client_id = who.client_id
+                 AND (u.update_id = %(update_id)s
+                      OR (u.run_id = %(run_id)s AND u.round_number = %(number)s)))
+FROM (SELECT 1) one
+LEFT JOIN work_items w ON w.id = %(work_id)s
+LEFT JOIN clients c ON c.id = w.client_id
+CROSS JOIN LATERAL (SELECT coalesce(%(client_id)s, w.client_id) AS client_id) who
+LEFT JOIN runs ON runs.id = %(run_id)s
+LEFT JOIN rounds r ON r.run_id = runs.id AND r.number = %(number)s
+"""
+# Does anybody still hold or wait for work of a round?
+STILL_OUT = """
+SELECT 1 FROM work_items
+WHERE run_id = %(run_id)s AND round_number = %(number)s AND state IN ('ready', 'leased')
+LIMIT 1
+"""
+# Locks in the order of everywhere: the round (it cannot close until this transaction ends), then
+# the work. A test holds the order.
+_HELD = text(
+    """
+    SELECT r.state, w.id, w.state, w.reservation_id, w.attempt, clock_timestamp()
+    FROM rounds r
+    JOIN work_items w ON w.run_id = r.run_id AND w.round_number = r.number
+    WHERE r.run_id = :run_id AND r.number = :number AND w.id = :work_id
+    FOR SHARE OF r FOR NO KEY UPDATE OF w
+    """
+)
+_COUNT = text(
+    """
+    WITH bytes AS (
+        INSERT INTO objects (digest, size) VALUES (:digest, :size) ON CONFLICT DO NOTHING
+    ), ended AS (
+        UPDATE work_items SET state = 'done', finished_at = :now WHERE id = :work_id
+    )
+    INSERT INTO updates
+        (id, update_id, run_id, round_number, client_id, work_id, digest, size)
+    VALUES (:id, :update_id, :run_id, :number, :client_id, :work_id, :digest, :size)
+    """
+)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A round and a work of it, both locked, as they are now."""
+
+    round_state: str
+    work_id: UUID
+    work_state: str
+    reservation_id: UUID | None
+    attempt: int
+    now: datetime
+
+
+async def held(session: AsyncSession, run_id: UUID, number: int, work_id: UUID) -> Held | None:
+    values = {"run_id": run_id, "number": number, "work_id": work_id}
+    row = (await session.execute(_HELD, values)).first()
+    return None if row is None else Held(*row)
+
+
+async def count(
+    session: AsyncSession,
+    *,
+    update_id: UUID,
+    run_id: UUID,
+    number: int,
+    client_id: UUID,
+    work_id: UUID,
+    digest: str,
+    size: int,
+    now: datetime,
+) -> None:
+    """The update's row, its object's, and the end of its work."""
+    await session.execute(
+        _COUNT,
+        {
+            "id": uuid7(), "update_id": update_id, "run_id": run_id, "number": number,
+            "client_id": client_id, "work_id": work_id, "digest": digest, "size": size, "now": now,
+        },
+    )  # fmt: skip
 
 
 async def existing(
@@ -38,21 +130,3 @@ async def remember_object(session: AsyncSession, digest: str, size: int) -> None
     await session.execute(
         insert(StoredObject).values(digest=digest, size=size).on_conflict_do_nothing()
     )
-
-
-async def add(
-    session: AsyncSession, work: WorkItem, update_id: UUID, digest: str, size: int
-) -> Update:
-    row = Update(
-        id=uuid7(),
-        update_id=update_id,
-        run_id=work.run_id,
-        round_number=work.round_number,
-        client_id=work.client_id,
-        work_id=work.id,
-        digest=digest,
-        size=size,
-    )
-    session.add(row)
-    await session.flush()
-    return row

@@ -8,6 +8,7 @@ are not there (a crash in between leaves an object that nobody names, which is h
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from uuid import UUID
 
 import structlog
@@ -15,47 +16,38 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth import Principal, read_lease
-from api.clients import repository as clients
 from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
-from api.db.run_models import Round, Update, WorkItem
+from api.db.run_models import Round, Run
 from api.ledger import service as ledger
 from api.problems import InvalidRequest, LeaseLost, NotFound, RoundClosed, UpdateConflict
 from api.rounds import repository as rounds
 from api.rounds.facts import gather
-from api.runs import repository as runs
+from api.runs.specs import expected_of, spec_by_digest
 from api.updates import rejections, repository
 from api.updates.target import Target
-from api.work import repository as works
 from core.errors import UpdateRejected
 from core.federation import rounds as machine
-from core.federation.plan import RunSpec
-from core.federation.updates import check_update, expectation
-from core.storage import sha256_of
+from core.federation.updates import UpdateExpectation, check_update
+from core.storage import ObjectStore, Stored, sha256_of
 from core.wire.messages import LEASE_HEADER, UpdateReceipt
 
 log = structlog.get_logger(__name__)
 
 
-def _receipt(update: Update) -> UpdateReceipt:
+def _receipt(to: Target, update_id: UUID, digest: str, size: int) -> UpdateReceipt:
     return UpdateReceipt(
-        update_id=str(update.update_id),
-        run_id=str(update.run_id),
-        round_number=update.round_number,
-        client_id=str(update.client_id),
-        digest=update.digest,
-        size=update.size,
+        update_id=str(update_id),
+        run_id=str(to.run_id),
+        round_number=to.number,
+        client_id=str(to.client_id),
+        digest=digest,
+        size=size,
     )
 
 
 async def target(
-    ctx: Context,
-    session: AsyncSession,
-    who: Principal,
-    run_id: UUID,
-    number: int,
-    update_id: UUID,
-    lease: str | None,
+    ctx: Context, who: Principal, run_id: UUID, number: int, update_id: UUID, lease: str | None
 ) -> Target:
     """Who sends this and what it must look like. A client token speaks for its client; a worker
     token for the managed client whose lease it shows.
@@ -63,35 +55,36 @@ async def target(
     if lease is None:
         raise InvalidRequest("the lease token is missing", field=LEASE_HEADER)
     named = read_lease(lease, ctx.settings.pepper)
-    work = await works.one(session, named[0]) if named is not None else None
-    if who.client_id is not None:
-        client_id = who.client_id
-    elif work is None:
-        raise LeaseLost("this lease token is not known here")
-    else:
-        client_id = work.client_id
-        client = await clients.one(session, client_id)
-        if client is None or not client.managed:
-            raise NotFound("there is no such work of a managed client")
-    run = await runs.one(session, run_id)
-    row = await rounds.one(session, run_id, number)
-    if run is None or row is None or not await runs.takes_part(session, run_id, client_id):
-        raise NotFound("there is no such round, or you take no part in it")
-    matches = (
-        work is not None
-        and (work.run_id, work.round_number, work.client_id) == (run_id, number, client_id)
-        and named == (work.id, work.attempt)
+    (found,) = await ctx.database.glance(
+        repository.TARGET,
+        run_id=run_id,
+        number=number,
+        update_id=update_id,
+        work_id=named[0] if named is not None else None,
+        client_id=who.client_id,
     )
-    spec = RunSpec.model_validate(run.spec)
+    digest, round_state, takes_part, work_id, *place, attempt, state, managed, before = found
+    client_id = place[2] if who.client_id is None else who.client_id
+    if client_id is None:
+        raise LeaseLost("this lease token is not known here")
+    if who.client_id is None and not managed:
+        raise NotFound("there is no such work of a managed client")
+    if round_state is None or not takes_part:
+        raise NotFound("there is no such round, or you take no part in it")
+    matches = place == [run_id, number, client_id] and named == (work_id, attempt)
+    spec = await spec_by_digest(ctx.database, run_id, digest)
     return Target(
         who=who,
-        run=run,
-        row=row,
+        run_id=run_id,
+        number=number,
         spec=spec,
         client_id=client_id,
         update_id=update_id,
-        work_id=work.id if work is not None and matches else None,
-        expected=expectation(spec, number),
+        work_id=work_id if matches else None,
+        round_state=round_state,
+        work_state=state or "",
+        sent_before=before,
+        expected=expected_of(digest, spec, number),
     )
 
 
@@ -99,16 +92,16 @@ async def _known(session: AsyncSession, to: Target, digest: str) -> UpdateReceip
     """The receipt of the same bytes; ``UpdateConflict`` for others; None if there is nothing."""
     before = await repository.existing(
         session,
-        run_id=to.row.run_id,
-        number=to.row.number,
+        run_id=to.run_id,
+        number=to.number,
         client_id=to.client_id,
         update_id=to.update_id,
     )
     if before is None:
         return None
-    here = (before.run_id, before.round_number) == (to.row.run_id, to.row.number)
+    here = (before.run_id, before.round_number) == (to.run_id, to.number)
     if here and before.digest == digest:
-        return _receipt(before)
+        return _receipt(to, before.update_id, before.digest, before.size)
     raise UpdateConflict(
         "another update of this client counts already in this round"
         if here
@@ -117,73 +110,102 @@ async def _known(session: AsyncSession, to: Target, digest: str) -> UpdateReceip
     )
 
 
-async def _admit(
-    ctx: Context, session: AsyncSession, to: Target, row: Round, work: WorkItem | None
-) -> WorkItem:
-    """The state machine's word on an update that arrives now."""
-    live = work is not None and work.state == "leased"
-    now = await ctx.database.now(session)
-    facts = gather(to.spec, to.run, row, (), now, lease_live=live)
-    decision = machine.decide(machine.RoundState(row.state), machine.RoundEvent.UPDATE, facts)
-    if isinstance(decision, machine.Accept) and work is not None:
-        return work
+def _admit(to: Target, round_state: str, work_state: str, now: datetime) -> None:
+    """The state machine's word on an update that arrives now; an exception unless it counts."""
+    row = Round(run_id=to.run_id, number=to.number, state=round_state, extended=False)
+    live = to.work_id is not None and work_state == "leased"
+    facts = gather(to.spec, Run(id=to.run_id), row, (), now, lease_live=live)
+    decision = machine.decide(machine.RoundState(round_state), machine.RoundEvent.UPDATE, facts)
+    if isinstance(decision, machine.Accept):
+        return
     if isinstance(decision, machine.Reject) and decision.code == "round-closed":
-        raise RoundClosed(f"round {row.number} is {row.state}", mend="Poll for new work.")
-    state = "is not of this client and round" if work is None else f"has ended: {work.state}"
+        raise RoundClosed(f"round {to.number} is {round_state}", mend="Poll for new work.")
+    state = "is not of this client and round" if to.work_id is None else f"has ended: {work_state}"
     raise LeaseLost(f"the lease {state}", mend="Poll for new work.")
 
 
 async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt, bool]:
     """The receipt, and whether the update is new. Raises an ``UpdateRejected`` or a conflict."""
-    digest = await asyncio.to_thread(sha256_of, body)
-    async with ctx.database.read() as session:
-        if known := await _known(session, to, digest):
-            return known, False
-        work = await works.one(session, to.work_id) if to.work_id is not None else None
-        row = await rounds.one(session, to.row.run_id, to.row.number)
-        await _admit(ctx, session, to, row or to.row, work)
-    async with ctx.checks:
-        try:
-            await asyncio.to_thread(check_update, body, to.expected)
-        except UpdateRejected as error:
-            await rejections.refused(ctx, to, digest, len(body), error)
-            raise
-        stored = await asyncio.to_thread(ctx.store.put, body)
-    try:
-        async with ctx.database.write() as session:
-            return await _count(ctx, session, to, stored.digest, stored.size)
-    except IntegrityError:
-        # Two identical requests raced past the first look: the other one has just won.
+    if to.sent_before:
+        digest = await asyncio.to_thread(sha256_of, body)
         async with ctx.database.read() as session:
             if known := await _known(session, to, digest):
                 return known, False
+    # Refused now, it costs neither a check nor a place in the store. What counts is judged below.
+    _admit(to, to.round_state, to.work_state, datetime.now(UTC))
+    async with ctx.checks:
+        try:
+            stored = await asyncio.to_thread(_checked, ctx.store, body, to.expected)
+        except UpdateRejected as error:
+            digest = await asyncio.to_thread(sha256_of, body)
+            await rejections.refused(ctx, to, digest, len(body), error)
+            raise
+    try:
+        async with ctx.database.write() as session:
+            found = await _count(ctx, session, to, stored.digest, stored.size)
+    except IntegrityError:
+        # Two identical requests raced past the first look: the other one has just won.
+        async with ctx.database.read() as session:
+            if known := await _known(session, to, stored.digest):
+                return known, False
         raise
+    await _ring_if_last(ctx, to)
+    return found
+
+
+def _checked(store: ObjectStore, body: bytes, expected: UpdateExpectation) -> Stored:
+    check_update(body, expected)
+    return store.put(body)
+
+
+async def _ring_if_last(ctx: Context, to: Target) -> None:
+    """Wake the sweeper when nobody is left to wait for. Looked at after the commit, so that of two
+    last updates at once the later one sees both. (A ring inside every update's transaction would
+    make commits wait for each other, and sweep the whole round for each.)
+    """
+    if not await ctx.database.glance(repository.STILL_OUT, run_id=to.run_id, number=to.number):
+        async with ctx.database.write() as session:
+            await ring(session, TOPIC_SWEEP)
 
 
 async def _count(
     ctx: Context, session: AsyncSession, to: Target, digest: str, size: int
 ) -> tuple[UpdateReceipt, bool]:
-    """The one transaction in which an update begins to count."""
-    row = await rounds.shared(session, to.row.run_id, to.row.number)
-    work = await works.locked(session, to.work_id) if to.work_id is not None else None
-    if row is None:
-        raise NotFound("the round vanished")
-    if known := await _known(session, to, digest):
+    """The one transaction in which an update begins to count.
+
+    While its work is leased no other update of this client and round can count (one live attempt,
+    one update for each), so that only who is refused has to be compared with what counts already.
+    """
+    held = None
+    if to.work_id is not None:
+        held = await repository.held(session, to.run_id, to.number, to.work_id)
+    if held is None or held.reservation_id is None:
+        if known := await _known(session, to, digest):
+            return known, False
+        row = await rounds.one(session, to.run_id, to.number)
+        _admit(to, to.round_state if row is None else row.state, "", datetime.now(UTC))
+        raise RuntimeError(f"an update was admitted to round {to.number} without work")
+    if held.work_state != "leased" and (known := await _known(session, to, digest)):
         return known, False
-    work = await _admit(ctx, session, to, row, work)
-    if work.reservation_id is None:
-        raise RuntimeError(f"leased work {work.id} has no reservation")
-    await repository.remember_object(session, digest, size)
-    update = await repository.add(session, work, to.update_id, digest, size)
-    work.state, work.finished_at = "done", await ctx.database.now(session)
-    await ledger.settle(session, work.reservation_id, "commit")
-    await ring(session, TOPIC_SWEEP)
+    _admit(to, held.round_state, held.work_state, held.now)
+    await repository.count(
+        session,
+        update_id=to.update_id,
+        run_id=to.run_id,
+        number=to.number,
+        client_id=to.client_id,
+        work_id=held.work_id,
+        digest=digest,
+        size=size,
+        now=held.now + ctx.database.clock_offset,
+    )
+    await ledger.settle(session, held.reservation_id, "commit")
     log.info(
         "update_accepted",
-        run_id=str(work.run_id),
-        round=work.round_number,
-        client_id=str(work.client_id),
-        attempt=work.attempt,
+        run_id=str(to.run_id),
+        round=to.number,
+        client_id=str(to.client_id),
+        attempt=held.attempt,
         size=size,
     )
-    return _receipt(update), True
+    return _receipt(to, to.update_id, digest, size), True

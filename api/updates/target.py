@@ -6,20 +6,26 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from api.auth import Principal
-from api.db.run_models import Round, Run
 from core.federation.plan import RunSpec
 from core.federation.updates import UpdateExpectation
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where an update is meant to go, judged before its body is read."""
+    """Where an update is meant to go, judged before its body is read.
+
+    ``round_state``, ``work_state`` as they were then; ``sent_before``: something of this client
+    that it may be, or may be in conflict with.
+    """
 
     who: Principal
-    run: Run
-    row: Round
+    run_id: UUID
+    number: int
     spec: RunSpec
     client_id: UUID
     update_id: UUID
     work_id: UUID | None
+    round_state: str
+    work_state: str
+    sent_before: bool
     expected: UpdateExpectation

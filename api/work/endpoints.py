@@ -49,8 +49,10 @@ async def poll(
     until = time.monotonic() + min(wait, ctx.settings.max_wait_s)
     with ctx.hub.subscribe(topic_of_client(client_id)) as bell:
         while True:
-            async with ctx.database.write() as session:
-                order = await service.poll(ctx, session, client_id, run)
+            order = None
+            if await service.may_have_work(ctx, client_id):
+                async with ctx.database.write() as session:
+                    order = await service.poll(ctx, session, client_id, run)
             if order is not None:
                 return order
             left = until - time.monotonic()

@@ -10,6 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.run_models import Round, Run, WorkItem
 
+# At least what ``next_for`` may give, by the index of offered work alone.
+OFFERED = """
+SELECT 1 FROM work_items
+WHERE client_id = %(client_id)s AND state IN ('ready', 'leased')
+  AND available_at <= clock_timestamp() + %(clock)s
+LIMIT 1
+"""
+
 
 async def next_for(
     session: AsyncSession, client_id: UUID, now: datetime, run_id: UUID | None = None

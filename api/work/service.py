@@ -22,9 +22,8 @@ from api.ledger import service as ledger
 from api.problems import InvalidRequest, LeaseLost, NotFound, WorkGone, WorkLeased
 from api.rounds import repository as rounds
 from api.runs import repository as runs
+from api.runs.specs import expected_of, spec_of
 from api.work import repository
-from core.federation.plan import RunSpec
-from core.federation.updates import expectation
 from core.wire.messages import LEASE_HEADER, LeaseRenewal, ObjectRef, WorkFailure, WorkOrder
 
 log = structlog.get_logger(__name__)
@@ -35,8 +34,8 @@ async def _order(ctx: Context, session: AsyncSession, work: WorkItem, client: Cl
     run = await runs.one(session, work.run_id)
     if run is None:
         raise NotFound("the run vanished")
-    spec = RunSpec.model_validate(run.spec)
-    expected = expectation(spec, work.round_number)
+    spec = spec_of(run)
+    expected = expected_of(run.spec_digest, spec, work.round_number)
     inputs: tuple[ObjectRef, ...] = ()
     kind = spec.kind(work.round_number)
     if kind in ("spread", "train", "validate"):  # a sketch reads nothing but records
@@ -77,6 +76,11 @@ async def _lease(session: AsyncSession, work: WorkItem, order: WorkOrder, now: d
     await session.flush()
     await ring(session, TOPIC_SWEEP)
     log.info("work_leased", work_id=str(work.id), client=order.client, round=order.round_number)
+
+
+async def may_have_work(ctx: Context, client_id: UUID) -> bool:
+    """Whether ``poll`` is worth a transaction. Most polls of most clients find nothing."""
+    return bool(await ctx.database.glance(repository.OFFERED, client_id=client_id))
 
 
 async def poll(
@@ -147,7 +151,7 @@ async def renew(
     run = await runs.one(session, work.run_id)
     if run is None:
         raise NotFound("the run vanished")
-    lease_s = RunSpec.model_validate(run.spec).plan.round.lease_s
+    lease_s = spec_of(run).plan.round.lease_s
     work.lease_expires = await ctx.database.now(session) + timedelta(seconds=lease_s)
     return LeaseRenewal(lease_s=lease_s)
 

@@ -143,10 +143,11 @@ class Stack:
             environment["FHV_SITE_CONFIG"] = str(site)
         self._start(f"worker-{queue}", ["worker", "run", "--queue", queue], environment)
 
-    def start_agent(self, token: str, site: Path) -> None:
+    def start_agent(self, token: str, site: Path, *, name: str = AGENT) -> None:
+        """Start a site's agent; several of them need names of their own."""
         environment = self.worker_environment(token)
         environment["FHV_SITE_CONFIG"] = str(site)
-        self._start(AGENT, ["agent", "run"], environment)
+        self._start(name, ["agent", "run"], environment)
 
     def _start(self, name: str, arguments: list[str], environment: dict[str, str]) -> None:
         self.processes.start(name, [sys.executable, "-m", "core.cli", *arguments], environment)

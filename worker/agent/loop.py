@@ -24,7 +24,7 @@ from worker.client import CoordinatorClient
 from worker.config import ClientConfig, SiteConfig
 from worker.delivery import Workplace, give_back
 from worker.errors import ApiProblem, ClientError, OrderUnreadable, Unreachable
-from worker.execution import Outcome, perform, recover
+from worker.execution import Outcome, make_ready, perform, recover
 
 _log = logs.get("worker.agent")
 
@@ -93,6 +93,7 @@ def run_agent(
     stopper = stopper or Stopper()
     with stopper.listening(), Site.open(site_config.state_dir) as site:
         try:
+            make_ready(compute)
             client_id, config = _identified(coordinator, site_config, stopper)
             with site.lock(config.name):
                 _log.info("agent_started", client=config.name, coordinator=coordinator.base_url)

@@ -1,0 +1,50 @@
+"""Specifications as they were validated once. A run's never changes and is named by its digest,
+so nothing that is kept here can be out of date.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from api.db.engine import Database
+from api.db.run_models import Run
+from core.federation.plan import RunSpec
+from core.federation.updates import UpdateExpectation, expectation
+
+_MOST = 256
+_specs: OrderedDict[str, RunSpec] = OrderedDict()
+_expected: OrderedDict[tuple[str, int], UpdateExpectation] = OrderedDict()
+_BODY = "SELECT spec FROM runs WHERE id = %(run_id)s"
+
+
+def spec_of(run: Run) -> RunSpec:
+    """A run's specification."""
+    return _spec(run.spec_digest, run.spec)
+
+
+async def spec_by_digest(database: Database, run_id: UUID, digest: str) -> RunSpec:
+    """The same for who knows a run's digest and has not read the rest of its row."""
+    if (known := _specs.get(digest)) is not None:
+        return known
+    return _spec(digest, (await database.glance(_BODY, run_id=run_id))[0][0])
+
+
+def expected_of(digest: str, spec: RunSpec, round_number: int) -> UpdateExpectation:
+    """What an update of this round of this specification must look like."""
+    key = (digest, round_number)
+    if (known := _expected.get(key)) is None:
+        known = _expected[key] = expectation(spec, round_number)
+        if len(_expected) > _MOST:
+            _expected.popitem(last=False)
+    return known
+
+
+def _spec(digest: str, body: Mapping[str, Any]) -> RunSpec:
+    if (known := _specs.get(digest)) is None:
+        known = _specs[digest] = RunSpec.model_validate(body)
+        if len(_specs) > _MOST:
+            _specs.popitem(last=False)
+    return known

@@ -1,0 +1,88 @@
+"""Reads outside transactions, connections that died while idle, and the order of an update's
+locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+
+from api.updates import repository
+from tests.api.support import Coordinator
+
+_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+async def _cut_all(coordinator: Coordinator) -> None:
+    """What a restart of the server does to every connection."""
+    async with await coordinator.ctx.database.connect_alone() as connection:
+        cut = await (await connection.execute(_OTHERS)).fetchall()
+    assert cut
+
+
+async def test_a_glance_sees_what_was_committed_and_cannot_write(coordinator: Coordinator) -> None:
+    await coordinator.enrol("site-a")
+    database = coordinator.ctx.database
+    assert await database.glance("SELECT name FROM clients") == [("site-a",)]
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        await database.glance("UPDATE clients SET budget_epsilon = 1 RETURNING 1")
+    assert await database.glance("SELECT %(a)s::int + 1", a=1) == [(2,)]
+
+
+async def test_requests_go_on_after_the_server_has_cut_every_idle_connection(
+    coordinator: Coordinator,
+) -> None:
+    """Glances and pooled transactions both; without a single failed request."""
+    await coordinator.enrol("site-a")
+    for _ in range(2):
+        await asyncio.gather(*(coordinator.ok("GET", "/v1/clients") for _ in range(6)))
+        await _cut_all(coordinator)
+        await asyncio.sleep(0.2)
+        await asyncio.gather(*(coordinator.ok("GET", "/v1/clients") for _ in range(6)))
+        await coordinator.enrol(f"site-{_}")
+
+
+async def test_a_cancelled_glance_leaves_no_answer_to_the_next_one(
+    coordinator: Coordinator,
+) -> None:
+    database = coordinator.ctx.database
+    for _ in range(6):  # more than there are connections
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await database.glance("SELECT 'old' FROM pg_sleep(30)")
+    assert await database.glance("SELECT 'new'") == [("new",)]
+
+
+async def test_an_update_locks_its_round_before_its_work(coordinator: Coordinator) -> None:
+    """The order of the sweeper. The other way round the two could wait for each other."""
+    await coordinator.enrol("site-a", "site-b")
+    await coordinator.run("site-a", "site-b")
+    order = await coordinator.poll("site-a")
+    assert order is not None
+    (work,) = await coordinator.managed_work("site-a")
+    database = coordinator.ctx.database
+
+    async def count() -> repository.Held | None:
+        async with database.write() as session:
+            return await repository.held(session, work.run_id, work.round_number, work.id)
+
+    async with await database.connect_alone() as sweeper, sweeper.transaction():
+        await sweeper.execute("SELECT 1 FROM rounds FOR NO KEY UPDATE")
+        waiting = asyncio.create_task(count())
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        # Free: the update has not got to its work yet. (NOWAIT raises if it had.)
+        await sweeper.execute(
+            "SELECT 1 FROM work_items WHERE id = %s FOR NO KEY UPDATE NOWAIT", (work.id,)
+        )
+        await sweeper.execute("UPDATE rounds SET state = 'closing'")
+        await sweeper.execute("UPDATE work_items SET state = 'lost' WHERE id = %s", (work.id,))
+    held = await waiting
+    # What it sees is what the other one has left, not what was there when it began.
+    assert held is not None
+    assert (held.round_state, held.work_state) == ("closing", "lost")
