@@ -24,7 +24,8 @@ FAIL_WORK = r"POST /v1/work/[^/]+/fail"
 FAIL_JOB = r"POST /v1/jobs/[^/]+/fail"
 _DAY_S = 86_400
 _LONG = {"lease_s": 20.0}
-_SHORT = {"lease_s": 1.5}
+_SHORT = {"lease_s": 5.0}
+_UPLOAD_LEASE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Condition:
     @property
     def id(self) -> str:
         return f"{self.what}-{self.moment}"
+
+    @property
+    def needs_disk(self) -> bool:
+        """Does it fill a file system of its own?"""
+        return "full" in self.what
 
 
 def _caught(world: World, fault: Fault, **of_round: float) -> str:
@@ -84,9 +90,9 @@ def _until_seen(
 def slow_upload(world: World) -> Outcome:
     """It takes three leases: renewals keep the attempt alive meanwhile."""
     before = len(world.proxy.seen(AGENT, RENEW_WORK))
-    seconds = 3 * _SHORT["lease_s"]
+    seconds = 3 * _UPLOAD_LEASE_S
     fault = Fault(AGENT, PUT_UPDATE, "slow", seconds=seconds, path_has="/rounds/1/")
-    outcome = conclude(world, _caught(world, fault, **_SHORT))
+    outcome = conclude(world, _caught(world, fault, lease_s=_UPLOAD_LEASE_S))
     assert fault.statuses == [201]
     assert world.proxy.seen(AGENT, RENEW_WORK)[before:].count(200) >= 3
     return outcome

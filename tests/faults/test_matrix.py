@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.faults import document
 from tests.faults.cells import CELLS, Cell
+from tests.faults.conditions import CONDITIONS, Condition
 from tests.faults.strikes import run_cell
 from tests.faults.world import World
 
@@ -17,10 +19,16 @@ pytestmark = [pytest.mark.faults, pytest.mark.e2e, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.id)
-def test_cell(cell: Cell, world: World) -> None:
+def test_a_process_dies(cell: Cell, world: World) -> None:
     outcome = run_cell(world, cell)
-    assert outcome.state == "completed", outcome.why
-    if cell.at_most:
-        assert outcome.lost <= cell.lost
-    else:
-        assert outcome.lost == cell.lost
+    assert document.record(cell, outcome) == document.expected(cell), outcome.why
+    world.processes.check()
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.id)
+def test_something_else_goes_wrong(condition: Condition, world: World) -> None:
+    if condition.needs_disk and not world.store.mounted:
+        pytest.skip("a disk that can be filled needs the right to mount one")
+    outcome = condition.run(world)
+    assert document.record(condition, outcome) == document.expected(condition), outcome.why
+    world.processes.check()

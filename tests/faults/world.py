@@ -46,7 +46,7 @@ MANAGED = ("site-a", "site-b")
 
 # How fast the federation notices things. Short, so that a cell takes seconds; the order of
 # magnitude between them is that of the defaults.
-LEASE_S, JOB_LEASE_S = 2.0, 2.0
+LEASE_S, JOB_LEASE_S = 5.0, 3.0
 SETTINGS = {
     "FHV_GRACE_S": "2",
     "FHV_RETRY_BACKOFF_S": "0.3",
