@@ -11,6 +11,8 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 AUDIT_ARGS ?=
+SOAK_ROUNDS ?= 300
+REPEAT_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -18,7 +20,7 @@ SOURCES := api benchmarks core migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping audit run test check lint types layers format lock clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping audit run test fault-matrix soak test-repeat check lint types layers format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -54,6 +56,17 @@ run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordin
 
 test: check ## Everything that must hold: style, types, layers, all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+fault-matrix: $(STAMP) ## Every fault at every moment, with real processes; writes docs/fault-matrix.md (some minutes)
+	@rm -rf .cache/faults && mkdir -p .cache/faults
+	FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m pytest -n $(JOBS) tests/faults/test_matrix.py $(PYTEST_ARGS)
+	FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m tests.faults.document
+
+soak: $(STAMP) ## SOAK_ROUNDS (300) rounds with 20 clients while processes are killed at random (below 15 minutes; SOAK_SEED=N to repeat)
+	SOAK_ROUNDS=$(SOAK_ROUNDS) $(BIN)/python -m pytest tests/faults/test_soak.py $(PYTEST_ARGS)
+
+test-repeat: $(STAMP) ## The federation and fault tests 20 times over, each time in another order (below 40 minutes; REPEAT_ARGS="--times 20")
+	$(BIN)/python -m tests.faults.repeat $(REPEAT_ARGS)
 
 check: lint types layers ## Style, types and layers only
 

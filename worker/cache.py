@@ -12,6 +12,10 @@ import os
 import tempfile
 from pathlib import Path
 
+from worker import logs
+
+_log = logs.get("worker.cache")
+
 DEFAULT_LIMIT = 512 * 1024 * 1024  # bytes
 
 
@@ -42,9 +46,19 @@ class ObjectCache:
         return body
 
     def put(self, digest: str, body: bytes) -> None:
-        """File ``body`` under its (checked) digest. Losing it in a crash would be harmless."""
+        """File ``body`` under its (checked) digest. Losing it in a crash would be harmless, and so
+        is a full disk: the object is downloaded again.
+        """
         if len(body) > self._limit:
             return
+        try:
+            self._write(digest, body)
+        except OSError as error:
+            _log.warning("object_not_cached", error=type(error).__name__, number=error.errno)
+            return
+        self._prune()
+
+    def _write(self, digest: str, body: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, name = tempfile.mkstemp(dir=self._folder, prefix=".part-")
         try:
@@ -54,7 +68,6 @@ class ObjectCache:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        self._prune()
 
     def _path(self, digest: str) -> Path:
         kind, _, value = digest.partition(":")

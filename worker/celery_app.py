@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery
 
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN, TASK_AGGREGATE, TASK_TRAIN
+from worker import broker
 from worker.config import load_settings
 
 # Redis hands a message that was not acknowledged to somebody else after this time. It must be
@@ -26,6 +27,7 @@ def make_app(broker_url: str | None = None) -> Celery:
     if broker_url is None:
         secret = load_settings().broker_url
         broker_url = None if secret is None else secret.get_secret_value()
+    broker.install()
     app = Celery("fedhypevae", broker=broker_url, include=["worker.tasks"])
     app.conf.update(_configuration())
     return app

@@ -156,7 +156,11 @@ def _execute(
         known = place.site.ledger.attempt(key)
         if known is not None and known.state == "committed":
             raise  # interrupted between the commit and its answer: resent at the next start
-        place.site.ledger.lose(key)
+        try:
+            place.site.ledger.lose(key)
+        except SiteStateError:  # booked as lost once the ledger can be written again
+            _give_back(order, place)
+            raise
         _explain(key, error)
         if not isinstance(error, Exception):
             give_back(order.work_id, order.lease_token, "site-not-ready", place.coordinator)

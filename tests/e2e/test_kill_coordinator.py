@@ -1,8 +1,6 @@
 """kill -9 of the coordinator in the middle of a training round; started again, the run ends.
 
-Executed events are what the sites' own ledgers hold as committed: noise was drawn and the bytes
-were written down before anything was sent. The coordinator's ledger must have each of them, and
-whatever it has beyond them must be listed as lost.
+What must hold then is in ``tests.ledgers``; tests/faults kills everything else, everywhere else.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from benchmarks.demo.small import clusters
 from benchmarks.demo.stack import AGENT, COORDINATOR, TRAIN_WORKER, Stack, services
 from core.federation.plan import Plan, RunSpec
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
+from tests.ledgers import Member, check_completed, check_sums
 from worker.client import CoordinatorClient
 from worker.errors import ClientError
 
@@ -114,35 +113,18 @@ def _wait_for_open_round(running: Running, number: int) -> None:
 
 
 def _check_ledgers(running: Running) -> None:
-    run = running.operator.run(running.run_id)
-    assert run["state"] == "completed", run["why"]
-    assert run["rounds_published"] == ROUNDS
-    rounds = federation.rounds_of(running.operator, running.run_id)
-    assert [each["number"] for each in rounds] == list(range(ROUNDS))
-    assert {each["state"] for each in rounds} == {"published"}
-    total = 0
-    for client in running.fed.clients:
-        entries = running.operator.client_ledger(running.ids[client.name])["entries"]
-        by_kind = {
-            kind: {(e["round"], e["attempt"]) for e in entries if e["kind"] == kind}
-            for kind in ("reserve", "commit", "lost")
-        }
-        own = federation.site_entries(running.fed.party(client).state, client.population)
-        executed = {
-            (e.key.round_number, e.key.attempt)
-            for e in own
-            if e.kind == "commit" and e.key.client == client.name
-        }
-        # One accepted update a round, never two; every reservation has an outcome.
-        assert sorted(number for number, _ in by_kind["commit"]) == list(range(ROUNDS))
-        assert by_kind["reserve"] == by_kind["commit"] | by_kind["lost"]
-        assert not by_kind["commit"] & by_kind["lost"]
-        # Nothing executed is missing; what is booked beyond is listed as lost.
-        assert by_kind["commit"] <= executed
-        assert executed <= by_kind["commit"] | by_kind["lost"]
-        assert by_kind["reserve"] - executed <= by_kind["lost"]
-        total += len(by_kind["commit"])
-    assert total == run["rounds_published"] * len(running.fed.clients)
+    members = [
+        Member(
+            client.name,
+            running.ids[client.name],
+            client.population,
+            running.fed.party(client).state,
+        )
+        for client in running.fed.clients
+    ]
+    accounts = check_completed(running.operator, running.run_id, members, ROUNDS)
+    stack = running.stack
+    assert check_sums(stack.database_url, stack.store_url, running.run_id, accounts) == ROUNDS
 
 
 def _follow(running: Running) -> None:

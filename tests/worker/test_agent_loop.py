@@ -28,8 +28,9 @@ from tests.worker.support import (
 from worker.agent import loop
 from worker.agent.records import AttemptKey
 from worker.agent.site import Site
+from worker.agent.spend import SiteLedger
 from worker.config import ClientConfig
-from worker.errors import ApiProblem, ClientBusy, ConfigError
+from worker.errors import ApiProblem, ClientBusy, ConfigError, SiteStateError
 
 
 @pytest.fixture(autouse=True)
@@ -269,3 +270,39 @@ def test_an_agent_leaves_other_clients_alone(
     agent(script, until=lambda: bool(script.accepted), clients=(config, other))
     with Site.open(state_dir) as site:
         assert len(site.ledger.unfinished("site-b")) == 1
+
+
+def test_a_ledger_that_cannot_be_written_costs_one_attempt_and_the_agent_lives_on(
+    agent: Any, log: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk that is freed later. Nothing is asked for until the ledger can be written."""
+    full = SiteStateError("the ledger cannot be written: disk full.")
+    script = Script(orders=[make_order()], reissue=lambda number: make_order(attempt=number))
+    real_reserve, real_probe = SiteLedger.reserve, SiteLedger.probe
+    failures = {"reserve": 1, "probe": 3}
+    polls_before: list[int] = []
+
+    def polls() -> int:
+        return sum(call.endswith("/work") for call in script.calls)
+
+    def reserve(self: SiteLedger, *args: Any) -> None:
+        if failures["reserve"]:
+            failures["reserve"] -= 1
+            polls_before.append(polls())
+            raise full
+        real_reserve(self, *args)
+
+    def probe(self: SiteLedger) -> None:
+        if failures["probe"]:
+            failures["probe"] -= 1
+            assert polls() == polls_before[0]
+            raise full
+        real_probe(self)
+
+    monkeypatch.setattr(SiteLedger, "reserve", reserve)
+    monkeypatch.setattr(SiteLedger, "probe", probe)
+    agent(script, until=lambda: bool(script.accepted))
+    assert [code for _, code in script.failures] == ["site-not-ready"]
+    assert len(script.accepted) == 1
+    assert failures == {"reserve": 0, "probe": 0}
+    assert events(log).count("site_not_usable") == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ import stamina
 from core.wire.messages import LEASE_HEADER, PROTOCOL_HEADER, WorkFailure
 from tests.worker.support import FAST, make_order, problem, space
 from worker.answers import Retry
-from worker.cache import ObjectCache
+from worker.cache import ObjectCache, digest_of_bytes
 from worker.client import CoordinatorClient
 from worker.errors import (
     ApiProblem,
@@ -317,3 +318,22 @@ def test_the_cache_forgets_the_oldest(tmp_path: Path) -> None:
 
 def test_stamina_is_active_in_these_tests() -> None:
     assert stamina.is_active()
+
+
+def test_a_disk_without_room_for_the_cache_costs_a_download_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    body = b"frame"
+    digest = digest_of_bytes(body)
+    cache = ObjectCache(tmp_path / "objects")
+    client = connect(lambda _: httpx.Response(200, content=body), cache=cache)
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "replace", full)
+        assert client.download(digest) == body
+        assert cache.get(digest) is None
+        assert list((tmp_path / "objects").iterdir()) == []
+    assert client.download(digest) == body
+    assert cache.get(digest) == body

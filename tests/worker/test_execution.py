@@ -30,10 +30,11 @@ from tests.worker.support import (
 )
 from worker.agent.records import AttemptKey
 from worker.agent.site import Site
+from worker.agent.spend import SiteLedger
 from worker.cache import digest_of_bytes
 from worker.config import ClientConfig
 from worker.errors import SiteStateError
-from worker.execution import Outcome, perform
+from worker.execution import Outcome, perform, recover
 
 
 @pytest.fixture
@@ -454,6 +455,38 @@ def test_a_full_disk_is_named_and_costs_no_second_execution(
         assert kinds(site) == ["reserve", "lost"]
     assert script.failures == [(order.work_id, "site-not-ready")]
     assert script.puts == []
+
+
+def test_work_is_given_back_even_if_the_loss_cannot_be_booked(
+    site: Site, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator need not wait for the lease; the site books the loss at its next start."""
+
+    def full(*_: Any) -> None:
+        raise SiteStateError("disk full")
+
+    order = make_order()
+    script = Script(orders=[order])
+    with monkeypatch.context() as disk:
+        disk.setattr(SiteLedger, "commit", full)
+        disk.setattr(SiteLedger, "lose", full)
+        with pytest.raises(SiteStateError, match="disk full"):
+            perform(order, config, script.place(site))
+    assert script.failures == [(order.work_id, "site-not-ready")]
+    assert kinds(site) == ["reserve"]
+    recover(config, script.place(site))
+    assert kinds(site) == ["reserve", "lost"]
+    assert script.puts == []
+
+
+def test_a_probe_finds_a_full_disk_and_changes_nothing(site: Site) -> None:
+    db = site.ledger._db
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    site.ledger.probe()
+    assert db.execute("PRAGMA user_version").fetchone() == (version,)
+    db.execute("PRAGMA query_only = ON")  # as good as full: nothing can be written
+    with pytest.raises(SiteStateError, match="cannot be written"):
+        site.ledger.probe()
 
 
 def test_units_of_two_clients_draw_different_coins(site: Site) -> None:

@@ -23,7 +23,13 @@ from worker.agent.site import Site
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig, SiteConfig
 from worker.delivery import Workplace, give_back
-from worker.errors import ApiProblem, ClientError, OrderUnreadable, Unreachable
+from worker.errors import (
+    ApiProblem,
+    ClientError,
+    OrderUnreadable,
+    SiteStateError,
+    Unreachable,
+)
 from worker.execution import Outcome, make_ready, perform, recover
 
 _log = logs.get("worker.agent")
@@ -168,12 +174,43 @@ def _serve(
             "work_received", client=config.name, run_id=order.run_id,
             round_number=order.round_number, attempt=order.attempt, kind=order.kind,
         )  # fmt: skip
-        outcome = perform(order, config, place)
+        try:
+            outcome = perform(order, config, place)
+        except SiteStateError as error:
+            _mended(config, place, error, pauses, stopper)
+            continue
         _log.info("work_ended", client=config.name, work_id=order.work_id, outcome=str(outcome))
         if outcome in (Outcome.ACCEPTED, Outcome.PENDING):
             pauses = _pauses()
         else:
             _pause(next(pauses), stopper)
+
+
+def _mended(
+    config: ClientConfig,
+    place: Workplace,
+    error: SiteStateError,
+    pauses: Iterator[float],
+    stopper: Stopper,
+) -> None:
+    """Wait until the site's ledger can be written again, then settle what was left half-way.
+
+    A full disk is freed some day, and nobody may be there to start the agent again then. Until
+    it is, no work is asked for: a reservation at the coordinator is never refunded.
+    """
+    while True:
+        _log.error(
+            "site_not_usable", client=config.name, code=error.code, reason=error.message,
+            mend=error.mend,
+        )  # fmt: skip
+        _pause(min(next(pauses), _DATA_PAUSE_S), stopper)
+        try:
+            place.site.ledger.probe()
+            recover(config, place)
+        except SiteStateError as again:
+            error = again
+        else:
+            return
 
 
 def _after(error: ClientError, pause: float, stopper: Stopper) -> None:

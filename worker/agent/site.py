@@ -6,6 +6,7 @@ lost count of what was spent; it is refused, because starting again at zero woul
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import hmac
@@ -108,8 +109,9 @@ def _locked(path: Path, *, wait_s: float) -> Iterator[None]:
                         mend="One process at a time may spend for a client: stop the other one.",
                     ) from None
                 time.sleep(_POLL_S)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the number only serves messages
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(handle)

@@ -237,6 +237,11 @@ class SiteLedger:
         with self._transaction():
             return restoration.complete(self._db, population, unit, charges, _now())
 
+    def probe(self) -> None:
+        """Write a page that changes nothing. Raises ``SiteStateError`` if that is not possible."""
+        with self._transaction():
+            self._db.execute(f"PRAGMA user_version = {schema.VERSION}")
+
     # --- inside ---
 
     def _prepare(self, site_id: str | None) -> None:

@@ -1,0 +1,23 @@
+"""docs/fault-matrix.md has the cells that are tested, with the outcomes that are asserted."""
+
+from __future__ import annotations
+
+from tests.faults import document
+from tests.faults.cells import CELLS, MOMENTS, PROCESSES
+from tests.faults.conditions import CONDITIONS
+
+
+def test_every_cell_has_an_id_of_its_own() -> None:
+    ids = [cell.id for cell in (*CELLS, *CONDITIONS)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_process_and_every_moment_is_there() -> None:
+    assert {cell.process for cell in CELLS} == set(PROCESSES)
+    assert {cell.moment for cell in CELLS} == set(MOMENTS)
+
+
+def test_the_document_is_of_these_cells() -> None:
+    """Run ``make fault-matrix`` after a change of the cells."""
+    known = {cell.id: document.expected(cell) for cell in (*CELLS, *CONDITIONS)}
+    assert document.DOCUMENT.read_text() == document.render(known)

@@ -1,0 +1,34 @@
+"""The fault matrix with real processes: every process dies at every moment of the protocol.
+
+After each cell: the run has ended by itself, nothing accepted is lost, nothing is applied twice
+(each published model is made again from its updates), the coordinator's commits are the sites'
+executed events and the rest is listed as lost, and every process works on.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults import document
+from tests.faults.cells import CELLS, Cell
+from tests.faults.conditions import CONDITIONS, Condition
+from tests.faults.strikes import run_cell
+from tests.faults.world import World
+
+pytestmark = [pytest.mark.faults, pytest.mark.e2e, pytest.mark.timeout(180)]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.id)
+def test_a_process_dies(cell: Cell, world: World) -> None:
+    outcome = run_cell(world, cell)
+    assert document.record(cell, outcome) == document.expected(cell), outcome.why
+    world.processes.check()
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.id)
+def test_something_else_goes_wrong(condition: Condition, world: World) -> None:
+    if condition.needs_disk and not world.store.mounted:
+        pytest.skip("a disk that can be filled needs the right to mount one")
+    outcome = condition.run(world)
+    assert document.record(condition, outcome) == document.expected(condition), outcome.why
+    world.processes.check()
