@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.consents.repository import approved
 from api.db.run_models import Round, Run, WorkItem
 
 
@@ -15,7 +16,8 @@ async def next_for(
     session: AsyncSession, client_id: UUID, now: datetime, run_id: UUID | None = None
 ) -> WorkItem | None:
     """What this client should do (in one run): first what it has begun, then the oldest offer,
-    locked. A run that has failed has no open round, a paused one makes no offers.
+    locked. A run that has failed has no open round, a paused one makes no offers. Work of a run
+    that the site has not approved is never made; if it were, it would not be found.
     """
     query = (
         select(WorkItem)
@@ -32,6 +34,7 @@ async def next_for(
             ),
             WorkItem.available_at <= now,
             Round.state == "open",
+            approved(WorkItem.run_id, WorkItem.client_id),
         )
         .order_by(WorkItem.state, WorkItem.id)  # 'leased' sorts before 'ready'
         .limit(1)
