@@ -13,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 from api import health, objects, problems, spaces, tokens
 from api.clients import endpoints as clients
 from api.config import Settings, load
+from api.consents import endpoints as consents
 from api.context import Context
 from api.db.engine import Database
 from api.db.hub import Hub
@@ -43,6 +44,7 @@ _TAGS = [
     {"name": "runs", "description": "Plans made immutable, and their progress."},
     {"name": "rounds", "description": "Rounds and published models."},
     {"name": "joins", "description": "Clients that come to a completed run."},
+    {"name": "consents", "description": "What awaits a site's word, and the word."},
     {"name": "work", "description": "Orders for sites, under leases."},
     {"name": "updates", "description": "Noised results of sites."},
     {"name": "jobs", "description": "The coordinator's own jobs."},
@@ -112,7 +114,7 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
     problems.install(app)
     for module in (spaces, tokens, clients, ledger, runs, control, rounds, joins):
         app.include_router(module.router)
-    for module in (work, updates, jobs, objects):
+    for module in (consents, work, updates, jobs, objects):
         app.include_router(module.router)
     app.include_router(synthesis.router)
     app.include_router(health.router)

@@ -7,6 +7,7 @@ from typing import Any
 RUN_ID = "0199c0de-1111-7000-8000-000000000001"
 CLIENT_ID = "0199c0de-2222-7000-8000-000000000002"
 WORK_ID = "0199c0de-3333-7000-8000-000000000003"
+PLAN_ID = "0199c0de-8888-7000-8000-000000000008"
 JOB_ID = "0199c0de-4444-7000-8000-000000000004"
 UPDATE_ID = "0199c0de-5555-7000-8000-000000000005"
 KEY_ID = "0199c0de-6666-7000-8000-000000000006"
@@ -215,6 +216,46 @@ ORDER = {
     "max_update_bytes": 139264,
     "inputs": [FRAME_REF, WEIGHTS_REF],
 }
+PLAN_OFFER: dict[str, Any] = {
+    "plan_id": PLAN_ID,
+    "run_id": RUN_ID,
+    "run": "digits-1",
+    "client_id": CLIENT_ID,
+    "client": "site-a",
+    "joins": False,
+    "rounds": 12,
+    "spec": RUN_SPEC,
+    "spec_digest": SPEC,
+    "epsilon_plan": 3.9998,
+    "epsilon_spent": 2.1,
+    "epsilon_after": 4.83,
+    "delta": 1e-5,
+    "state": "asked",
+    "decided_by": None,
+    "decided_at": None,
+    "why": "",
+    "round_number": 0,
+    "deadline": "2026-03-01T13:00:00Z",
+    "asked_at": AT,
+}
+PLAN_APPROVED: dict[str, Any] = {
+    **PLAN_OFFER,
+    "state": "approved",
+    "decided_by": "person",
+    "decided_at": AT,
+    "why": "ethics vote 12/2026",
+    "round_number": None,
+    "deadline": None,
+}
+CONSENT = {
+    "client": "site-a",
+    "spec_digest": SPEC,
+    "decision": "approve",
+    "by": "person",
+    "why": "ethics vote 12/2026",
+}
+OFFERED_ORDER = {"type": "order", "order": ORDER}
+OFFERED_PLAN = {"type": "plan", "plan": PLAN_OFFER}
 RENEWAL = {"lease_s": 600.0}
 FAILURE = {"code": "site-not-ready"}
 RECEIPT = {

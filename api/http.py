@@ -17,9 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
+from api.protocol import SCOPE_KEY, negotiated
 from core.errors import DomainError
-from core.federation.plan import PROTOCOL_VERSION
-from core.wire.messages import PROTOCOL_HEADER
+from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
@@ -53,7 +53,7 @@ class Outermost:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started = time.perf_counter()
-        status = 0
+        status, used = 0, SPOKEN.newest
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -61,12 +61,13 @@ class Outermost:
                 status = message["status"]
                 answer = MutableHeaders(scope=message)
                 answer[REQUEST_ID_HEADER] = request_id
-                answer[PROTOCOL_HEADER] = str(PROTOCOL_VERSION)
+                answer[PROTOCOL_HEADER], answer[RANGE_HEADER] = str(used), str(SPOKEN)
                 answer.setdefault("Cache-Control", "no-store")
             await send(message)
 
         try:
             refused = self._refusal(scope, headers)
+            used = scope.get(SCOPE_KEY, used)
             if refused is not None:
                 await _send_problem(refused, request_id, send_with_id)
             else:
@@ -87,13 +88,10 @@ class Outermost:
                 )
 
     def _refusal(self, scope: Scope, headers: Headers) -> DomainError | None:
-        protocol = headers.get(PROTOCOL_HEADER)
-        if protocol is not None and protocol != str(PROTOCOL_VERSION):
-            return problems.UnsupportedProtocol(
-                f"protocol {protocol[:16]!r} is not spoken here, only {PROTOCOL_VERSION}",
-                field=PROTOCOL_HEADER,
-                mend="Use the same version of the worker or agent as of the coordinator.",
-            )
+        try:
+            scope[SCOPE_KEY] = negotiated(headers)
+        except problems.UnsupportedProtocol as refusal:
+            return refusal
         length = headers.get("content-length", "0")
         large = length.isdigit() and int(length) > self.max_json_bytes
         if large and not _UPLOAD.match(scope["path"]):

@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 import structlog
 
+from api.consents import service as consents
 from api.context import Context
 from api.db import outbox
 from api.db.engine import TOPIC_SWEEP
@@ -118,6 +119,7 @@ class Sweeper:
                 self._rests[run_id] = now + _REST
         async with ctx.database.write() as session:
             await outbox.announce_again(session, now, ctx.settings.resend_s)
+            await consents.announce_again(session, now, ctx.settings.resend_s)
             if self._tidied is None or now - self._tidied > _HOUSEKEEPING:
                 await outbox.sweep_up(session, now)
                 self._tidied = now

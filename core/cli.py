@@ -23,7 +23,7 @@ SUMMARIES = {
     "token": "Create, list and revoke bearer tokens (on the coordinator's machine).",
     "db": "Upgrade or inspect the coordinator's database.",
     "worker": "Run a Celery worker of the queue train or coordinator.",
-    "agent": "Run, check or audit a site's agent.",
+    "agent": "Run, check or audit a site's agent; approve or refuse runs.",
     "demo": "The whole job on real images, with real processes on this machine.",
 }
 

@@ -42,7 +42,7 @@ def carry_out(
             try:
                 coordinator.complete_job(job.job_id, job.lease_token, result)
             except ApiProblem as problem:
-                if problem.final or problem.status in (401, 403):
+                if problem.final or problem.needs_person:
                     log.warning("result_refused", problem=problem.problem)
                     return problem.problem
             except ClientError as error:

@@ -12,7 +12,13 @@ from typing import Any
 
 from celery import Celery
 
-from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN, TASK_AGGREGATE, TASK_TRAIN
+from core.wire.jobs import (
+    QUEUE_COORDINATOR,
+    QUEUE_TRAIN,
+    TASK_AGGREGATE,
+    TASK_CONSENT,
+    TASK_TRAIN,
+)
 from worker import broker
 from worker.config import load_settings
 
@@ -45,6 +51,7 @@ def _configuration() -> dict[str, Any]:
         },
         "task_routes": {
             TASK_TRAIN: {"queue": QUEUE_TRAIN},
+            TASK_CONSENT: {"queue": QUEUE_TRAIN},
             TASK_AGGREGATE: {"queue": QUEUE_COORDINATOR},
         },
         "task_create_missing_queues": False,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -32,8 +32,9 @@ def _app(text: str) -> typer.Typer:
 
 
 worker_app = _app("Celery workers of the coordinator.")
-agent_app = _app("A site's agent: run, check, audit.")
+agent_app = _app("A site's agent: run, check, consent, audit.")
 
+_LONGEST_WHY = 200
 ClientOption = Annotated[str | None, typer.Option("--client", help="Only this client.")]
 
 
@@ -144,6 +145,70 @@ def agent_join(
             say=lambda line: print(line, flush=True),
         )
     for line in place_of(joined, settings.coordinator_url):
+        print(line)
+
+
+RunArgument = Annotated[str, typer.Argument(help="The run's id or name.")]
+
+
+@agent_app.command("plans")
+def agent_plans(
+    client: ClientOption = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also what this site has answered already.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Runs that ask for this site's records: what each costs, and what the policy says."""
+    from worker.agent import plans
+    from worker.agent.site import Site
+
+    with (
+        _told(),
+        _connected() as (_, site_config, coordinator),
+        Site.open(site_config.state_dir) as site,
+    ):
+        state = None if every else "asked"
+        found = plans.shown(coordinator, site_config, site, client, state=state)
+    if as_json:
+        print(json.dumps({"plans": plans.as_json(found)}, indent=2))
+    elif found:
+        plans.print_table(found)
+    else:
+        print("nothing awaits this site's word" if not every else "no run has asked this site")
+
+
+@agent_app.command("approve")
+def agent_approve(run: RunArgument, client: ClientOption = None) -> None:
+    """Approve a run's plan, within the limits of the configuration."""
+    _decide(run, "approve", client, "")
+
+
+@agent_app.command("refuse")
+def agent_refuse(
+    run: RunArgument,
+    client: ClientOption = None,
+    why: Annotated[
+        str, typer.Option("--why", help="For the coordinator's administrator; 200 characters.")
+    ] = "",
+) -> None:
+    """Refuse a run's plan for good; exit 1 if the coordinator has it as approved."""
+    if len(why) > _LONGEST_WHY:
+        raise typer.BadParameter(f"at most {_LONGEST_WHY} characters", param_hint="--why")
+    _decide(run, "refuse", client, why)
+
+
+def _decide(run: str, verb: Literal["approve", "refuse"], client: str | None, why: str) -> None:
+    from worker.agent import plans
+    from worker.agent.site import Site
+
+    with (
+        _told(),
+        _connected() as (_, site_config, coordinator),
+        Site.open(site_config.state_dir) as site,
+    ):
+        lines = plans.decide(coordinator, site_config, site, run, verb, client=client, why=why)
+    for line in lines:
         print(line)
 
 

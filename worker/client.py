@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -21,11 +21,19 @@ import httpx
 import stamina
 from pydantic import BaseModel
 
-from core.federation.plan import PROTOCOL_VERSION
-from core.wire.messages import LEASE_HEADER, PROTOCOL_HEADER
+from core.wire.messages import LEASE_HEADER
+from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN, Versions
+from core.wire.protocol import read as versions
 from worker.answers import Answer, Retry, Timeouts
 from worker.cache import ObjectCache
-from worker.errors import ApiProblem, ConfigError, DownloadCorrupt, UnexpectedAnswer, Unreachable
+from worker.errors import (
+    UNSUPPORTED,
+    ApiProblem,
+    ConfigError,
+    DownloadCorrupt,
+    UnexpectedAnswer,
+    Unreachable,
+)
 from worker.operations import Operations, json_body, path_part
 
 __all__ = ["CoordinatorClient", "Retry", "Timeouts"]
@@ -55,7 +63,8 @@ class CoordinatorClient(Operations):
         self._retry = retry or Retry()
         self._timeouts = timeouts or Timeouts()
         self._cache = cache
-        headers = {"User-Agent": "fedhypevae-client", PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
+        self._protocol = SPOKEN.newest
+        headers = {"User-Agent": "fedhypevae-client", RANGE_HEADER: str(SPOKEN)}
         if token:
             if not (token.isascii() and token.isprintable()) or " " in token:
                 raise ConfigError(
@@ -86,6 +95,11 @@ class CoordinatorClient(Operations):
     def close(self) -> None:
         self._http.close()
 
+    @property
+    def protocol(self) -> int:
+        """The version that the coordinator spoke last; our newest one before its first answer."""
+        return self._protocol
+
     # --- objects ---
 
     def download(self, digest: str, *, size: int | None = None) -> bytes:
@@ -100,11 +114,12 @@ class CoordinatorClient(Operations):
     def _fetch(self, digest: str, size: int | None) -> bytes:
         limit = MAX_DOWNLOAD if size is None else min(size, MAX_DOWNLOAD)
         body, mac = bytearray(), hashlib.sha256()
+        url, headers = f"/v1/objects/{path_part(digest)}", self._versioned({})
         try:
-            with self._http.stream("GET", f"/v1/objects/{path_part(digest)}") as answer:
+            with self._http.stream("GET", url, headers=headers) as answer:
                 if not answer.is_success:
                     answer.read()
-                    _raise_for(answer)
+                    self._raise_for(answer)
                 for chunk in answer.iter_bytes():
                     body += chunk
                     mac.update(chunk)
@@ -123,7 +138,7 @@ class CoordinatorClient(Operations):
         method: str,
         path: str,
         *,
-        params: Mapping[str, str | int] | None = None,
+        params: Mapping[str, str | int | Sequence[str]] | None = None,
         json: BaseModel | Mapping[str, Any] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
@@ -144,13 +159,14 @@ class CoordinatorClient(Operations):
                     params=params,
                     json=body,
                     content=content,
-                    headers=sent,
+                    headers=self._versioned(sent),
                     timeout=_httpx_timeout(self._timeouts, read_s),
                 )
             except httpx.RequestError as error:
                 _raise_unreachable(self.base_url, error)
             if not answer.is_success:
-                _raise_for(answer)
+                self._raise_for(answer)
+            self._protocol = _spoken(answer) or SPOKEN.oldest
             return Answer(
                 where=f"{method} {path}",
                 status=answer.status_code,
@@ -172,8 +188,55 @@ class CoordinatorClient(Operations):
         ).with_name(name, (), {})
         for attempt in attempts:
             with attempt:
-                return once()
+                return self._in_common_version(once)
         raise AssertionError("a retry context ends with a result or an exception")
+
+    def _in_common_version(self, once: Callable[[], T]) -> T:
+        try:
+            return once()
+        except _OtherVersion:  # the version that both speak is known now
+            pass
+        try:
+            return once()
+        except _OtherVersion as again:
+            raise again.problem from None
+
+    def _versioned(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return {**headers, PROTOCOL_HEADER: str(self._protocol)}
+
+    def _raise_for(self, answer: httpx.Response) -> NoReturn:
+        """The answer's problem as an error; a version that is not spoken there is changed first.
+
+        Software of version 1 refuses every other one and names its own in a header. The same
+        request is then sent once more; a coordinator that was upgraded is found by its next answer.
+        """
+        try:
+            _raise_for(answer)
+        except ApiProblem as problem:
+            if problem.problem != UNSUPPORTED:
+                raise
+            common = _spoken(answer)
+            if common is None or common == self._protocol:
+                raise
+            self._protocol = common
+            raise _OtherVersion(problem) from None
+
+
+class _OtherVersion(Exception):
+    """The coordinator speaks another version than the request, one that is spoken here, too."""
+
+    def __init__(self, problem: ApiProblem) -> None:
+        super().__init__(problem.problem)
+        self.problem = problem
+
+
+def _spoken(answer: httpx.Response) -> int | None:
+    """The newest version that both sides speak, by the answer's headers."""
+    try:
+        theirs = versions(answer.headers.get(PROTOCOL_HEADER), answer.headers.get(RANGE_HEADER))
+    except ValueError:
+        theirs = None
+    return SPOKEN.common(theirs or Versions(SPOKEN.oldest, SPOKEN.oldest))
 
 
 def _httpx_timeout(timeouts: Timeouts, read_s: float | None = None) -> httpx.Timeout:

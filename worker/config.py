@@ -142,6 +142,8 @@ class ClientConfig(_Table):
     min_noise_multiplier: float = Field(gt=0)
     max_sample_rate: float = Field(default=1.0, gt=0, le=1)
     space_digest: Sha256 | None = None
+    # Who says yes to a run's plan: these limits alone, or a person within them.
+    consent: Literal["policy", "ask"] = "policy"
 
 
 class SiteConfig(_Table):

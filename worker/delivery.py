@@ -41,7 +41,8 @@ class Workplace:
 def deliver(update: StoredUpdate, lease_token: str, place: Workplace) -> Delivered:
     """Send the stored bytes until there is a final answer; record it, then drop the bytes.
 
-    Raises ``ApiProblem`` if the token itself is refused (401, 403): the bytes stay stored.
+    Raises ``ApiProblem`` for what a person must mend (the token, versions that do not meet): the
+    bytes stay stored.
     """
     if update.body is None:
         return "accepted" if update.delivery == ACCEPTED else "refused"
@@ -67,7 +68,7 @@ def deliver(update: StoredUpdate, lease_token: str, place: Workplace) -> Deliver
                     request_id=problem.request_id,
                 )
                 return "refused"
-            if problem.status in (401, 403):
+            if problem.needs_person:
                 raise
             log.warning("update_not_sent", problem=problem.problem, retry_in_s=round(pause, 1))
         except ClientError as error:

@@ -60,6 +60,9 @@ class Unreachable(ClientError):
         self.retry_after_s = retry_after_s
 
 
+UNSUPPORTED = "unsupported-protocol"
+
+
 class ApiProblem(ClientError):
     """The coordinator refused: its problem document. Branch on ``problem`` (a stable code)."""
 
@@ -84,9 +87,17 @@ class ApiProblem(ClientError):
         self.request_id = request_id
 
     @property
+    def needs_person(self) -> bool:
+        """True if nothing that we send is heard until somebody mends it: the token, or a version
+        that the two sides do not share. What waits to be sent is as good as before.
+        """
+        return self.status in (401, 403) or self.problem == UNSUPPORTED
+
+    @property
     def final(self) -> bool:
         """True if sending the very same request again cannot help."""
-        return 400 <= self.status < 500 and self.status not in (401, 403, 408, 425, 429)
+        passes = self.status in (408, 425, 429) or self.needs_person
+        return 400 <= self.status < 500 and not passes
 
 
 class UnexpectedAnswer(ClientError):
@@ -126,6 +137,12 @@ class JoinFailed(WorkerError):
     """This client has not joined the run; what was spent on the way is in the site's ledger."""
 
     code = "join-failed"
+
+
+class ConsentError(WorkerError):
+    """A person's word on a plan cannot be given as it was asked."""
+
+    code = "consent-error"
 
 
 # --- the site's own state ---

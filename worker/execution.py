@@ -2,7 +2,8 @@
 
 The order of steps is the privacy argument (each is durable before the next begins):
 
-1. ``judge``: the site's policy, from its own ledger. Refused orders touch no data.
+1. ``judge``: the site's policy and, where it asks a person, that person's word, both from its own
+   ledger. Refused orders touch no data.
 2. ``reserve``: the attempt is charged. From here on it counts, whatever happens.
 3. load the records, check that they are the run's, compute, draw noise (once).
 4. ``commit``: the event, the noised bytes and what the client keeps are written together.
@@ -17,6 +18,7 @@ else; why a site is not ready stays in the site's own log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -27,7 +29,7 @@ from core.training.compute import Compute, resolve_device
 from core.wire.messages import WorkOrder
 from worker import logs
 from worker.agent.policy import judge
-from worker.agent.records import Attempt, AttemptKey, StoredUpdate
+from worker.agent.records import Attempt, AttemptKey, Entry, StoredUpdate
 from worker.config import ClientConfig
 from worker.delivery import Workplace, deliver, give_back
 from worker.errors import AttemptKnown, ClientError, SiteStateError, WorkerError
@@ -80,7 +82,7 @@ def perform(order: WorkOrder, config: ClientConfig, place: Workplace) -> Outcome
     if known is not None:
         return _resume(order, known, place)
     try:
-        judge(order, config, place.site.ledger.entries(config.population))
+        _judge(order, config, place, place.site.ledger.entries(config.population))
         _same_layout(order)
     except PlanRefused as refusal:
         return _refuse(order, refusal, place)
@@ -96,7 +98,7 @@ def perform(order: WorkOrder, config: ClientConfig, place: Workplace) -> Outcome
             log.warning("inputs_unavailable", code=error.code)
             return _give_back(order, place)
         try:
-            place.site.ledger.reserve(order, config, partial(judge, order, config))
+            place.site.ledger.reserve(order, config, partial(_judge, order, config, place))
         except PlanRefused as refusal:
             return _refuse(order, refusal, place)
         except AttemptKnown:
@@ -109,6 +111,13 @@ def perform(order: WorkOrder, config: ClientConfig, place: Workplace) -> Outcome
         if update is None:
             return _give_back(order, place)
         return Outcome(deliver(update, order.lease_token, place))
+
+
+def _judge(
+    order: WorkOrder, config: ClientConfig, place: Workplace, entries: Sequence[Entry]
+) -> None:
+    """By the limits, the account, and what a person of this site has said here to this run."""
+    judge(order, config, entries, place.site.ledger.word(order.run_id, config.name))
 
 
 def recover(config: ClientConfig, place: Workplace) -> None:

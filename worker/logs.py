@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 _SHOWN_FRAMES = 6
+Logger = structlog.typing.FilteringBoundLogger
 
 
 def configure(level: str = "info") -> None:
@@ -35,9 +36,9 @@ def configure(level: str = "info") -> None:
     )
 
 
-def get(name: str) -> structlog.typing.FilteringBoundLogger:
+def get(name: str) -> Logger:
     """A logger whose lines carry ``where=name``."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(where=name)
+    logger: Logger = structlog.get_logger(where=name)
     return logger
 
 

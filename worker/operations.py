@@ -10,22 +10,25 @@ import json
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from core.federation.plan import EmbeddingSpace, Plan
 from core.wire.messages import (
     CONTENT_TYPE_TENSORS,
     AggregateJob,
     AggregateResult,
+    ConsentDecision,
     JobFailure,
     LeaseRenewal,
+    PlanOffer,
     UpdateReceipt,
     WorkFailure,
     WorkOrder,
 )
+from worker import parsing
 from worker.answers import (
     A_WHILE,
     BRIEFLY,
@@ -37,9 +40,7 @@ from worker.answers import (
     SynthesisedTable,
     Timeouts,
 )
-from worker.errors import OrderUnreadable, UnexpectedAnswer
-
-Message = TypeVar("Message", bound=BaseModel)
+from worker.errors import UnexpectedAnswer
 
 PARQUET = "application/vnd.apache.parquet"
 
@@ -55,7 +56,7 @@ class Operations(ABC):
         method: str,
         path: str,
         *,
-        params: Mapping[str, str | int] | None = None,
+        params: Mapping[str, str | int | Sequence[str]] | None = None,
         json: BaseModel | Mapping[str, Any] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
@@ -231,27 +232,61 @@ class Operations(ABC):
     # --- a client's work ---
 
     def next_work(
-        self, client_id: str, *, wait_s: float = 25.0, run_id: str | None = None
-    ) -> WorkOrder | None:
-        """Long poll for this client's next order (of one run); None if there is none in time.
+        self,
+        client_id: str,
+        *,
+        wait_s: float = 25.0,
+        run_id: str | None = None,
+        seen: Sequence[str] = (),
+    ) -> WorkOrder | PlanOffer | None:
+        """Long poll for this client's next order (of one run), or for a plan that awaits its
+        site's word and is not among ``seen``; None if there is neither in time.
 
-        Not retried here: the agent's loop reconnects for ever and says so.
+        A coordinator of protocol 1 sends orders only. Not retried here: the agent's loop reconnects
+        for ever and says so.
         """
+        params: dict[str, str | int | Sequence[str]] = {"wait": round(wait_s)}
+        if run_id is not None:
+            params["run"] = run_id
+        if seen:
+            params["seen"] = list(seen)
         answer = self._send(
             "GET",
             f"/v1/clients/{path_part(client_id)}/work",
-            params={"wait": round(wait_s)} | ({} if run_id is None else {"run": run_id}),
+            params=params,
             read_s=wait_s + self._timeouts.poll_margin,
             retry=ONCE,
         )
-        return None if answer.status == 204 else _order(answer)
+        return None if answer.status == 204 else parsing.offer(answer)
+
+    def plans(self, client_id: str | None = None, *, state: str | None = None) -> list[PlanOffer]:
+        """Plans that were put before one client's site, or (a worker's token) before those of all
+        managed clients; all pages.
+        """
+        path = "/v1/plans" if client_id is None else f"/v1/clients/{path_part(client_id)}/plans"
+        found: list[PlanOffer] = []
+        query: dict[str, str | int] = {} if state is None else {"state": state}
+        while True:
+            page = parsing.message(parsing.PlanPage, self._send("GET", path, params=query))
+            found += page.items
+            if page.next is None:
+                return found
+            query["after"] = page.next
+
+    def decide(self, run_id: str, decision: ConsentDecision) -> PlanOffer:
+        """Give a site's word on a run's plan. The same again changes nothing."""
+        path = f"/v1/runs/{path_part(run_id)}/consents"
+        return parsing.message(PlanOffer, self._send("POST", path, json=decision, retry=A_WHILE))
 
     def claim_work(self, work_id: str) -> WorkOrder:
-        return _order(self._send("POST", f"/v1/work/{path_part(work_id)}/claim", retry=BRIEFLY))
+        path = f"/v1/work/{path_part(work_id)}/claim"
+        return parsing.order(self._send("POST", path, retry=BRIEFLY))
 
     def renew_work(self, work_id: str, lease_token: str) -> LeaseRenewal:
         path = f"/v1/work/{path_part(work_id)}/renew"
-        return _parse(LeaseRenewal, self._send("POST", path, lease=lease_token, retry=ONCE))
+        return parsing.message(
+            LeaseRenewal, self._send("POST", path, lease=lease_token, retry=ONCE)
+        )
 
     def fail_work(self, work_id: str, lease_token: str, failure: WorkFailure) -> None:
         path = f"/v1/work/{path_part(work_id)}/fail"
@@ -269,17 +304,19 @@ class Operations(ABC):
             headers={"Content-Type": CONTENT_TYPE_TENSORS},
             retry=BRIEFLY,  # ``worker.delivery`` repeats the call for as long as it takes
         )
-        return _parse(UpdateReceipt, answer)
+        return parsing.message(UpdateReceipt, answer)
 
     # --- the coordinator's own jobs ---
 
     def claim_job(self, job_id: str) -> AggregateJob:
         path = f"/v1/jobs/{path_part(job_id)}/claim"
-        return _parse(AggregateJob, self._send("POST", path, retry=BRIEFLY))
+        return parsing.message(AggregateJob, self._send("POST", path, retry=BRIEFLY))
 
     def renew_job(self, job_id: str, lease_token: str) -> LeaseRenewal:
         path = f"/v1/jobs/{path_part(job_id)}/renew"
-        return _parse(LeaseRenewal, self._send("POST", path, lease=lease_token, retry=ONCE))
+        return parsing.message(
+            LeaseRenewal, self._send("POST", path, lease=lease_token, retry=ONCE)
+        )
 
     def complete_job(self, job_id: str, lease_token: str, result: AggregateResult) -> None:
         self._send("POST", f"/v1/jobs/{path_part(job_id)}/complete", lease=lease_token, json=result)
@@ -310,38 +347,3 @@ def json_body(value: BaseModel | Mapping[str, Any]) -> JsonObject:
         dumped: JsonObject = value.model_dump(mode="json")
         return dumped
     return dict(value)
-
-
-def _faults(error: ValidationError) -> list[str]:
-    """Where and what, without the offending values."""
-    return [
-        f"{'.'.join(str(part) for part in fault['loc']) or 'body'}: {fault['msg']}"
-        for fault in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
-
-
-def _parse(kind: type[Message], answer: Answer) -> Message:
-    try:
-        return kind.model_validate_json(answer.content)
-    except ValidationError as error:
-        raise UnexpectedAnswer(
-            f"{answer.where}: not a {kind.__name__}: " + "; ".join(_faults(error))
-        ) from error
-
-
-def _order(answer: Answer) -> WorkOrder:
-    """A work order; one that does not parse keeps what is needed to give it back."""
-    try:
-        return WorkOrder.model_validate_json(answer.content)
-    except ValidationError as error:
-        try:
-            raw = json.loads(answer.content)
-        except ValueError:
-            raw = {}
-        raw = raw if isinstance(raw, dict) else {}
-        work_id, lease = raw.get("work_id"), raw.get("lease_token")
-        raise OrderUnreadable(
-            _faults(error),
-            work_id=work_id if isinstance(work_id, str) else None,
-            lease_token=lease if isinstance(lease, str) else None,
-        ) from None

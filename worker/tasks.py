@@ -1,4 +1,5 @@
-"""The two Celery tasks. Each claims its row at the coordinator first; a refused claim ends it.
+"""The Celery tasks. Each claims its row at the coordinator first; a refused claim ends it. (A plan
+is not claimed: its site's word is the same whoever gives it.)
 
 Delivered twice, late or after a crash they are harmless: a lease that somebody else holds, or work
 that is over, refuses the claim, and an attempt that this site has begun before is never executed
@@ -11,8 +12,9 @@ import threading
 from functools import cache
 from typing import Any
 
-from core.wire.jobs import QUEUE_TRAIN, TASK_AGGREGATE, TASK_TRAIN
+from core.wire.jobs import QUEUE_TRAIN, TASK_AGGREGATE, TASK_CONSENT, TASK_TRAIN
 from worker import aggregation, execution, logs
+from worker.agent.consent import consider
 from worker.agent.site import Site
 from worker.cache import ObjectCache
 from worker.celery_app import app
@@ -82,12 +84,35 @@ def _train(task: Any, work_id: str) -> str:
             recover(config, place)
             return str(perform(order, config, place))
     except ApiProblem as problem:  # the token: what is stored is offered again when it is mended
-        _log.error("token_refused", work_id=work_id, problem=problem.problem)
+        _log.error("token_refused", work_id=work_id, problem=problem.problem, mend=problem.mend)
         return problem.problem
     except SiteStateError as error:
         _log.error("site_not_usable", work_id=work_id, code=error.code, reason=error.message)
         give_back(order.work_id, order.lease_token, "site-not-ready", coordinator())
         return "given-back"
+
+
+def _consent(task: Any, plan_id: str) -> str:
+    """Answer every plan that awaits the word of this site's clients; one message may serve many.
+
+    What a person must answer stays as it is, and is announced again from time to time.
+    """
+    try:
+        mine = [
+            (plan, config)
+            for plan in coordinator().plans(state="asked")
+            if (config := site_config().named(plan.client)) is not None
+        ]
+        if not mine:
+            return "nothing-asked"
+        with Site.open(site_config().state_dir) as site:
+            answered = [consider(plan, config, site.ledger, coordinator()) for plan, config in mine]
+    except ClientError as error:
+        return _not_claimed(task, error, plan_id=plan_id)
+    except SiteStateError as error:
+        _log.error("site_not_usable", code=error.code, reason=error.message, mend=error.mend)
+        return error.code
+    return "answered" if all(answered) else "awaits-a-person"
 
 
 def _aggregate(task: Any, job_id: str) -> str:
@@ -107,11 +132,15 @@ def _not_claimed(task: Any, error: ClientError, **facts: str) -> str:
         _log.info("claim_refused", problem=error.problem, **facts)
         return error.problem
     seconds = min(2.0 ** int(task.request.retries or 0), _LONGEST_RETRY_S)
-    _log.warning("claim_failed", code=error.code, reason=error.message, retry_in_s=seconds, **facts)
+    _log.warning(
+        "claim_failed", code=error.code, reason=error.message, mend=error.mend,
+        retry_in_s=seconds, **facts,
+    )  # fmt: skip
     raise task.retry(countdown=seconds, max_retries=_MOST_RETRIES)
 
 
 train = app.task(name=TASK_TRAIN, bind=True)(_train)
+consent = app.task(name=TASK_CONSENT, bind=True)(_consent)
 aggregate = app.task(name=TASK_AGGREGATE, bind=True)(_aggregate)
 
 
@@ -170,4 +199,4 @@ def stop_soon(**_: Any) -> None:
     stopping.set()
 
 
-__all__ = ["aggregate", "make_ready", "start_recovery", "stop_soon", "train"]
+__all__ = ["aggregate", "consent", "make_ready", "start_recovery", "stop_soon", "train"]

@@ -20,8 +20,15 @@ from api.db.base import uuid7
 from api.db.engine import TOPIC_OUTBOX, Database, ring
 from api.db.hub import Hub, wait
 from api.db.models import Client, IdempotencyKey
+from api.db.oversight_models import Consent
 from api.db.run_models import Job, OutboxMessage, Round, Run, WorkItem
-from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN, TASK_AGGREGATE, TASK_TRAIN
+from core.wire.jobs import (
+    QUEUE_COORDINATOR,
+    QUEUE_TRAIN,
+    TASK_AGGREGATE,
+    TASK_CONSENT,
+    TASK_TRAIN,
+)
 
 log = structlog.get_logger(__name__)
 _BATCH = 100
@@ -40,6 +47,12 @@ async def announce_work(session: AsyncSession, work: WorkItem, now: datetime) ->
     """Tell the queue ``train`` about a managed client's work."""
     work.queued_at, work.queued_count = now, (work.queued_count or 0) + 1
     await _announce(session, TASK_TRAIN, QUEUE_TRAIN, work.id)
+
+
+async def announce_consent(session: AsyncSession, consent: Consent, now: datetime) -> None:
+    """Tell the queue ``train`` that a managed client's plan awaits its site's word."""
+    consent.queued_at, consent.queued_count = now, (consent.queued_count or 0) + 1
+    await _announce(session, TASK_CONSENT, QUEUE_TRAIN, consent.id)
 
 
 async def announce_job(session: AsyncSession, job: Job, now: datetime) -> None:
@@ -73,7 +86,7 @@ async def announce_again(session: AsyncSession, now: datetime, resend_s: float) 
         .with_for_update(of=WorkItem, key_share=True, skip_locked=True)
     )
     for work in works.all():
-        if _due(work.queued_at, work.queued_count, now, resend_s):
+        if due(work.queued_at, work.queued_count, now, resend_s):
             await announce_work(session, work, now)
             count += 1
     jobs = await session.scalars(
@@ -88,13 +101,14 @@ async def announce_again(session: AsyncSession, now: datetime, resend_s: float) 
         .with_for_update(of=Job, key_share=True, skip_locked=True)
     )
     for job in jobs.all():
-        if _due(job.queued_at, job.queued_count, now, resend_s):
+        if due(job.queued_at, job.queued_count, now, resend_s):
             await announce_job(session, job, now)
             count += 1
     return count
 
 
-def _due(queued_at: datetime | None, count: int, now: datetime, resend_s: float) -> bool:
+def due(queued_at: datetime | None, count: int, now: datetime, resend_s: float) -> bool:
+    """Shall it be announced (again)? The pause doubles, up to five minutes."""
     if queued_at is None:
         return True
     pause = min(resend_s * 2.0 ** min(count - 1, 16), max(resend_s, _RESEND_LIMIT_S))

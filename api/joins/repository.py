@@ -10,7 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.models import Client
 from api.db.run_models import JoinMember, Round, Run, RunClient
-from api.runs import repository as runs
 
 
 async def add(session: AsyncSession, run: Run, number: int, members: Sequence[Client]) -> Round:
@@ -30,7 +29,6 @@ async def add(session: AsyncSession, run: Run, number: int, members: Sequence[Cl
         for position, client in enumerate(new, start=(-1 if last is None else last) + 1)
     )
     await session.flush()
-    await runs.ask(session, run, new)
     session.add_all(
         JoinMember(run_id=run_id, round_number=number, client_id=client.id) for client in members
     )

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth import Principal
 from api.clients import repository as clients
+from api.consents import service as consents
 from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
 from api.db.models import Client
@@ -122,13 +123,16 @@ async def _next_number(session: AsyncSession, run: Run, spec: RunSpec) -> int:
 
 async def _members(
     session: AsyncSession, run: Run, spec: RunSpec, number: int, body: NewJoin
-) -> list[Client]:
-    """The same checks as of a run's founding clients, for one sketch; and nobody joins twice."""
+) -> list[tuple[Client, float]]:
+    """The same checks as of a run's founding clients, for one sketch; and nobody joins twice, or
+    against the word of its site. With the epsilon that each account would come to.
+    """
     run_service.check_distinct(body.clients)
     _, members = await run_service.participants(
         session, spec.plan, body.clients, unit_field="clients.{position}"
     )
     known = await rounds.with_code(session, run.id)
+    refused = await consents.refused_by(session, run.id)
     for position, client in enumerate(members):
         if client.id in known:
             raise Conflict(
@@ -136,8 +140,13 @@ async def _members(
                 field=f"clients.{position}",
                 mend="Leave it out; name it in a mixture of /synthesize.",
             )
-    await run_service.check_budgets(session, [spec.event(number)], members)
-    return members
+        if client.id in refused:
+            raise Conflict(
+                f"the site of {client.name!r} has refused this run, and that is final",
+                field=f"clients.{position}",
+                mend="Leave it out; it may take part in another run.",
+            )
+    return await run_service.check_budgets(session, [spec.event(number)], members)
 
 
 async def create(
@@ -156,10 +165,11 @@ async def create(
             raise NotFound(f"there is no run {run_id}")
         spec = RunSpec.model_validate(run.spec)
         number = await _next_number(session, run, spec)
-        members = await _members(session, run, spec, number, body)
-        row = await repository.add(session, run, number, members)
+        after = await _members(session, run, spec, number, body)
+        row = await repository.add(session, run, number, [client for client, _ in after])
+        await consents.ask(session, run, after, await ctx.database.now(session))
         await ring(session, TOPIC_SWEEP)
         answer = await view(ctx, session, who, run, row)
         await remember(session, who, key, answer.model_dump(mode="json"))
-    log.info("join_asked", run_id=str(run_id), round=number, clients=len(members))
+    log.info("join_asked", run_id=str(run_id), round=number, clients=len(after))
     return answer, False

@@ -44,7 +44,7 @@ def _closed(place: Place) -> str:
     if place.seat.left_at is not None:
         return f"left the run: {place.seat.left_why}"
     if place.consent == "refused":
-        return f"its site refused the plan: {place.consent_why}".removesuffix(": ")
+        return "its site refused the plan"  # why, is not for the run's other clients
     return ""
 
 

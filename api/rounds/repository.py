@@ -68,7 +68,6 @@ class Place:
     client: Client
     seat: RunClient
     consent: str  # of the plan: 'asked', 'approved' or 'refused'
-    consent_why: str
     work: WorkItem | None
 
 
@@ -87,7 +86,7 @@ async def places(session: AsyncSession, run_id: UUID, number: int, *, join: bool
     )
     item = aliased(WorkItem)
     query = (
-        select(Client, RunClient, Consent.state, Consent.why, item)
+        select(Client, RunClient, Consent.state, item)
         .join(RunClient, RunClient.client_id == Client.id)
         .join(
             Consent,

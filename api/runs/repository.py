@@ -10,7 +10,6 @@ from sqlalchemy import exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.db.base import uuid7
 from api.db.models import Client
 from api.db.oversight_models import Consent
 from api.db.run_models import JoinMember, Round, Run, RunClient
@@ -40,26 +39,7 @@ async def add(session: AsyncSession, run: Run, clients: Sequence[Client]) -> boo
         for position, client in enumerate(clients)
     )
     await session.flush()
-    await ask(session, run, clients)
     return True
-
-
-async def ask(session: AsyncSession, run: Run, clients: Sequence[Client]) -> None:
-    """One consent a client."""
-    session.add_all(
-        Consent(
-            id=uuid7(),
-            run_id=run.id,
-            client_id=client.id,
-            spec_digest=run.spec_digest,
-            epsilon=run.epsilon_planned,
-            state="approved",
-            decided_by="policy",
-            decided_at=func.clock_timestamp(),
-        )
-        for client in clients
-    )
-    await session.flush()
 
 
 @dataclass(frozen=True)

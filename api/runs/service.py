@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api import audit, spaces
 from api.auth import Principal
 from api.clients import repository as clients
+from api.consents import service as consents
 from api.context import Context
 from api.db.base import uuid7
 from api.db.engine import TOPIC_SWEEP, Database, ring
@@ -202,13 +203,16 @@ async def participants(
 
 async def check_budgets(
     session: AsyncSession, events: Sequence[PrivacyEvent], members: Sequence[Client]
-) -> None:
-    """Could every client execute these events within its budget, if nothing is lost?"""
+) -> list[tuple[Client, float]]:
+    """Could every client execute these events within its budget, if nothing is lost? The epsilon
+    that its account would come to by that, for each.
+    """
+    after: list[tuple[Client, float]] = []
     sharing = Counter(client.account_id for client in members)
     for position, client in enumerate(members):
         wanted = list(events) * sharing[client.account_id]
         try:
-            await ledger.check(session, client, wanted)
+            after.append((client, await ledger.check(session, client, wanted)))
         except BudgetExceeded as error:
             raise BudgetExceeded(
                 f"{client.name}: {error.message}",
@@ -216,6 +220,7 @@ async def check_budgets(
                 mend=error.mend,
                 **error.facts,
             ) from error
+    return after
 
 
 async def _specify(
@@ -255,7 +260,7 @@ async def create(
         if before := await replay(session, who, key, _OPERATION, body):
             return RunView.model_validate(before), True
         _, members = await participants(session, body.plan, body.clients)
-        await check_budgets(session, spec.events(), members)
+        after = await check_budgets(session, spec.events(), members)
         run = Run(
             id=UUID(spec.run_id),
             name=body.plan.name,
@@ -265,6 +270,7 @@ async def create(
         )
         if not await repository.add(session, run, members):
             raise RunNameTaken(f"a run {run.name!r} exists already", field="plan.name")
+        await consents.ask(session, run, after, await ctx.database.now(session))
         await audit.record(
             session, "run-created", who, run_id=run.id, name=run.name, spec=run.spec_digest
         )

@@ -10,14 +10,26 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from api import examples
 from api.auth import ClientOnly, ClientOrWorker, WorkerOnly
+from api.consents import service as consents
+from api.consents import views
 from api.context import Ctx
 from api.db.engine import topic_of_client
 from api.db.hub import wait as pause
 from api.openapi import answers, example
+from api.protocol import ProtocolUsed
 from api.work import service
-from core.wire.messages import LEASE_HEADER, LeaseRenewal, WorkFailure, WorkOrder
+from core.wire.messages import (
+    LEASE_HEADER,
+    LeaseRenewal,
+    OfferedOrder,
+    OfferedPlan,
+    WorkFailure,
+    WorkOrder,
+)
+from core.wire.protocol import CONSENT
 
 router = APIRouter(prefix="/v1", tags=["work"])
+_MOST_SEEN = 100
 Lease = Annotated[
     str | None, Header(alias=LEASE_HEADER, description="The order's lease token.", max_length=200)
 ]
@@ -28,33 +40,47 @@ Lease = Annotated[
     operation_id="pollWork",
     summary="Wait for work",
     description="Long poll of a site's agent. An order comes with a lease; a client that holds "
-    "one already gets the same order again. 204: nothing to do within the wait, poll again.",
-    response_model=WorkOrder,
+    "one already gets the same order again. 204: nothing to do within the wait, poll again. "
+    "Callers of protocol 2 (`X-FHV-Protocol-Range: 1-2`) get `type` and either `order` or, where "
+    "nothing is to be done, a `plan` that awaits the site's word; name it in `seen` to wait for "
+    "others. Callers of protocol 1 get the order alone and approve by asking.",
+    response_model=OfferedOrder | OfferedPlan | WorkOrder,
     responses={
-        **answers(200, examples.ORDER, "An order, leased from now.", "not-found"),
+        **answers(200, examples.OFFERED_ORDER, "An order, leased from now.", "not-found"),
         204: {"description": "Nothing to do yet."},
     },
 )
 async def poll(
     ctx: Ctx,
     who: ClientOnly,
+    protocol: ProtocolUsed,
     request: Request,
     client_id: UUID,
     wait: Annotated[
         float, Query(ge=0, le=3_600, description="Seconds; the server may cut it.")
     ] = 0,
-    run: Annotated[UUID | None, Query(description="Only orders of this run.")] = None,
-) -> WorkOrder | Response:
+    run: Annotated[UUID | None, Query(description="Only orders and plans of this run.")] = None,
+    seen: Annotated[
+        list[UUID] | None,
+        Query(max_length=_MOST_SEEN, description="Plans that the caller knows: not sent again."),
+    ] = None,
+) -> OfferedOrder | OfferedPlan | WorkOrder | Response:
     who.must_be_client(client_id)
     until = time.monotonic() + min(wait, ctx.settings.max_wait_s)
     with ctx.hub.subscribe(topic_of_client(client_id)) as bell:
         while True:
-            order = None
+            order, plan = None, None
             if await service.may_have_work(ctx, client_id):
                 async with ctx.database.write() as session:
+                    if protocol < CONSENT:
+                        await consents.speak_for_old_agent(ctx, session, who, client_id, run)
                     order = await service.poll(ctx, session, client_id, run)
+                    if order is None and protocol >= CONSENT:
+                        plan = await consents.next_plan(session, client_id, run, seen or ())
             if order is not None:
-                return order
+                return OfferedOrder(order=order) if protocol >= CONSENT else order
+            if plan is not None:
+                return OfferedPlan(plan=await views.offer(plan))
             left = until - time.monotonic()
             if left <= 0 or ctx.hub.closing or await request.is_disconnected():
                 return Response(status_code=204)

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.consents.repository import approved
 from api.db.run_models import Round, Run, WorkItem
 
 # At least what ``next_for`` may give, by the index of offered work alone.
@@ -15,6 +16,8 @@ OFFERED = """
 SELECT 1 FROM work_items
 WHERE client_id = %(client_id)s AND state IN ('ready', 'leased')
   AND available_at <= clock_timestamp() + %(clock)s
+UNION ALL
+SELECT 1 FROM consents WHERE client_id = %(client_id)s AND state = 'asked'
 LIMIT 1
 """
 
@@ -23,7 +26,8 @@ async def next_for(
     session: AsyncSession, client_id: UUID, now: datetime, run_id: UUID | None = None
 ) -> WorkItem | None:
     """What this client should do (in one run): first what it has begun, then the oldest offer,
-    locked. A run that has failed has no open round, a paused one makes no offers.
+    locked. A run that has failed has no open round, a paused one makes no offers. Work of a run
+    that the site has not approved is never made; if it were, it would not be found.
     """
     query = (
         select(WorkItem)
@@ -40,6 +44,7 @@ async def next_for(
             ),
             WorkItem.available_at <= now,
             Round.state == "open",
+            approved(WorkItem.run_id, WorkItem.client_id),
         )
         .order_by(WorkItem.state, WorkItem.id)  # 'leased' sorts before 'ready'
         .limit(1)

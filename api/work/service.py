@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth import Principal, lease_token, read_lease
 from api.clients import repository as clients
+from api.consents import repository as consents
 from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
 from api.db.models import Client
@@ -112,6 +113,8 @@ async def claim(ctx: Context, session: AsyncSession, work_id: UUID) -> WorkOrder
     run = await runs.one(session, work.run_id)
     if run is None or run.state == "paused":
         raise WorkGone("the run is paused", mend="Drop this message; a new one follows.")
+    if not await consents.has_approved(session, work.run_id, client.id):
+        raise WorkGone("the site has not approved the run", mend="Drop this message.")
     order = await _order(ctx, session, work, client)
     await _lease(session, work, order, await ctx.database.now(session))
     return order

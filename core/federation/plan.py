@@ -7,6 +7,7 @@ which every work order, update and model refers by digest.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -33,7 +34,6 @@ from core.federation.values import omitted_if
 from core.models.architecture import from_plan
 from core.privacy.events import PrivacyEvent, release
 
-PROTOCOL_VERSION = 1
 # Coordinates of one update at most, in any round: 32 MB on the wire, and no plan by which a site
 # would run out of memory (when, would depend on its batch).
 MAX_COORDINATES = 8_000_000
@@ -163,7 +163,7 @@ class Plan(Frozen):
 class RunSpec(Frozen):
     """The immutable public description of a run, named by its digest everywhere."""
 
-    protocol: Literal[1] = 1
+    protocol: Literal[1] = 1  # of this format; the wire has its own (core.wire.protocol)
     run_id: str = Field(min_length=1, max_length=64)
     plan: Plan
     space: EmbeddingSpace
@@ -277,11 +277,14 @@ class RunSpec(Frozen):
             steps=privacy.local_steps if kind == "train" else 1,
         )
 
-    def events(self) -> list[PrivacyEvent]:
+    def events(self, done: Collection[int] = ()) -> list[PrivacyEvent]:
         """Every event of a founding client if no attempt is lost: of the one that is chosen most
         often, where rounds take a share of the clients. Who joins later has one.
+
+        ``done``: rounds that it has executed; then what is left.
         """
-        skipped = self.plan.privacy.rounds - self.participations
-        numbers = [n for n in range(self.last_round + 1) if self.kind(n) != "train"]
-        trained = range(self.sketch_rounds, self.last_training_round + 1 - skipped)
-        return [self.event(n) for n in sorted([*numbers, *trained])]
+        others = [n for n in range(self.last_round + 1) if self.kind(n) != "train"]
+        training = range(self.sketch_rounds, self.last_training_round + 1)
+        room = max(0, self.participations - sum(n in training for n in done))
+        trains = [n for n in training if n not in done][:room]
+        return [self.event(n) for n in sorted({*others, *trains} - set(done))]

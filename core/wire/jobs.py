@@ -6,4 +6,5 @@ QUEUE_TRAIN = "train"
 QUEUE_COORDINATOR = "coordinator"
 
 TASK_TRAIN = "fhv.train"  # argument: work_id
+TASK_CONSENT = "fhv.consent"  # argument: plan_id; to the queue train
 TASK_AGGREGATE = "fhv.aggregate"  # argument: job_id

@@ -5,16 +5,17 @@ Nothing here may be computed from private records, except an update's body, whic
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import datetime
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from core.federation.plan import Frozen, RoundKind, RunSpec, Sha256
+from core.federation.plan import Frozen, Name, RoundKind, RunSpec, Sha256
 from core.federation.values import omitted_if
 from core.privacy.events import PrivacyEvent
+from core.wire.protocol import PROTOCOL_HEADER as PROTOCOL_HEADER
 
 LEASE_HEADER = "X-FHV-Lease"
-PROTOCOL_HEADER = "X-FHV-Protocol"
 CONTENT_TYPE_TENSORS = "application/vnd.fedhypevae.tensors+safetensors"
 
 
@@ -55,6 +56,68 @@ class WorkOrder(Frozen):
         description="The client's place among the run's founding clients, by which the site checks "
         "that a training round is its turn; given where the plan selects clients.",
     )
+
+
+class PlanOffer(Frozen):
+    """A run's plan as it is put before the site of one client, and what became of it.
+
+    ``spec`` stands in full, so that the site can judge it and compute what it costs by itself; the
+    epsilons are the coordinator's, at the client's ``delta``, for whoever has no ledger at hand.
+    """
+
+    plan_id: str
+    run_id: str
+    run: Name = Field(description="The run's name.")
+    client_id: str
+    client: Name
+    joins: bool = Field(description="True: one sketch of a completed run. False: all its rounds.")
+    rounds: int = Field(ge=1, description="In how many rounds the client takes part.")
+    spec: RunSpec
+    spec_digest: Sha256
+    epsilon_plan: float = Field(ge=0, description="Of these rounds alone.")
+    epsilon_spent: float = Field(ge=0, description="Of everything reserved of the account by now.")
+    epsilon_after: float = Field(
+        ge=0,
+        description="Of the account after these rounds, and after what other clients over the same "
+        "population still do in this run. Once decided: as it was when the plan was put.",
+    )
+    delta: float = Field(gt=0, lt=1)
+    state: Literal["asked", "approved", "refused"]
+    decided_by: Literal["person", "policy"] | None = None
+    decided_at: datetime | None = None
+    why: str = ""
+    round_number: int | None = Field(default=None, description="The round that waits, if any.")
+    deadline: datetime | None = Field(
+        default=None, description="When that round closes without an answer."
+    )
+    asked_at: datetime
+
+
+class ConsentDecision(Frozen):
+    """A site's word on a run's plan, given once. Who changes its mind leaves the run."""
+
+    client: Name
+    spec_digest: Sha256
+    decision: Literal["approve", "refuse"]
+    by: Literal["person", "policy"]
+    why: str = Field(default="", max_length=200, description="Never shown to other clients.")
+
+
+class OfferedOrder(Frozen):
+    """Answer of the long poll: an order."""
+
+    type: Literal["order"] = "order"
+    order: WorkOrder
+
+
+class OfferedPlan(Frozen):
+    """Answer of the long poll (protocol 2 and later): a plan that awaits the site's consent."""
+
+    type: Literal["plan"] = "plan"
+    plan: PlanOffer
+
+
+Offer = Annotated[OfferedOrder | OfferedPlan, Field(discriminator="type")]
 
 
 class LeaseRenewal(Frozen):

@@ -136,13 +136,35 @@ class Coordinator:
             if made["token"]:
                 self.tokens[name] = made["token"]
 
-    async def run(self, *names: str, start: bool = True, **changes: Any) -> dict[str, Any]:
+    async def run(
+        self, *names: str, start: bool = True, approved: bool = True, **changes: Any
+    ) -> dict[str, Any]:
+        """A run, approved by all its sites unless a test is about that."""
         body = {"plan": a_plan(**changes), "clients": list(names)}
         made = await self.ok("POST", "/v1/runs", json=body)
+        if approved:
+            await self.approve(made, *names)
         if start:
             await self.ok("POST", f"/v1/runs/{made['id']}/start")
             await self.sweep()
         return dict(made)
+
+    async def consent(self, run: dict[str, Any], name: str, **changes: Any) -> httpx.Response:
+        """What a client's site says, by its own token or, for a managed one, by the worker's."""
+        body = {
+            "client": name,
+            "spec_digest": run["spec_digest"],
+            "decision": "approve",
+            "by": "policy",
+            **changes,
+        }
+        who = name if name in self.tokens else "worker"
+        return await self.call("POST", f"/v1/runs/{run['id']}/consents", who, json=body)
+
+    async def approve(self, run: dict[str, Any], *names: str) -> None:
+        for name in names:
+            answer = await self.consent(run, name)
+            assert answer.status_code == 200, answer.text
 
     # --- time and background ---
 
@@ -221,8 +243,10 @@ class Coordinator:
     async def managed_work(self, name: str) -> list[WorkItem]:
         return await self.rows(WorkItem, WorkItem.client_id == UUID(self.clients[name]))
 
-    async def messages(self) -> list[OutboxMessage]:
-        return await self.rows(OutboxMessage)
+    async def messages(self, *tasks: str) -> list[OutboxMessage]:
+        """What was announced: everything, or some tasks only."""
+        found: list[OutboxMessage] = await self.rows(OutboxMessage)
+        return [message for message in found if not tasks or message.task in tasks]
 
     async def aggregate(self) -> dict[str, Any]:
         """Claim the ready job, sum for real, complete it; the sweeper publishes."""
@@ -269,9 +293,10 @@ class Coordinator:
         return dict(await self.ok("GET", f"/v1/runs/{run['id']}"))
 
     async def join(self, run: dict[str, Any], *names: str, who: str = "admin") -> dict[str, Any]:
-        """Open a join round and hand out its work."""
+        """Open a join round, approved by its sites, and hand out its work."""
         path, body = f"/v1/runs/{run['id']}/joins", {"clients": list(names)}
         made = await self.ok("POST", path, who, json=body)
+        await self.approve(await self.ok("GET", f"/v1/runs/{run['id']}"), *names)
         await self.sweep()
         return dict(made)
 

@@ -134,6 +134,10 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (StatementView, examples.STATEMENT),
         (SynthesisRequest, examples.SYNTHESIS),
         (messages.WorkOrder, examples.ORDER),
+        (messages.OfferedOrder, examples.OFFERED_ORDER),
+        (messages.OfferedPlan, examples.OFFERED_PLAN),
+        (messages.PlanOffer, examples.PLAN_APPROVED),
+        (messages.ConsentDecision, examples.CONSENT),
         (messages.LeaseRenewal, examples.RENEWAL),
         (messages.WorkFailure, examples.FAILURE),
         (messages.UpdateReceipt, examples.RECEIPT),
@@ -190,7 +194,7 @@ async def test_request_ids_and_protocol(coordinator: Coordinator) -> None:
     assert echoed.headers["X-FHV-Protocol"] == "1"
     forged = await coordinator.call("GET", "/healthz", headers={"X-Request-ID": "a b" * 50})
     assert len(forged.headers["X-Request-ID"]) == 36
-    other = await coordinator.call("GET", "/healthz", headers={"X-FHV-Protocol": "2"})
+    other = await coordinator.call("GET", "/healthz", headers={"X-FHV-Protocol": "3"})
     problem(other, 400, "unsupported-protocol", "X-FHV-Protocol")
 
 

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from api.db.outbox import Dispatcher
+from api.db.oversight_models import Consent
 from api.db.run_models import Job, OutboxMessage
 from core.wire.messages import LEASE_HEADER, AggregateJob
 from tests.api.support import Coordinator, problem
@@ -127,19 +128,22 @@ async def test_messages_are_celery_messages_with_one_id(
     dispatcher = Dispatcher(ctx.database, ctx.hub, broker_url, 1.0)
     try:
         assert await dispatcher.reachable()
-        assert await dispatcher.dispatch() == 1
+        assert await dispatcher.dispatch() == 2
         assert await dispatcher.dispatch() == 0
     finally:
         dispatcher.close()
     client = redis.Redis.from_url(broker_url)
-    message = json.loads(client.lpop("train"))  # type: ignore[arg-type]
+    sent = [json.loads(client.rpop("train")) for _ in range(2)]  # type: ignore[arg-type]
     client.close()
-    assert message["headers"]["task"] == "fhv.train"
-    assert message["content-type"] == "application/json"
-    arguments, _, _ = json.loads(base64.b64decode(message["body"]))
-    assert arguments == [str(work.id)]
-    (sent,) = await coordinator.messages()
-    assert sent.sent_at is not None
+    (consent,) = await coordinator.rows(Consent)
+    for message, task, row in zip(sent, ("fhv.consent", "fhv.train"), (consent, work), strict=True):
+        assert message["headers"]["task"] == task
+        assert message["content-type"] == "application/json"
+        arguments, _, _ = json.loads(base64.b64decode(message["body"]))
+        assert arguments == [str(row.id)]
+    rows = await coordinator.messages()
+    assert len(rows) == 2
+    assert all(row.sent_at is not None for row in rows)
 
 
 async def test_messages_wait_for_a_broker_that_is_away(
@@ -157,5 +161,5 @@ async def test_messages_wait_for_a_broker_that_is_away(
         await asyncio.gather(running, return_exceptions=True)
     finally:
         away.close()
-    (message,) = await coordinator.messages()
+    (message,) = await coordinator.messages("fhv.train")
     assert message.sent_at is None

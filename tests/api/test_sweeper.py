@@ -226,22 +226,24 @@ async def test_unclaimed_work_is_announced_again_and_later_each_time(
 ) -> None:
     await coordinator.enrol("site-m", managed=True)
     await coordinator.run("site-m", round={"quorum": 1, "deadline_s": 10_000.0})
-    (first,) = await coordinator.messages()
+    (first,) = await coordinator.messages("fhv.train")
     assert (first.task, first.queue) == ("fhv.train", "train")
     coordinator.pass_time(11)
     await coordinator.sweep()
-    assert len(await coordinator.messages()) == 1  # the first is still to be sent
+    assert len(await coordinator.messages("fhv.train")) == 1  # the first is still to be sent
     await coordinator.sql("UPDATE outbox SET sent_at = now()")
     await coordinator.sweep()
-    assert len(await coordinator.messages()) == 2
+    assert len(await coordinator.messages("fhv.train")) == 2
     await coordinator.sql("UPDATE outbox SET sent_at = now()")
     coordinator.pass_time(11)  # the pause is 20 s by now
     await coordinator.sweep()
-    assert len(await coordinator.messages()) == 2
+    assert len(await coordinator.messages("fhv.train")) == 2
     coordinator.pass_time(10)
     await coordinator.sweep()
-    assert len(await coordinator.messages()) == 3
-    assert {message.subject for message in await coordinator.messages()} == {first.subject}
+    assert len(await coordinator.messages("fhv.train")) == 3
+    assert {message.subject for message in await coordinator.messages("fhv.train")} == {
+        first.subject
+    }
     await coordinator.ok("POST", f"/v1/work/{first.subject}/claim", "worker")
     async with coordinator.ctx.database.write() as session:
         await coordinator.sql("UPDATE outbox SET sent_at = now()")

@@ -265,3 +265,25 @@ def test_selection_needs_training_rounds_and_the_number_of_clients() -> None:
         RunSpec.model_validate(BASE.model_dump() | {"founding_clients": 6})
     with pytest.raises(ValidationError, match=r"round\.quorum: 7 cannot be reached by 6"):
         spec_of(6, 0.5, quorum=7)
+
+
+@given(
+    rounds=st.integers(1, 6),
+    fraction=st.sampled_from([0.3, 0.6, 1.0]),
+    draw=st.data(),
+)
+@settings(deadline=None, max_examples=50)
+def test_what_is_done_and_what_is_left_are_the_plan(
+    rounds: int, fraction: float, draw: st.DataObject
+) -> None:
+    """Of the sketches and as many training rounds as one client is taken into at most."""
+    spec = spec_of(7, fraction, rounds=rounds)
+    training = [n for n in range(spec.last_round + 1) if spec.kind(n) == "train"]
+    others = [n for n in range(spec.last_round + 1) if spec.kind(n) != "train"]
+    done = draw.draw(st.sets(st.sampled_from(others)))
+    trained = draw.draw(st.sets(st.sampled_from(training), max_size=spec.participations))
+    executed = [spec.event(n) for n in done | trained]
+    assert Counter(executed) + Counter(spec.events(done | trained)) == Counter(spec.events())
+    assert spec.events(()) == spec.events()
+    joined = {spec.last_round + 1}
+    assert spec.events(joined) == spec.events()

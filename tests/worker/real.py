@@ -31,7 +31,7 @@ from api.app import create_app
 from api.config import Settings
 from api.db.engine import Database
 from core.training.compute import Compute
-from core.wire.messages import WorkOrder
+from core.wire.messages import ConsentDecision, WorkOrder
 from tests.api.support import SPACE, a_plan
 from worker.agent.site import Site
 from worker.aggregation import carry_out
@@ -136,6 +136,12 @@ class Federation:
     def start(self, name: str, *clients: str, **changes: Any) -> str:
         plan = a_plan(name, round={"quorum": len(clients), "deadline_s": 600.0}, **changes)
         run = self.operator.create_run(plan, clients)
+        for client in clients:
+            word = ConsentDecision(
+                client=client, spec_digest=run["spec_digest"], decision="approve", by="policy"
+            )
+            with self.client(client) as coordinator:
+                coordinator.decide(str(run["id"]), word)
         self.operator.start_run(str(run["id"]))
         return str(run["id"])
 
@@ -144,7 +150,7 @@ class Federation:
     def order(self, name: str, *, wait_s: float = 10.0) -> WorkOrder:
         with self.client(name) as coordinator:
             order = coordinator.next_work(self.ids[name], wait_s=wait_s)
-        assert order is not None, f"no work for {name}"
+        assert isinstance(order, WorkOrder), f"no work for {name}"
         return order
 
     def work(self, name: str, site_config: SiteConfig) -> Outcome:

@@ -23,7 +23,16 @@ from core.models.build import build
 from core.models.generator import initial_weights
 from core.models.layout import shared_layout, sketch_layout, train_layout
 from core.training.compute import Compute
-from core.wire.messages import LEASE_HEADER, ObjectRef, WorkOrder
+from core.wire.messages import (
+    LEASE_HEADER,
+    ConsentDecision,
+    ObjectRef,
+    OfferedOrder,
+    OfferedPlan,
+    PlanOffer,
+    WorkOrder,
+)
+from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER
 from worker.agent.site import Site
 from worker.answers import Retry
 from worker.cache import ObjectCache, digest_of_bytes
@@ -111,6 +120,29 @@ def make_order(
     )
 
 
+def make_plan(spec: RunSpec | None = None, **changes: Any) -> PlanOffer:
+    """As a coordinator puts it; its epsilons are its own affair."""
+    spec = spec or make_spec()
+    values: dict[str, Any] = {
+        "plan_id": f"plan-{spec.run_id}",
+        "run_id": spec.run_id,
+        "run": spec.plan.name,
+        "client_id": "id-of-site-a",
+        "client": "site-a",
+        "joins": False,
+        "rounds": spec.last_round + 1,
+        "spec": spec,
+        "spec_digest": spec.digest,
+        "epsilon_plan": 1.0,
+        "epsilon_spent": 0.0,
+        "epsilon_after": 1.0,
+        "delta": 1e-5,
+        "state": "asked",
+        "asked_at": "2026-03-01T12:00:00Z",
+    }
+    return PlanOffer.model_validate(values | changes)
+
+
 def training_inputs(spec: RunSpec) -> tuple[dict[str, bytes], tuple[ObjectRef, ...]]:
     """A frame and initial weights in which site-a and another client have codes: their bytes by
     digest, and how an order names them. The same for the same spec.
@@ -176,6 +208,10 @@ class Script:
     calls: list[str] = field(default_factory=list)
     before: Callable[[httpx.Request], httpx.Response | None] = lambda _: None
     after_put: Callable[[], None] = lambda: None
+    # The version that it speaks; None: it knows nothing of versions and asks nobody.
+    protocol: int | None = None
+    plans: list[PlanOffer] = field(default_factory=list)
+    said: list[ConsentDecision] = field(default_factory=list)
     me: Mapping[str, Any] = field(
         default_factory=lambda: {
             "id": "id-of-site-a", "name": "site-a", "space": "clusters",
@@ -184,6 +220,24 @@ class Script:
     )  # fmt: skip
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        if self.protocol is None:
+            return self.answer_to(request)
+        if self.protocol == 1 and request.headers[PROTOCOL_HEADER] != "1":
+            answer = problem(400, "unsupported-protocol")  # as software of version 1 does it
+        else:
+            answer = self.answer_to(request)
+        answer.headers[PROTOCOL_HEADER] = str(self.protocol)
+        if self.protocol > 1:
+            answer.headers[RANGE_HEADER] = f"{self.protocol - 1}-{self.protocol}"
+        return answer
+
+    def ask(self, spec: RunSpec | None = None, **changes: Any) -> PlanOffer:
+        """Put a plan before site-a."""
+        plan = make_plan(spec, **changes)
+        self.plans.append(plan)
+        return plan
+
+    def answer_to(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path
         self.calls.append(f"{request.method} {path}")
         special = self.before(request)
@@ -199,6 +253,12 @@ class Script:
                 return httpx.Response(
                     200, json={"id": "s1", "digest": "x", **space().model_dump(mode="json")}
                 )
+            case ["v1", "plans"] | ["v1", "clients", _, "plans"]:
+                return self._plans(request)
+            case ["v1", "runs", run_id, "consents"]:
+                return self._decide(request, run_id)
+            case ["v1", "clients", _, "work"] if (self.protocol or 1) > 1:
+                return self._offer(request)
             case ["v1", "clients", _, "work"]:
                 if not self.orders:
                     return httpx.Response(204)
@@ -218,6 +278,39 @@ class Script:
                     return problem(404, "not-found")
                 return httpx.Response(200, content=self.objects[digest])
         return problem(404, "not-found")
+
+    def _plans(self, request: httpx.Request) -> httpx.Response:
+        state = request.url.params.get("state")
+        items = [p.model_dump(mode="json") for p in self.plans if state in (None, p.state)]
+        return httpx.Response(200, json={"items": items, "next": None})
+
+    def _offer(self, request: httpx.Request) -> httpx.Response:
+        """An order of a run that nobody asked about or that was approved; else a plan."""
+        asked = {plan.run_id: plan.state for plan in self.plans}
+        ready = [o for o in self.orders if asked.get(o.run_id, "approved") == "approved"]
+        if ready:
+            offer: OfferedOrder | OfferedPlan = OfferedOrder(order=ready[0])
+            return httpx.Response(200, content=offer.model_dump_json())
+        seen = request.url.params.get_list("seen")
+        for plan in self.plans:
+            if plan.state == "asked" and plan.plan_id not in seen:
+                return httpx.Response(200, content=OfferedPlan(plan=plan).model_dump_json())
+        return httpx.Response(204)
+
+    def _decide(self, request: httpx.Request, run_id: str) -> httpx.Response:
+        said = ConsentDecision.model_validate_json(request.read())
+        place = next(
+            (i for i, p in enumerate(self.plans) if (p.run_id, p.client) == (run_id, said.client)),
+            None,
+        )
+        if place is None:
+            return problem(404, "not-found")
+        plan, state = self.plans[place], {"approve": "approved", "refuse": "refused"}[said.decision]
+        if plan.state not in ("asked", state):
+            return problem(409, "conflict", mend="Leave the run.")
+        self.said.append(said)
+        self.plans[place] = plan.model_copy(update={"state": state})
+        return httpx.Response(200, content=self.plans[place].model_dump_json())
 
     def _put(self, request: httpx.Request, path: str) -> httpx.Response:
         body = request.read()

@@ -15,6 +15,7 @@ import pytest
 import stamina
 
 from core.wire.messages import LEASE_HEADER, PROTOCOL_HEADER, WorkFailure
+from core.wire.protocol import RANGE_HEADER
 from tests.worker.support import FAST, make_order, problem, space
 from worker.answers import Retry
 from worker.cache import ObjectCache, digest_of_bytes
@@ -57,7 +58,8 @@ def test_headers_of_a_request() -> None:
     with connect(handler) as client:
         assert client.alive() == {"ok": True}
     assert seen[0].headers["Authorization"] == f"Bearer {TOKEN}"
-    assert seen[0].headers[PROTOCOL_HEADER] == "1"
+    assert seen[0].headers[PROTOCOL_HEADER] == "2"
+    assert seen[0].headers[RANGE_HEADER] == "1-2"
     assert TOKEN not in repr(client)
 
 

@@ -207,6 +207,24 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> Any:
     structlog.reset_defaults()
 
 
+class Asking(Completed):
+    """The same at a coordinator that asks sites: a join awaits its site's word."""
+
+    def __init__(self, spec: RunSpec | None = None, *, plan: str = "open") -> None:
+        super().__init__(spec, plan=plan)
+        self.protocol = 2
+
+    def invite(self, state: str = "open", why: str = "") -> None:
+        super().invite(state, why)
+        self.ask(self.spec, joins=True, rounds=1)
+
+    def answer(self, request: httpx.Request) -> httpx.Response | None:
+        if request.url.path == f"/v1/runs/{self.spec.run_id}":
+            spec = self.spec.model_dump(mode="json")
+            return httpx.Response(200, json={"name": "trial", "spec": spec})
+        return super().answer(request)
+
+
 Command = Callable[..., Result]
 
 
@@ -233,6 +251,38 @@ def kinds(state_dir: Path) -> list[str]:
         return []
     with Site.open(state_dir) as site:
         return [row.kind for row in site.ledger.entries()]
+
+
+@pytest.mark.parametrize(("consent", "by"), [("policy", "policy"), ("ask", "person")])
+def test_the_command_is_the_sites_word_and_shows_the_price_first(
+    command: Command, state_dir: Path, consent: str, by: str
+) -> None:
+    script = Asking()
+    result = command(script, extra=f'consent = "{consent}"\n')
+    assert result.exit_code == 0, result.output
+    assert [(each.decision, each.by) for each in script.said] == [("approve", by)]
+    price = epsilon([script.spec.event(3)], 1e-5)
+    said = f"the join costs epsilon {price:.4g}; the account goes from 0 to {price:.4g} of 8"
+    assert said in result.stdout
+    assert kinds(state_dir) == ["reserve", "commit"]
+    with Site.open(state_dir) as site:
+        word = site.ledger.word("run-1", "site-a")
+    assert (word is not None and word.joins) == (by == "person")
+
+
+def test_a_join_beyond_the_limits_is_not_refused_for_good(
+    command: Command, state_dir: Path
+) -> None:
+    """A refusal would be final, and the limit may be what is wrong."""
+    noise = Noise(sketch_multiplier=0.31, train_multiplier=2.0)
+    script = Asking(make_spec(noise=noise, epsilon=50.0))
+    refused = command(script)
+    assert refused.exit_code == 1
+    assert "this site's policy refuses the join" in refused.stderr
+    assert "Nothing was spent" in refused.stderr
+    assert script.said == []
+    assert kinds(state_dir) == []
+    assert [join["state"] for join in script.joins] == ["open"]
 
 
 @pytest.mark.parametrize("plan", ["open", "invited"])

@@ -13,15 +13,19 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Literal
 
 from core import data
 from core.errors import DataError, PlanRefused
-from core.federation.plan import EmbeddingSpace, digest_of
+from core.federation.plan import EmbeddingSpace, RunSpec, digest_of
 from core.training.compute import AUTO, Compute
 from core.wire.messages import WorkOrder
+from core.wire.protocol import CONSENT
+from worker.agent import consent as word
 from worker.agent.identity import configured
 from worker.agent.joined import Joined, joined
-from worker.agent.policy import judge
+from worker.agent.policy import judge, judge_plan
+from worker.agent.price import cost
 from worker.agent.reconcile import reconcile
 from worker.agent.site import Site
 from worker.answers import JsonObject
@@ -85,6 +89,7 @@ def join_run(
                 if place is not None:
                     reconcile(site, coordinator, str(me["id"]), config, site_config)
                     recover(config, place)
+                _approve(coordinator, site, config, run_id, say)
             attempt.follow(place, until)
         return joined(coordinator, site, config, run_id, attempt.number)
 
@@ -127,6 +132,39 @@ def _check_records(coordinator: CoordinatorClient, space: str, config: ClientCon
             field=error.field,
             mend="Run 'fedhypevae agent check'.",
         ) from None
+
+
+def _approve(
+    coordinator: CoordinatorClient, site: Site, config: ClientConfig, run_id: str, say: Say
+) -> None:
+    """Whoever calls the command has decided: approve the join, within the site's limits.
+
+    A join that these forbid is not refused, which would be final: it may be that a limit is wrong.
+    """
+    if config.consent == "policy" and coordinator.protocol < CONSENT:
+        return  # nobody asks, and the policy judges the order
+    spec = RunSpec.model_validate(coordinator.run(run_id)["spec"])
+    entries = site.ledger.entries(config.population)
+    try:
+        judge_plan(spec, config, entries, joins=True)
+    except PlanRefused as refusal:
+        raise _forbidden(refusal) from None
+    price = cost(spec, config, entries, joins=True)
+    say(
+        f"{config.name}: the join costs epsilon {price.plan:.4g}; the account goes from "
+        f"{price.spent:.4g} to {price.after:.4g} of {config.max_epsilon:g}"
+    )
+    by: Literal["person", "policy"] = "person" if config.consent == "ask" else "policy"
+    word.say(spec, config, "approve", by, site.ledger, coordinator, joins=True)
+
+
+def _forbidden(refusal: PlanRefused) -> JoinFailed:
+    return JoinFailed(
+        f"this site's policy refuses the join: {refusal.message} ({refusal.field}). "
+        "Nothing was spent.",
+        field=refusal.field,
+        mend=refusal.mend or "See the limits of this client in the site's configuration.",
+    )
 
 
 def _workplace(
@@ -176,7 +214,7 @@ class _Attempt:
                     order = self.coordinator.next_work(
                         self.client_id, wait_s=min(_POLL_S, left), run_id=self.run_id
                     )
-                if order is not None and place is not None:
+                if isinstance(order, WorkOrder) and place is not None:
                     self._execute(order, place)
                     continue
             except OrderUnreadable as error:
@@ -230,15 +268,12 @@ class _Attempt:
 
     def _refusal(self, order: WorkOrder, place: Workplace) -> JoinFailed:
         """The policy's own words: a refused order has changed nothing, so it says them again."""
+        ledger = place.site.ledger
+        said = ledger.word(order.run_id, self.config.name)
         try:
-            judge(order, self.config, place.site.ledger.entries(self.config.population))
+            judge(order, self.config, ledger.entries(self.config.population), said)
         except PlanRefused as refusal:
-            return JoinFailed(
-                f"this site's policy refuses the join: {refusal.message} ({refusal.field}). "
-                "Nothing was spent.",
-                field=refusal.field,
-                mend=refusal.mend or "See the limits of this client in the site's configuration.",
-            )
+            return _forbidden(refusal)
         return JoinFailed(
             "this site refused the order; nothing was spent.",
             mend="Run the same version at the site and at the coordinator.",

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 from core.training.compute import AUTO, Compute
+from core.wire.messages import PlanOffer
 from worker import logs
+from worker.agent.consent import consider
 from worker.agent.identity import configured
 from worker.agent.reconcile import reconcile
 from worker.agent.site import Site
@@ -38,6 +40,7 @@ POLL_S = 25.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _DATA_PAUSE_S = 15.0
+_MOST_SEEN = 50
 
 
 class AgentStopped(KeyboardInterrupt):
@@ -95,7 +98,7 @@ def run_agent(
     stopper: Stopper | None = None,
 ) -> None:
     """Serve until a signal. Raises ``ConfigError``, ``SiteStateError``, or ``ApiProblem`` when
-    the coordinator refuses the token (401, 403)."""
+    the coordinator refuses the token (401, 403) or speaks no version that is spoken here."""
     stopper = stopper or Stopper()
     with stopper.listening(), Site.open(site_config.state_dir) as site:
         try:
@@ -149,6 +152,7 @@ def _serve(
     client_id: str, config: ClientConfig, place: Workplace, stopper: Stopper, poll_s: float
 ) -> None:
     pauses = _pauses()
+    seen: list[str] = []  # plans that were put before us in this life; the newest ones
     while not stopper.event.is_set():
         if not os.access(config.data, os.R_OK):
             # Asking for work now would cost epsilon for nothing: a reservation is never refunded.
@@ -157,7 +161,16 @@ def _serve(
             continue
         try:
             with stopper.idle():
-                order = place.coordinator.next_work(client_id, wait_s=poll_s)
+                order = place.coordinator.next_work(client_id, wait_s=poll_s, seen=seen)
+            if isinstance(order, PlanOffer):
+                if order.plan_id in seen:  # it should have been kept from us: no hurry
+                    _pause(next(pauses), stopper)
+                _consider(order, config, place)
+                seen = [*seen, order.plan_id][-_MOST_SEEN:]
+                continue
+        except SiteStateError as error:  # a plan could not be looked at, or a decision not kept
+            _mended(config, place, error, pauses, stopper)
+            continue
         except OrderUnreadable as error:
             _log.error("plan_refused", client=config.name, problems=error.problems)
             if error.work_id and error.lease_token:
@@ -213,9 +226,18 @@ def _mended(
             return
 
 
+def _consider(plan: PlanOffer, config: ClientConfig, place: Workplace) -> None:
+    if plan.client != config.name:
+        _log.error("plan_of_another_client", client=config.name, named=plan.client)
+        return
+    consider(plan, config, place.site.ledger, place.coordinator)
+
+
 def _after(error: ClientError, pause: float, stopper: Stopper) -> None:
-    """Wait after a failed call; a refused token ends the agent, nothing else does."""
-    if isinstance(error, ApiProblem) and error.status in (401, 403):
+    """Wait after a failed call. What a person must mend ends the agent (a refused token, versions
+    that do not meet), nothing else does.
+    """
+    if isinstance(error, ApiProblem) and error.needs_person:
         raise error
     asked = error.retry_after_s if isinstance(error, Unreachable) else None
     seconds = pause if asked is None else max(asked, pause)

@@ -1,7 +1,8 @@
-"""The site's judgement of a work order: pure, before its records are opened, trusting nobody.
+"""The site's judgement of plans and orders: pure, before its records are opened, trusting nobody.
 
 The coordinator says what to train; whether that may be done with these records is decided here,
-from the site's own configuration and its own ledger. Everything is recomputed from ``order.spec``.
+from the site's own configuration and its own ledger. Everything is recomputed from the spec. A plan
+is judged when it is put before the site, and each order of it again by the same rules.
 
 Guarantee: if ``judge`` lets every order of an account pass that is then executed, the account's
 epsilon at the configured ``delta`` stays at or below ``max_epsilon``, lost attempts included.
@@ -13,44 +14,91 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from core.errors import BudgetExceeded, PlanRefused, UnknownPrivacyEvent
-from core.federation.plan import digest_of
+from core.federation.plan import RunSpec, digest_of
 from core.federation.selection import selected
 from core.privacy import accounting, budget
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import WorkOrder
-from worker.agent.records import AttemptKey, Entry, charged
+from worker.agent.price import ahead, committed, own
+from worker.agent.records import AttemptKey, Decision, Entry, charged
 from worker.config import ClientConfig
 
 # Two builds of the accountant may differ in the last digits; a plan's promise is checked to this.
 _TOLERANCE = 1e-3
 
 
-def judge(order: WorkOrder, config: ClientConfig, entries: Sequence[Entry]) -> None:
+def judge(
+    order: WorkOrder,
+    config: ClientConfig,
+    entries: Sequence[Entry],
+    word: Decision | None = None,
+) -> None:
     """Return if the order may be executed; raise ``PlanRefused`` naming what forbids it.
 
-    ``entries`` are the rows of the client's population in the site's ledger, of all units.
+    ``entries`` are the rows of the client's population in the site's ledger, of all units; ``word``
+    is the last word of a person of this site on the run. Where the configuration says
+    ``consent = "ask"``, an order is executed only if that person has approved this very spec.
     """
+    joins = order.kind == "join"
     _same_order(order, config)
-    _same_run(order, entries)
+    _approved(order, config, word)
+    _same_run(order.run_id, order.spec_digest, entries)
     _turn(order, entries)
-    _limits(order, config)
+    _limits(order.spec, config, joins=joins)
     _account(config, entries)
-    _budget(order, config, entries)
+    _budget(order.spec, config, entries, _remaining(order, entries))
+
+
+def judge_plan(
+    spec: RunSpec, config: ClientConfig, entries: Sequence[Entry], *, joins: bool = False
+) -> None:
+    """Return if a run's plan may be approved: what ``judge`` asks of its orders, as far as a spec
+    tells, with the whole plan on top of what was spent. Raises ``PlanRefused``.
+
+    ``joins``: the client executes one sketch of a completed run instead of the plan's rounds.
+    """
+    _has_guarantee(spec)
+    _same_run(spec.run_id, spec.digest, entries)
+    _limits(spec, config, joins=joins)
+    _account(config, entries)
+    _budget(spec, config, entries, ahead(spec, config, entries, joins=joins))
 
 
 def _refuse(message: str, field: str, mend: str | None = None) -> NoReturn:
     raise PlanRefused(message, field=field, mend=mend)
 
 
-def _same_order(order: WorkOrder, config: ClientConfig) -> None:
-    """The order's parts agree with each other and are meant for this client."""
-    spec, privacy = order.spec, order.spec.plan.privacy
-    if privacy.caveat:  # first: an order of this kind has no event that could be compared
+def _has_guarantee(spec: RunSpec) -> None:
+    privacy = spec.plan.privacy
+    if privacy.caveat:
         _refuse(
             f"a plan of mode {privacy.mode!r} has {privacy.caveat}",
             "plan.privacy.mode",
             "Ask for mode = 'joint'.",
         )
+
+
+def _approved(order: WorkOrder, config: ClientConfig, word: Decision | None) -> None:
+    """A person's no holds at once and in every mode; a yes is needed where the site asks one."""
+    look = (
+        f"Look at it with 'fedhypevae agent plans', then 'fedhypevae agent approve {order.run_id}'."
+    )
+    if word is not None and word.decision == "refuse":
+        _refuse("a person of this site has refused this run", "consent", look)
+    if config.consent == "policy":
+        return
+    if word is None:
+        _refuse("no person of this site has approved this run", "consent", look)
+    if word.spec_digest != order.spec_digest:
+        _refuse("what was approved at this site is another spec of this run", "consent", look)
+    if word.joins and order.kind != "join":
+        _refuse(f"a join was approved at this site, not a {order.kind} round", "consent", look)
+
+
+def _same_order(order: WorkOrder, config: ClientConfig) -> None:
+    """The order's parts agree with each other and are meant for this client."""
+    spec = order.spec
+    _has_guarantee(spec)  # first: an order without one has no event that could be compared
     if order.client != config.name:
         _refuse(f"the order is for {order.client!r}, not for {config.name!r}", "client")
     if order.spec_digest != spec.digest:
@@ -73,10 +121,10 @@ def _same_order(order: WorkOrder, config: ClientConfig) -> None:
         )
 
 
-def _same_run(order: WorkOrder, entries: Sequence[Entry]) -> None:
+def _same_run(run_id: str, spec_digest: str, entries: Sequence[Entry]) -> None:
     """What was agreed at the first order of a run holds to its end."""
     for entry in entries:
-        if entry.key.run_id == order.run_id and entry.spec_digest != order.spec_digest:
+        if entry.key.run_id == run_id and entry.spec_digest != spec_digest:
             _refuse("the run's spec is not the one with which the run began here", "spec")
 
 
@@ -117,11 +165,11 @@ def _asked(order: WorkOrder, entries: Sequence[Entry]) -> set[int]:
     }
 
 
-def _limits(order: WorkOrder, config: ClientConfig) -> None:
+def _limits(spec: RunSpec, config: ClientConfig, *, joins: bool) -> None:
     """The configured limits, one by one. Who joins executes one sketch of all its units: what the
     plan asked of its founding clients besides (sample rate, other noise) is not asked of it.
     """
-    spec, privacy, joins = order.spec, order.spec.plan.privacy, order.kind == "join"
+    privacy = spec.plan.privacy
     if spec.plan.purpose != "production":
         _refuse(f"a {spec.plan.purpose} run has no place at a site", "plan.purpose")
     if privacy.unit != config.unit:
@@ -175,9 +223,11 @@ def _account(config: ClientConfig, entries: Sequence[Entry]) -> None:
         )
 
 
-def _budget(order: WorkOrder, config: ClientConfig, entries: Sequence[Entry]) -> None:
+def _budget(
+    spec: RunSpec, config: ClientConfig, entries: Sequence[Entry], left: Sequence[PrivacyEvent]
+) -> None:
     """What was spent here, and what this run will still ask for, must fit together."""
-    spec, privacy = order.spec, order.spec.plan.privacy
+    privacy = spec.plan.privacy
     try:
         promised = accounting.epsilon(spec.events(), privacy.delta)
         if promised > privacy.epsilon * (1 + _TOLERANCE):
@@ -185,11 +235,11 @@ def _budget(order: WorkOrder, config: ClientConfig, entries: Sequence[Entry]) ->
                 f"the plan promises epsilon {privacy.epsilon:g} but its noise gives {promised:.4g}",
                 "plan.privacy.epsilon",
             )
-        own = (order.run_id, order.client)
+        mine = (spec.run_id, config.name)
         budget.require_within_budget(
-            own=charged(e for e in entries if (e.key.run_id, e.key.client) == own),
-            others=charged(e for e in entries if (e.key.run_id, e.key.client) != own),
-            wanted=_remaining(order, entries),
+            own=charged(own(entries, *mine)),
+            others=charged(e for e in entries if (e.key.run_id, e.key.client) != mine),
+            wanted=left,
             planned=(),  # the rest of the run is asked for as a whole
             epsilon_budget=config.max_epsilon,
             delta=config.delta,
@@ -210,8 +260,8 @@ def _remaining(order: WorkOrder, entries: Sequence[Entry]) -> list[PrivacyEvent]
     of the training rounds among them no more than the plan takes one client into.
     """
     spec, key = order.spec, AttemptKey.of(order)
-    own = [e for e in entries if (e.key.run_id, e.key.client) == (key.run_id, key.client)]
-    done = {entry.key.round_number for entry in own if entry.kind == "commit"}
+    mine = own(entries, key.run_id, key.client)
+    done = committed(mine)
     later = [n for n in range(key.round_number + 1, spec.last_round + 1) if n not in done]
     begun = {n for n in _asked(order, entries) if n < key.round_number}
     settled = begun | done | {key.round_number}
@@ -219,6 +269,6 @@ def _remaining(order: WorkOrder, entries: Sequence[Entry]) -> list[PrivacyEvent]
     training = [n for n in later if spec.kind(n) == "train"]
     events = [spec.event(n) for n in later if spec.kind(n) != "train"]
     events += [spec.event(n) for n in training[: max(0, room)]]
-    if not any(entry.kind == "reserve" and entry.key == key for entry in own):
+    if not any(entry.kind == "reserve" and entry.key == key for entry in mine):
         events.append(order.event)
     return events

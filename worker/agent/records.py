@@ -59,6 +59,22 @@ class StoredUpdate:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What this site has said to a run's plan, for one client.
+
+    ``joins``: it was about one sketch of a completed run, and covers nothing else.
+    """
+
+    run_id: str
+    client: str
+    spec_digest: str
+    joins: bool
+    decision: Literal["approve", "refuse"]
+    by: Literal["person", "policy"]
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Attempt:
     """Where an attempt stands. ``reserved`` after a restart means: it died, maybe mid-noise."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-VERSION = 3
+VERSION = 4
 
 # Tables whose rows stay as they are. ``payload`` may lose a row, but only once it was delivered,
 # ``kept`` once it is of no more use.
@@ -176,6 +176,23 @@ def _append_only(table: str, verb: str) -> str:
     )
 
 
+# What this site has said to a run's plan. The last word of a person counts.
+CONSENT = (
+    """CREATE TABLE consent (
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id      TEXT NOT NULL,
+    client      TEXT NOT NULL,
+    spec_digest TEXT NOT NULL,
+    joins       INTEGER NOT NULL CHECK (joins IN (0, 1)),
+    decision    TEXT NOT NULL CHECK (decision IN ('approve', 'refuse')),
+    decided_by  TEXT NOT NULL CHECK (decided_by IN ('person', 'policy')),
+    why         TEXT NOT NULL,
+    at          TEXT NOT NULL
+) STRICT""",
+    _append_only("consent", "UPDATE"),
+    _append_only("consent", "DELETE"),
+)
+
 # Version -> the statements that lead to the next one.
 MIGRATIONS = {
     1: (*KEPT, _append_only("kept", "UPDATE")),
@@ -187,6 +204,7 @@ MIGRATIONS = {
             for verb in ("UPDATE", "DELETE")
         ),
     ),
+    3: CONSENT,
 }
 
 
@@ -197,7 +215,7 @@ def script() -> str:
         for verb, tables in (("UPDATE", UNCHANGEABLE), ("DELETE", APPEND_ONLY))
         for table in tables
     ]
-    rest = "".join(f"{statement};\n" for statement in (*KEPT, *RESTORED, *triggers))
+    rest = "".join(f"{statement};\n" for statement in (*KEPT, *RESTORED, *triggers, *CONSENT))
     return f"{TABLES}\n{rest}PRAGMA user_version = {VERSION};\n"
 
 

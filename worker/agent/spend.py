@@ -30,10 +30,11 @@ import uuid_utils
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import WorkOrder
-from worker.agent import restoration, schema, standing, state
+from worker.agent import consents, restoration, schema, standing, state
 from worker.agent.records import (
     Attempt,
     AttemptKey,
+    Decision,
     Entry,
     OurAttempt,
     StoredUpdate,
@@ -149,6 +150,10 @@ class SiteLedger:
         """What the client kept of its last accepted round of this run before this attempt's."""
         return state.latest(self._db, key)
 
+    def word(self, run_id: str, client: str) -> Decision | None:
+        """The last word of a person of this site on a run, for one client."""
+        return consents.last(self._db, run_id, client, by="person")
+
     # --- writing ---
 
     def reserve(
@@ -172,6 +177,11 @@ class SiteLedger:
                 "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)",
                 (*key, order.work_id, order.lease_token),
             )
+
+    def decide(self, decision: Decision) -> None:
+        """Write down what was said to a plan, unless it is the same as the last time."""
+        with self._transaction():
+            consents.add(self._db, decision, _now())
 
     def bind(self, run_id: str, client: str, fingerprint: str) -> None:
         """Tie the client's data set to the run at its first use. Raises ``DataChanged``."""

@@ -1,0 +1,97 @@
+"""What a site says to a plan: by its policy at once, or by a person who asks for it.
+
+Every word is written to the site's own ledger first and then sent. The coordinator needs it to hand
+out work; the site itself goes by what it has written, never by what the coordinator says.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from core.errors import PlanRefused
+from core.federation.plan import RunSpec
+from core.wire.messages import ConsentDecision, PlanOffer
+from core.wire.protocol import CONSENT
+from worker import logs
+from worker.agent.policy import judge_plan
+from worker.agent.records import Decision
+from worker.agent.spend import SiteLedger
+from worker.client import CoordinatorClient
+from worker.config import ClientConfig
+from worker.errors import ApiProblem
+
+_log = logs.get("worker.consent")
+Verb = Literal["approve", "refuse"]
+
+
+def consider(
+    plan: PlanOffer, config: ClientConfig, ledger: SiteLedger, coordinator: CoordinatorClient
+) -> bool:
+    """Answer a plan that the coordinator has put before this client; False if a person must.
+
+    Raises ``ClientError`` if the word could not be sent: the plan is then put again.
+    """
+    log = _log.bind(client=plan.client, run_id=plan.run_id, run=plan.run)
+    if plan.spec.digest != plan.spec_digest or plan.spec.run_id != plan.run_id:
+        log.error("plan_refused", field="spec_digest", reason="the plan is not what it says it is")
+        return False
+    word = ledger.word(plan.run_id, config.name)
+    if word is not None and word.spec_digest == plan.spec_digest and word.joins <= plan.joins:
+        _send(word, coordinator, log)  # said before, and not heard
+        return True
+    if config.consent == "ask":
+        log.warning(
+            "plan_awaits_consent", epsilon_plan=round(plan.epsilon_plan, 4),
+            mend=f"See 'fedhypevae agent plans', then 'fedhypevae agent approve {plan.run_id}' "
+            "or 'refuse'.",
+        )  # fmt: skip
+        return False
+    verb: Verb = "approve"
+    why = ""
+    try:
+        judge_plan(plan.spec, config, ledger.entries(config.population), joins=plan.joins)
+    except PlanRefused as refusal:
+        # The site's limits and what it has spent are its own: the coordinator learns the field.
+        verb, why = "refuse", f"the site's policy forbids it: {refusal.field}"
+        log.error("plan_refused", field=refusal.field, reason=refusal.message, mend=refusal.mend)
+    say(plan.spec, config, verb, "policy", ledger, coordinator, joins=plan.joins, why=why)
+    return True
+
+
+def say(
+    spec: RunSpec,
+    config: ClientConfig,
+    verb: Verb,
+    by: Literal["person", "policy"],
+    ledger: SiteLedger,
+    coordinator: CoordinatorClient,
+    *,
+    joins: bool,
+    why: str = "",
+) -> None:
+    """Write a word down, then send it. Raises ``ClientError`` if it was not heard; what was
+    written stays. A coordinator of protocol 1 asks nobody: for it the site's own record is all.
+    """
+    word = Decision(spec.run_id, config.name, spec.digest, joins, verb, by, why)
+    ledger.decide(word)
+    if coordinator.protocol >= CONSENT:
+        log = _log.bind(client=config.name, run_id=spec.run_id, run=spec.plan.name)
+        _send(word, coordinator, log)
+
+
+def _send(word: Decision, coordinator: CoordinatorClient, log: logs.Logger) -> None:
+    said = ConsentDecision(
+        client=word.client,
+        spec_digest=word.spec_digest,
+        decision=word.decision,
+        by=word.by,
+        why=word.why,
+    )
+    try:
+        coordinator.decide(word.run_id, said)
+    except ApiProblem as problem:
+        if problem.status != 409 or word.by == "person":
+            raise
+        log.warning("plan_was_decided", problem=problem.problem, reason=problem.detail)
+    else:
+        log.info("plan_decided", decision=word.decision, by=word.by)
