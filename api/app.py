@@ -23,6 +23,7 @@ from api.jobs import endpoints as jobs
 from api.joins import endpoints as joins
 from api.ledger import endpoints as ledger
 from api.observability import configure
+from api.planner import endpoints as planner
 from api.rounds import endpoints as rounds
 from api.runs import control_endpoints as control
 from api.runs import endpoints as runs
@@ -112,7 +113,7 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
     app.state.settings, app.state.background, app.state.context = settings, background, None
     app.add_middleware(Outermost, max_json_bytes=settings.max_json_bytes)
     problems.install(app)
-    for module in (spaces, tokens, clients, ledger, runs, control, rounds, joins):
+    for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
         app.include_router(module.router)
     for module in (consents, work, updates, jobs, objects):
         app.include_router(module.router)

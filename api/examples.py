@@ -373,6 +373,38 @@ STATEMENT: dict[str, Any] = {
         }
     ],
 }
+PLANNER = {"plan": PLAN, "clients": ["site-a"], "participants": 2, "rounds": [10, 40]}
+NOISE_FOR_10 = {
+    "rounds": 10, "participations": 10, "possible": True, "train_multiplier": 4.31, "why": "",
+}  # fmt: skip
+NOISE_FOR_40 = {**NOISE_FOR_10, "rounds": 40, "participations": 40, "train_multiplier": 8.6}
+PLANNED: dict[str, Any] = {
+    "plan": {
+        "epsilon": 3.9998,
+        "delta": 1e-5,
+        "rounds": 10,
+        "participations": 10,
+        "participants": 2,
+        "noise": RUN_SPEC["noise"],
+    },
+    "fits": True,
+    "clients": [
+        {
+            "client": "site-a",
+            "budget": {"epsilon": 8.0, "delta": 1e-5},
+            "epsilon_spent": 1.2,
+            "epsilon_after": 4.4,
+            "fits": True,
+            "rounds_left": 87,
+            "lost_attempts": {"sketch": 12, "spread": 6, "train": 77},
+            "noise": [NOISE_FOR_10, NOISE_FOR_40],
+        }
+    ],
+    "noise": [
+        {**NOISE_FOR_10, "limited_by": "site-a"},
+        {**NOISE_FOR_40, "limited_by": "site-a"},
+    ],
+}
 SYNTHESIS = {
     "run": "digits-1",
     "mixture": {"site-a": 0.7, "site-b": 0.3},

@@ -136,6 +136,24 @@ class Operations(ABC):
         path = f"/v1/clients/{path_part(client_id)}/statement"
         return self._object("GET", path, read_s=self._timeouts.slow)
 
+    def plan_budget(
+        self,
+        plan: Plan | Mapping[str, Any],
+        clients: Sequence[str] = (),
+        *,
+        participants: int | None = None,
+        rounds: Sequence[int] | None = None,
+    ) -> JsonObject:
+        """What a plan would cost these clients, and how many rounds are left. Creates nothing."""
+        body = plan.model_dump(mode="json") if isinstance(plan, Plan) else dict(plan)
+        asked = {"clients": list(clients), "participants": participants}
+        return self._object(
+            "POST",
+            "/v1/planner",
+            json={"plan": body, **asked, "rounds": None if rounds is None else list(rounds)},
+            read_s=self._timeouts.slow,
+        )
+
     def create_run(self, plan: Plan | Mapping[str, Any], clients: Sequence[str]) -> JsonObject:
         body = plan.model_dump(mode="json") if isinstance(plan, Plan) else dict(plan)
         return self._object(

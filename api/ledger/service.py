@@ -71,9 +71,15 @@ def _event(data: dict[str, Any]) -> PrivacyEvent:
     return PrivacyEvent.model_validate(data)
 
 
+async def worst_case(session: AsyncSession, client: Client) -> list[PrivacyEvent]:
+    """Everything that the client's account was ever charged, whatever became of it."""
+    rows = await repository.reservations(session, client.account_id)
+    return budget.events_of(budget.steps_of(_event(event) for event in rows))
+
+
 async def check(session: AsyncSession, client: Client, wanted: Iterable[PrivacyEvent]) -> float:
     """Epsilon after ``wanted``, recomputed; ``BudgetExceeded`` if that passes the budget."""
-    spent = [_event(event) for event in await repository.reservations(session, client.account_id)]
+    spent = await worst_case(session, client)
     return await asyncio.to_thread(
         ledger.check_budget,
         spent,

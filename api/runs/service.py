@@ -135,7 +135,8 @@ def check_distinct(names: Sequence[str]) -> None:
         raise InvalidRequest(f"named twice: {', '.join(twice)}", field="clients")
 
 
-def _check_plan(plan: Plan, names: Sequence[str]) -> None:
+def check_plan(plan: Plan, names: Sequence[str], participants: int) -> None:
+    """What this coordinator refuses of any plan, for a run of so many clients."""
     if plan.privacy.caveat:
         raise InvalidPlan(
             f"mode {plan.privacy.mode!r} has {plan.privacy.caveat}: codes and encoders are trained "
@@ -150,9 +151,9 @@ def _check_plan(plan: Plan, names: Sequence[str]) -> None:
             mend="Simulate on one machine with core.simulation.",
         )
     check_distinct(names)
-    if plan.round.quorum > len(names):
+    if plan.round.quorum > participants:
         raise InvalidPlan(
-            f"a quorum of {plan.round.quorum} cannot be reached by {len(names)} clients",
+            f"a quorum of {plan.round.quorum} cannot be reached by {participants} clients",
             field="plan.round.quorum",
         )
 
@@ -223,7 +224,7 @@ async def check_budgets(
     return after
 
 
-async def _specify(
+async def specify(
     ctx: Context, plan: Plan, space: EmbeddingSpace, clients: int
 ) -> tuple[RunSpec, float]:
     """The specification and its epsilon. Seconds of work, on a thread, in no transaction."""
@@ -247,7 +248,7 @@ async def create(
 
     The budget is checked again, reservation by reservation, when work is made.
     """
-    _check_plan(body.plan, body.clients)
+    check_plan(body.plan, body.clients, len(body.clients))
     async with ctx.database.read() as session:
         if before := await peek(session, who, key, _OPERATION, body):
             return RunView.model_validate(before), True
@@ -255,7 +256,7 @@ async def create(
         if await repository.by_name(session, body.plan.name) is not None:
             raise RunNameTaken(f"a run {body.plan.name!r} exists already", field="plan.name")
     contract = EmbeddingSpace.model_validate(space.body)
-    spec, planned = await _specify(ctx, body.plan, contract, len(body.clients))
+    spec, planned = await specify(ctx, body.plan, contract, len(body.clients))
     async with ctx.database.write() as session:
         if before := await replay(session, who, key, _OPERATION, body):
             return RunView.model_validate(before), True

@@ -66,25 +66,40 @@ def calibrate(privacy: PrivacyPlan, participations: int | None = None) -> Noise:
     first = sketches(whole)
 
     rounds_of_one = privacy.rounds if participations is None else participations
-    steps = rounds_of_one * privacy.local_steps
-    # Precision of T steps at rate q, roughly: T q^2 / z^2.
-    of_validation = privacy.sample_rate * math.sqrt(steps * privacy.validation_precision)
 
     def composed(sigma: float) -> list[PrivacyEvent]:
-        rounds = release(
-            noise_multiplier=sigma, sample_rate=privacy.sample_rate, unit=privacy.unit, steps=steps
-        )
-        if not privacy.validates:
-            return [*first, rounds]
-        validation = release(
-            noise_multiplier=sigma / of_validation, sample_rate=1.0, unit=privacy.unit
-        )
-        return [*first, rounds, validation]
+        return [*first, *training_events(privacy, sigma, rounds_of_one)]
 
     train = accounting.calibrate(composed, target=privacy.epsilon, delta=privacy.delta)
     return Noise(
         sketch_multiplier=sketch,
         spread_multiplier=spread,
         train_multiplier=train,
-        validate_multiplier=train / of_validation if privacy.validates else None,
+        validate_multiplier=(
+            train / _over_validation(privacy, rounds_of_one) if privacy.validates else None
+        ),
     )
+
+
+def training_events(privacy: PrivacyPlan, sigma: float, rounds: int) -> list[PrivacyEvent]:
+    """One client's ``rounds`` training rounds with noise multiplier ``sigma``, as one event, and
+    the validation round that follows them where the plan has one.
+    """
+    trained = release(
+        noise_multiplier=sigma,
+        sample_rate=privacy.sample_rate,
+        unit=privacy.unit,
+        steps=rounds * privacy.local_steps,
+    )
+    if not privacy.validates:
+        return [trained]
+    validated = sigma / _over_validation(privacy, rounds)
+    return [trained, release(noise_multiplier=validated, sample_rate=1.0, unit=privacy.unit)]
+
+
+def _over_validation(privacy: PrivacyPlan, rounds: int) -> float:
+    """Training noise over that of the validation round, from the precision of T steps at rate q,
+    roughly T q^2 / z^2.
+    """
+    steps = rounds * privacy.local_steps
+    return privacy.sample_rate * math.sqrt(steps * privacy.validation_precision)

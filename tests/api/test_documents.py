@@ -24,6 +24,7 @@ from api.joins.service import JoinView, NewJoin
 from api.ledger import table
 from api.ledger.service import LedgerView
 from api.ledger.statement import StatementView
+from api.planner.service import PlannerRequest, PlannerView
 from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
 from api.spaces import SpaceView
@@ -132,6 +133,8 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (ModelView, examples.MODEL),
         (LedgerView, examples.LEDGER),
         (StatementView, examples.STATEMENT),
+        (PlannerRequest, examples.PLANNER),
+        (PlannerView, examples.PLANNED),
         (SynthesisRequest, examples.SYNTHESIS),
         (messages.WorkOrder, examples.ORDER),
         (messages.OfferedOrder, examples.OFFERED_ORDER),

@@ -134,7 +134,9 @@ class Federation:
         return CoordinatorClient(self.url, self.tokens[name])
 
     def start(self, name: str, *clients: str, **changes: Any) -> str:
-        plan = a_plan(name, round={"quorum": len(clients), "deadline_s": 600.0}, **changes)
+        # Longer than any test: no attempt is lost but those that a test gives back.
+        rules = {"quorum": len(clients), "deadline_s": 600.0, "lease_s": 300.0, "max_attempts": 5}
+        plan = a_plan(name, round=rules, **changes)
         run = self.operator.create_run(plan, clients)
         for client in clients:
             word = ConsentDecision(

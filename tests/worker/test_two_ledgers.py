@@ -11,7 +11,7 @@ from click.testing import Result
 
 from core.federation import rule
 from core.privacy.accounting import epsilon
-from tests.api.support import calibrate
+from tests.api.support import a_plan, calibrate
 from tests.worker.real import DELTA, Federation, commands, federation, issue
 from worker.agent.reconcile import verify
 from worker.agent.records import ACCEPTED
@@ -71,6 +71,10 @@ def test_one_population_from_a_clean_run_to_every_kind_of_tampering(
         table = coordinator.client_ledger_table(fed.ids["site-a"])
     assert ledger["epsilon_total"] == statement["epsilon"]["total"] == found.epsilon_there
     assert table.count("\r\n") == 1 + len(ledger["entries"])
+
+    with fed.client("site-a") as coordinator:
+        forecast = coordinator.plan_budget(a_plan("next", round={"quorum": 1}), ["site-a"])
+    assert forecast["clients"][0]["epsilon_spent"] == found.epsilon_there
 
     done = command(mine, fed.tokens["site-a"], "verify-ledger")
     assert (done.exit_code, "the two ledgers agree" in done.stdout) == (0, True), done.output

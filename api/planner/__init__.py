@@ -1,0 +1,1 @@
+"""What a plan would cost: nothing is created or reserved."""
