@@ -39,7 +39,7 @@ budgets = st.floats(0.3, 9.0)
 accounts = st.integers(0, 25).map(lambda count: (OLD,) * count)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(budgets, accounts, st.integers(1, 2))
 def test_rounds_left_are_those_of_a_search_one_by_one(
     limit: float, spent: tuple[PrivacyEvent, ...], sharing: int
@@ -83,7 +83,7 @@ def test_the_limit_of_rounds_is_a_limit() -> None:
     assert rounds_left(quiet, Purse((), 20.0, DELTA)) == planner.MOST_ROUNDS
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(budgets, accounts, st.integers(0, 60), st.integers(1, 2))
 def test_needed_noise_fits_and_a_little_less_does_not(
     limit: float, spent: tuple[PrivacyEvent, ...], rounds: int, sharing: int
@@ -127,7 +127,7 @@ def test_rounds_of_a_share_of_the_clients_need_less_noise() -> None:
     assert noise_for(SPEC, purse, 4, clients=4).train_multiplier == some.train_multiplier
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.floats(3.0, 7.0), accounts)
 def test_lost_attempts_that_fit(limit: float, spent: tuple[PrivacyEvent, ...]) -> None:
     purse = Purse(spent, limit, DELTA)

@@ -31,8 +31,9 @@ from tests.worker.support import (
     problem,
 )
 from worker import aggregation, celery_app, tasks
+from worker.agent import backup
 from worker.agent.records import AttemptKey
-from worker.agent.site import Site
+from worker.agent.site import LEDGER_FILE, Site
 from worker.config import ClientConfig, WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,25 @@ def ledger_kinds(state_dir: Path) -> list[str]:
 
 def run(task: Any, *args: str) -> Any:
     return task.apply(args=args, throw=True).result
+
+
+def test_a_restored_ledger_that_was_not_completed_spends_nothing(
+    serve: Callable[[Script], None], state_dir: Path
+) -> None:
+    """A worker's token reads no ledger: somebody has to run 'agent reconcile' first."""
+    Site.open(state_dir).close()
+    copy = state_dir.with_name("copy")
+    backup.make(state_dir, copy)
+    for path in state_dir.glob(f"{LEDGER_FILE}*"):
+        path.unlink()
+    backup.restore(copy, state_dir)
+    order = make_order()
+    script = Script(orders=[order])
+    serve(script)
+    assert run(tasks.train, order.work_id) == "given-back"
+    assert script.failures == [(order.work_id, "site-not-ready")]
+    assert script.puts == []
+    assert ledger_kinds(state_dir) == []
 
 
 def test_a_message_is_executed_once_however_often_it_comes(
