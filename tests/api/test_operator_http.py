@@ -124,7 +124,7 @@ async def test_lists_are_paged(coordinator: Coordinator) -> None:
 
 async def test_a_run_is_specified_in_full(coordinator: Coordinator) -> None:
     await coordinator.enrol("site-a", "site-b")
-    run = await coordinator.run("site-a", "site-b", start=False)
+    run = await coordinator.run("site-a", "site-b", start=False, approved=False)
     spec = RunSpec.model_validate(run["spec"])
     assert run["state"] == "draft"
     assert spec.digest == run["spec_digest"]

@@ -48,7 +48,10 @@ class Shown:
 
     @property
     def rounds(self) -> int:
-        return 1 if self.joins else self.spec.last_round + 1
+        """In how many the client takes part at most."""
+        if self.joins:
+            return 1
+        return self.spec.last_round + 1 if self.cost is None else len(self.spec.events())
 
 
 def shown(
