@@ -75,8 +75,7 @@ def _cost(here: Room, members: tuple[Member, ...], size: str, step: Callable[[],
                 if number < ROUNDS:  # there are new orders once this round is published
                     orders = await crowd.orders()
                 else:
-                    while here.operator.run(run_id)["state"] == "running":
-                        await asyncio.sleep(0.05)
+                    await asyncio.to_thread(_ended, here, run_id)
                 marks.append(used())
         return [after - before for before, after in pairwise(marks)]
 
