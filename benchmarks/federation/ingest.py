@@ -14,7 +14,7 @@ from api import embedded
 from benchmarks.demo.processes import wait_for
 from benchmarks.demo.stack import bare_environment
 from benchmarks.federation import plans, usage
-from benchmarks.federation.crowd import Crowd, Member, bodies, each
+from benchmarks.federation.crowd import Crowd, Member, begin, bodies, each
 from benchmarks.federation.http import Http, expect
 from benchmarks.federation.room import Room
 
@@ -73,13 +73,11 @@ def measure(
 ) -> Ingest:
     """``turns`` training rounds in which every member posts; after each, the bare route."""
     plan = plans.plan(f"ingest-{size}", size, rounds=turns, quorum=len(members))
-    run_id = str(here.operator.create_run(plan, [member.name for member in members])["id"])
-    here.operator.start_run(run_id)
 
     async def both() -> Ingest:
         async with Http(here.stack.port) as http, Http(bare_port) as plain:
-            api, other = here.api, here.pid(BARE)
-            return await _turns(Crowd(http, members), plain, turns, step, api, other)
+            crowd, _ = await begin(http, here.operator, plan, members)
+            return await _turns(crowd, plain, turns, step, here.api, here.pid(BARE))
 
     return asyncio.run(both())
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from statistics import median
 
 from benchmarks.federation import plans, usage
-from benchmarks.federation.crowd import Crowd, Member, bodies
+from benchmarks.federation.crowd import Member, begin, bodies
 from benchmarks.federation.http import Http
 from benchmarks.federation.numbers import Line, line
 from benchmarks.federation.room import Room
@@ -58,8 +58,6 @@ def _ended(here: Room, run_id: str) -> None:
 def _cost(here: Room, members: tuple[Member, ...], size: str, step: Callable[[], None]) -> float:
     count = len(members)
     plan = plans.plan(f"cost-{count}-{size}", size, rounds=ROUNDS, quorum=count)
-    run_id = str(here.operator.create_run(plan, [member.name for member in members])["id"])
-    here.operator.start_run(run_id)
     pids = (here.api, here.worker, here.postgres)
 
     def used() -> float:
@@ -68,7 +66,7 @@ def _cost(here: Room, members: tuple[Member, ...], size: str, step: Callable[[],
     async def rounds() -> list[float]:
         marks: list[float] = []
         async with Http(here.stack.port) as http:
-            crowd = Crowd(http, members)
+            crowd, run_id = await begin(http, here.operator, plan, members)
             orders = await crowd.orders()
             for number in range(ROUNDS + 1):
                 await crowd.send(orders, bodies(orders[0], count), _SENDERS)

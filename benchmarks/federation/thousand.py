@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.federation import plans, usage
-from benchmarks.federation.crowd import Crowd, Member, bodies
+from benchmarks.federation.crowd import Crowd, Member, begin, bodies
 from benchmarks.federation.http import Http, expect
 from benchmarks.federation.numbers import percentile
 from benchmarks.federation.polling import Polled, epoch
@@ -46,13 +46,12 @@ def measure(here: Room, members: tuple[Member, ...], step: Callable[[], None]) -
     """
     count = len(members)
     plan = plans.plan(f"crowd-{count}", "33k", rounds=1, quorum=count)
-    run_id = str(here.operator.create_run(plan, [member.name for member in members])["id"])
-    here.operator.start_run(run_id)
     admin = here.stack.token("admin")
 
     async def all_of_it() -> Round:
         async with Http(here.stack.port) as http:
-            return await _Play(here, Crowd(http, members), run_id, admin, step).run()
+            crowd, run_id = await begin(http, here.operator, plan, members)
+            return await _Play(here, crowd, run_id, admin, step).run()
 
     return asyncio.run(all_of_it())
 
