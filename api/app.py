@@ -113,9 +113,10 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
     app.state.settings, app.state.background, app.state.context = settings, background, None
     app.add_middleware(Outermost, max_json_bytes=settings.max_json_bytes)
     problems.install(app)
-    for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
+    # Routes are tried in this order: what every site asks all the time comes first.
+    for module in (work, updates, jobs, objects, consents):
         app.include_router(module.router)
-    for module in (consents, work, updates, jobs, objects):
+    for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
         app.include_router(module.router)
     app.include_router(synthesis.router)
     app.include_router(health.router)

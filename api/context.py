@@ -29,7 +29,10 @@ class Context:
     checks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CHECKS_AT_ONCE))
 
 
-def context(request: Request) -> Context:
+async def context(request: Request) -> Context:
+    """Asynchronous although it waits for nothing: FastAPI sends plain functions to a thread, four
+    times a request here.
+    """
     found = request.app.state.context
     if not isinstance(found, Context):
         raise RuntimeError("the application was not started (its lifespan did not run)")

@@ -47,7 +47,7 @@ def negotiated(headers: Headers) -> int:
     )
 
 
-def _used(request: Request) -> int:
+async def _used(request: Request) -> int:
     return int(request.scope[SCOPE_KEY])
 
 

@@ -19,6 +19,7 @@ from api.db.run_models import WorkItem
 from api.ledger import service as ledger
 from api.rounds import repository
 from api.rounds.moment import Moment
+from api.rounds.repository import PlaceWork
 from core.errors import BudgetExceeded
 
 log = structlog.get_logger(__name__)
@@ -47,7 +48,7 @@ async def issue(at: Moment, name: str, attempt: int) -> None:
     try:
         reservation = await ledger.reserve(
             at.session,
-            client,
+            await at.client(client.id),
             run_id=at.run.id,
             round_number=at.row.number,
             attempt=attempt,
@@ -74,7 +75,7 @@ def _leave_out(at: Moment, work: WorkItem, name: str, reason: str) -> None:
     log.warning("client_left_out", run_id=str(at.run.id), round=at.row.number, client=name)
 
 
-def _pause(at: Moment, previous: WorkItem | None) -> timedelta:
+def _pause(at: Moment, previous: PlaceWork | None) -> timedelta:
     """Nobody waits after a lease has run out; who was not ready is asked again later and later."""
     if previous is None or previous.reason != "site-not-ready":
         return timedelta(0)

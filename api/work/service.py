@@ -75,7 +75,7 @@ async def _lease(session: AsyncSession, work: WorkItem, order: WorkOrder, now: d
     work.leased_at = work.leased_at or now
     work.lease_expires = now + timedelta(seconds=order.lease_s)
     await session.flush()
-    await ring(session, TOPIC_SWEEP)
+    # Nobody is woken: a lease changes nothing before its end, which the sweeper sees by itself.
     log.info("work_leased", work_id=str(work.id), client=order.client, round=order.round_number)
 
 

@@ -17,15 +17,20 @@ import numpy as np
 
 from benchmarks.federation.http import Http, expect
 from benchmarks.federation.plans import DELTA, SPACE
-from core.federation.plan import RunSpec
+from core.federation.plan import Plan, RunSpec
 from core.federation.updates import TENSOR, expectation
 from core.privacy.noise import csprng
 from core.wire import tensors
 from core.wire.messages import CONTENT_TYPE_TENSORS, LEASE_HEADER
+from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN
+from worker.answers import JsonObject
+from worker.client import CoordinatorClient
 
 T = TypeVar("T")
 Order = dict[str, Any]
 _AT_ONCE = 8
+_SPOKEN = {PROTOCOL_HEADER: str(SPOKEN.newest), RANGE_HEADER: str(SPOKEN)}
+_JSON = {"Content-Type": "application/json", **_SPOKEN}
 _BUDGET = 100.0  # several runs
 
 
@@ -62,7 +67,7 @@ async def enrol(port: int, admin: str, count: int) -> tuple[Member, ...]:
             }  # fmt: skip
             made = await http.request(
                 "POST", "/v1/clients", admin, json.dumps(body).encode(),
-                {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex},
+                {**_JSON, "Idempotency-Key": uuid.uuid4().hex},
             )  # fmt: skip
             answer = expect(made, 201).json()
             found[number] = Member(name, answer["client"]["id"], answer["token"])
@@ -78,18 +83,31 @@ class Crowd:
     http: Http
     members: tuple[Member, ...]
 
-    @property
-    def names(self) -> list[str]:
-        return [member.name for member in self.members]
-
     async def poll(self, member: Member, wait_s: int = 0) -> Order | None:
         path = f"/v1/clients/{member.client_id}/work?wait={wait_s}"
-        answer = expect(await self.http.request("GET", path, member.token), 200, 204)
-        return None if answer.status == 204 else dict(answer.json())
+        answer = await self.http.request("GET", path, member.token, headers=_SPOKEN)
+        if expect(answer, 200, 204).status == 204:
+            return None
+        return dict(answer.json()["order"])  # there are no plans to decide on: see ``approve``
+
+    async def approve(self, run: JsonObject) -> None:
+        """What each site's policy would say of the run's plan."""
+
+        async def one(member: Member) -> None:
+            word = {
+                "client": member.name, "spec_digest": run["spec_digest"], "decision": "approve",
+                "by": "policy",
+            }  # fmt: skip
+            path, body = f"/v1/runs/{run['id']}/consents", json.dumps(word).encode()
+            expect(await self.http.request("POST", path, member.token, body, _JSON), 200)
+
+        await each(self.members, one, _AT_ONCE)
 
     async def put(self, member: Member, order: Order, body: bytes) -> None:
         path = f"/v1/runs/{order['run_id']}/rounds/{order['round_number']}/updates/{uuid.uuid4()}"
-        headers = {LEASE_HEADER: order["lease_token"], "Content-Type": CONTENT_TYPE_TENSORS}
+        headers = {
+            LEASE_HEADER: order["lease_token"], "Content-Type": CONTENT_TYPE_TENSORS, **_SPOKEN,
+        }  # fmt: skip
         expect(await self.http.request("PUT", path, member.token, body, headers), 201)
 
     async def orders(self, wait_s: int = 30) -> list[Order]:
@@ -110,6 +128,17 @@ class Crowd:
             await self.put(self.members[place], orders[place], bodies[place])
 
         await each(range(len(orders)), one, at_once)
+
+
+async def begin(
+    http: Http, operator: CoordinatorClient, plan: Plan, members: tuple[Member, ...]
+) -> tuple[Crowd, str]:
+    """A run of these members, approved by all of them and started; and its id."""
+    run = await asyncio.to_thread(operator.create_run, plan, [member.name for member in members])
+    crowd = Crowd(http, members)
+    await crowd.approve(run)
+    await asyncio.to_thread(operator.start_run, str(run["id"]))
+    return crowd, str(run["id"])
 
 
 def bodies(order: Order, count: int) -> list[bytes]:

@@ -58,7 +58,10 @@ class Http:
             if reader.at_eof() or writer.is_closing():  # the server closes what was idle
                 writer.close()
                 continue
-            return await self._exchange(reader, writer, head, body)
+            try:
+                return await self._exchange(reader, writer, head, body)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                continue  # it closed this one just now; every request here may be repeated
         return await self._exchange(*await asyncio.open_connection(_HOST, self.port), head, body)
 
     async def _exchange(

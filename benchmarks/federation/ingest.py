@@ -10,13 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from psutil import Process
-
 from api import embedded
 from benchmarks.demo.processes import wait_for
 from benchmarks.demo.stack import bare_environment
-from benchmarks.federation import plans
-from benchmarks.federation.crowd import Crowd, Member, bodies, each
+from benchmarks.federation import plans, usage
+from benchmarks.federation.crowd import Crowd, Member, begin, bodies, each
 from benchmarks.federation.http import Http, expect
 from benchmarks.federation.room import Room
 
@@ -75,19 +73,17 @@ def measure(
 ) -> Ingest:
     """``turns`` training rounds in which every member posts; after each, the bare route."""
     plan = plans.plan(f"ingest-{size}", size, rounds=turns, quorum=len(members))
-    run_id = str(here.operator.create_run(plan, [member.name for member in members])["id"])
-    here.operator.start_run(run_id)
 
     async def both() -> Ingest:
         async with Http(here.stack.port) as http, Http(bare_port) as plain:
-            api, other = Process(here.api), Process(here.pid(BARE))
-            return await _turns(Crowd(http, members), plain, turns, step, api, other)
+            crowd, _ = await begin(http, here.operator, plan, members)
+            return await _turns(crowd, plain, turns, step, here.api, here.pid(BARE))
 
     return asyncio.run(both())
 
 
 async def _turns(
-    crowd: Crowd, plain: Http, turns: int, step: Callable[[], None], api: Process, other: Process
+    crowd: Crowd, plain: Http, turns: int, step: Callable[[], None], api: int, other: int
 ) -> Ingest:
     count = len(crowd.members)
     ours, bare, size = [], [], 0
@@ -95,7 +91,7 @@ async def _turns(
     for turn in range(turns + 1):
         orders = await crowd.orders()
         made = bodies(orders[0], count)
-        used = _cpu(api)
+        used = usage.cpu_seconds(api)
         began = time.perf_counter()
         await crowd.send(orders, made, SENDERS)
         seconds = time.perf_counter() - began
@@ -104,20 +100,15 @@ async def _turns(
             continue
         size = len(made[0])
         ours.append(count / seconds)
-        cpu[0] += _cpu(api) - used
+        cpu[0] += usage.cpu_seconds(api) - used
         if turn < turns:  # the sum of this round is no part of either
             await Crowd(crowd.http, crowd.members[:1]).orders()
-        used = _cpu(other)
+        used = usage.cpu_seconds(other)
         bare.append(count / await _plain(plain, made))
-        cpu[1] += _cpu(other) - used
+        cpu[1] += usage.cpu_seconds(other) - used
         step()
     total = count * turns
     return Ingest(size, tuple(ours), tuple(bare), cpu[0] / total, cpu[1] / total)
-
-
-def _cpu(process: Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 async def _plain(http: Http, made: Sequence[bytes]) -> float:

@@ -28,6 +28,12 @@ class Overhead:
     between: tuple[float, ...]  # from publishing to the opening of the next round
     parameters: int
 
+    @property
+    def mean(self) -> float:
+        """Seconds a round over all of them, the sketch and what lies between included."""
+        spent = sum(self.rounds) + self.sketch + sum(self.between)
+        return spent / (len(self.rounds) + 1)
+
 
 def measure(
     step: Callable[[], None],

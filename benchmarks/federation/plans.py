@@ -14,7 +14,7 @@ from core.models.architecture import from_plan
 
 DIM, CLASSES = 128, 8
 N_MAX = 1000
-EPSILON, DELTA = 8.0, 1e-5
+EPSILON, DELTA = 4.0, 1e-5
 RECORDS = 16  # of one site, where agents train: the protocol is measured, not the training
 # Hidden widths by name of the size: their P is a straight line in the width.
 HIDDEN = {"33k": 98, "125k": 389, "250k": 785, "500k": 1576, "1250k": 3949}

@@ -39,6 +39,11 @@ class Room:
     def worker(self) -> int:
         return self.pid(WORKER)
 
+    @property
+    def postgres(self) -> int:
+        """The postmaster, whose children are one for each connection."""
+        return int((self.folder / "pg" / "postmaster.pid").read_text().split()[0])
+
 
 @contextmanager
 def room(keep: Path | None = None) -> Iterator[Room]:
