@@ -1,8 +1,8 @@
-"""Runs the federation and fault tests many times over, each time in another order (pytest-randomly).
+"""Runs the federation and fault tests many times over, each time in another order.
 
-Ends at the first repetition that fails and says how to repeat it. The tests of several real
-processes are shared out over the repetitions: each takes its turn of them, so that the whole
-matrix is played several times within the time, and every repetition plays all the others.
+Ends at the first repetition that fails and says how to repeat it (pytest-randomly's seed). The
+fault matrix alone takes minutes, so its cells are shared out over the repetitions, which play all
+other tests every time.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ def _collected(paths: Sequence[str]) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--times", type=int, default=20)
@@ -47,26 +52,21 @@ def main() -> int:
     began = time.monotonic()
     for number in range(chosen.times):
         seed, started = secrets.randbelow(2**32), time.monotonic()
-        tests = share(ids, number, chosen.shares)
-        command = ["-m", "pytest", "-q", "-x", "-n", chosen.jobs, "-p", f"randomly_seed={seed}"]
-        command = ["-m", "pytest", "-q", "-x", "-n", chosen.jobs, "-p", "randomly"]
-        command += [f"--randomly-seed={seed}", *ALWAYS, *tests]
+        command = ["-m", "pytest", "-q", "-x", "-n", chosen.jobs, f"--randomly-seed={seed}"]
+        command += [*ALWAYS, *share(ids, number, chosen.shares)]
         done = subprocess.run(
             [sys.executable, *command], capture_output=True, text=True, check=False
         )
         seconds = time.monotonic() - started
         found = _SUMMARY.findall(done.stdout)
         said = found[-1] if found else "no summary"
-        print(
-            f"{number + 1:>3} of {chosen.times}  seed {seed:<11}{seconds:7.1f} s  {said}",
-            flush=True,
-        )
+        _say(f"{number + 1:>3} of {chosen.times}  seed {seed:<11}{seconds:7.1f} s  {said}")
         if done.returncode != 0:
-            print(done.stdout[-20_000:], done.stderr[-5_000:], sep="\n")
-            print(f"repetition {number + 1} failed; again with: python {' '.join(command)}")
+            _say(f"{done.stdout[-20_000:]}\n{done.stderr[-5_000:]}")
+            _say(f"repetition {number + 1} failed; again with: python {' '.join(command)}")
             return 1
     minutes = (time.monotonic() - began) / 60
-    print(f"{chosen.times} repetitions without a failure in {minutes:.1f} minutes")
+    _say(f"{chosen.times} repetitions without a failure in {minutes:.1f} minutes")
     return 0
 
 
