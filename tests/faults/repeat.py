@@ -1,8 +1,9 @@
-"""Runs the federation and fault tests many times over, each time in another order (pytest-randomly).
+"""Runs the federation and fault tests many times over, each time in another order.
 
-Ends at the first repetition that fails and says how to repeat it. The tests of several real
-processes are shared out over the repetitions: each takes its turn of them, so that the whole
-matrix is played several times within the time, and every repetition plays all the others.
+Ends at the first repetition that fails and says how to repeat it (pytest-randomly's seed). The
+tests of the protocol and of recovery are played every time. Those that take minutes are shared out
+over the repetitions: twenty of them play each cell of the fault matrix, the kills of whole
+federations and the short soak twice, and the protocol machine five times.
 """
 
 from __future__ import annotations
@@ -15,15 +16,35 @@ import sys
 import time
 from collections.abc import Sequence
 
-# What a repetition always plays: the protocol over HTTP on real Postgres and Valkey.
-ALWAYS = ("tests/api", "tests/worker")
-# What it plays a share of: real processes.
-SHARED = ("tests/faults", "tests/e2e/test_kill_coordinator.py")
+ALWAYS = (
+    "tests/api/test_api_flow.py",
+    "tests/api/test_consents.py",
+    "tests/api/test_jobs_outbox.py",
+    "tests/api/test_joins.py",
+    "tests/api/test_protocol_walk.py",
+    "tests/api/test_reservations.py",
+    "tests/api/test_run_control.py",
+    "tests/api/test_sweeper.py",
+    "tests/api/test_updates_http.py",
+    "tests/api/test_work_http.py",
+    "tests/worker/test_agent_loop.py",
+    "tests/worker/test_broker.py",
+    "tests/worker/test_celery_worker.py",
+    "tests/worker/test_crashes.py",
+    "tests/worker/test_execution.py",
+    "tests/worker/test_kept_state.py",
+    "tests/worker/test_site_ledger.py",
+)
+# In how many parts these are played, one part a repetition.
+SHARED = (
+    (10, ("tests/faults", "tests/e2e/test_kill_coordinator.py")),
+    (4, ("tests/api/test_protocol_machine.py", "tests/api/test_coordinator_process.py")),
+)
 _SUMMARY = re.compile(r"^=* ?(.*\b(?:passed|failed|error)\b.*) in [0-9.]+s.*$", re.MULTILINE)
 
 
 def share(ids: Sequence[str], number: int, shares: int) -> list[str]:
-    """Every ``shares``-th test, beginning with another one in each repetition."""
+    """Part ``number`` of ``shares``: together they are all of them, each once."""
     return list(ids[number % shares :: shares])
 
 
@@ -37,36 +58,37 @@ def _collected(paths: Sequence[str]) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--times", type=int, default=20)
-    options.add_argument("--shares", type=int, default=10, help="parts of the process tests")
-    options.add_argument("--jobs", default="2")
+    options.add_argument("--jobs", default="2", help="test processes")
     chosen = options.parse_args()
-    ids = _collected(SHARED)
+    shared = [(shares, _collected(paths)) for shares, paths in SHARED]
     began = time.monotonic()
     for number in range(chosen.times):
         seed, started = secrets.randbelow(2**32), time.monotonic()
-        tests = share(ids, number, chosen.shares)
-        command = ["-m", "pytest", "-q", "-x", "-n", chosen.jobs, "-p", f"randomly_seed={seed}"]
-        command = ["-m", "pytest", "-q", "-x", "-n", chosen.jobs, "-p", "randomly"]
-        command += [f"--randomly-seed={seed}", *ALWAYS, *tests]
+        command = ["-m", "pytest", "-q", "-x", "-n", chosen.jobs, f"--randomly-seed={seed}"]
+        command += ALWAYS
+        for shares, ids in shared:
+            command += share(ids, number, shares)
         done = subprocess.run(
             [sys.executable, *command], capture_output=True, text=True, check=False
         )
         seconds = time.monotonic() - started
         found = _SUMMARY.findall(done.stdout)
         said = found[-1] if found else "no summary"
-        print(
-            f"{number + 1:>3} of {chosen.times}  seed {seed:<11}{seconds:7.1f} s  {said}",
-            flush=True,
-        )
+        _say(f"{number + 1:>3} of {chosen.times}  seed {seed:<11}{seconds:7.1f} s  {said}")
         if done.returncode != 0:
-            print(done.stdout[-20_000:], done.stderr[-5_000:], sep="\n")
-            print(f"repetition {number + 1} failed; again with: python {' '.join(command)}")
+            _say(f"{done.stdout[-20_000:]}\n{done.stderr[-5_000:]}")
+            _say(f"repetition {number + 1} failed; again with: python {' '.join(command)}")
             return 1
     minutes = (time.monotonic() - began) / 60
-    print(f"{chosen.times} repetitions without a failure in {minutes:.1f} minutes")
+    _say(f"{chosen.times} repetitions without a failure in {minutes:.1f} minutes")
     return 0
 
 

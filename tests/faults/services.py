@@ -49,9 +49,10 @@ class Postgres:
         processes = self._pids()
         os.kill(processes[0].pid, number)
         _until(lambda: not any(_alive(each) for each in processes), "Postgres to be gone")
-        # Where nobody reaps orphans, the dead postmaster keeps its number, and the next one would
-        # believe the file.
-        (self._folder / "postmaster.pid").unlink(missing_ok=True)
+        # Where orphans are reaped late or never, the dead postmaster keeps its number, and the next
+        # one would believe the files.
+        for left in (self._folder / "postmaster.pid", *self._folder.glob(".s.PGSQL.*.lock")):
+            left.unlink(missing_ok=True)
 
     def start(self) -> None:
         """Start it again on the same folder and socket, and wait until it answers."""

@@ -2,7 +2,7 @@
 
 Every client is a real one: eighteen sites with an agent process each, two behind a Celery worker.
 Who is killed, and when in a round, comes from a seed, which is printed; where exactly the kill
-falls is the machine's. ``make soak`` plays 300 rounds; here, a few (``SOAK_ROUNDS``, ``SOAK_SEED``).
+falls is the machine's. ``make soak`` plays 300 rounds; without ``SOAK_ROUNDS``, it is 20.
 """
 
 from __future__ import annotations
