@@ -81,14 +81,16 @@ async def held_of_client(session: AsyncSession, client_id: UUID) -> list[Held]:
 
 
 def _free(before: datetime | None = None) -> ColumnElement[bool]:
-    """Nothing else names the bytes of this ``Update``: no model, and no update of a round that is
-    under way (or that ended after ``before``).
+    """Nothing else names the bytes of this ``Update``: no model, no update of a round that is under
+    way, and no other that is to be kept: of a round that ended after ``before``, or, without
+    ``before``, of another client, who has not asked for anything.
     """
     other, its_round = aliased(Update), aliased(Round)
-    needed: ColumnElement[bool] = its_round.state.not_in(_TERMINAL)
+    ended_at = func.coalesce(its_round.published_at, its_round.closed_at, its_round.created_at)
+    kept: ColumnElement[bool] = other.client_id != Update.client_id
     if before is not None:
-        ended_at = func.coalesce(its_round.published_at, its_round.closed_at, its_round.created_at)
-        needed = or_(needed, ended_at >= before)
+        kept = ended_at >= before
+    needed = or_(its_round.state.not_in(_TERMINAL), kept)
     by_update = exists().where(
         other.digest == Update.digest,
         its_round.run_id == other.run_id,

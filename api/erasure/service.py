@@ -135,5 +135,5 @@ def _kept(held: repository.Held) -> KeptView:
     if RoundState(held.round_state) not in TERMINAL:
         why = f"the round is {held.round_state} and needs it; ask again once it has ended"
     else:
-        why = "a round under way or a model has the same bytes; ask again later"
+        why = "another client, a round under way or a model has the very same bytes"
     return KeptView(run_id=held.run_id, round=held.number, why=why)
