@@ -35,10 +35,12 @@ class World:
         made = call(env, "token_app", "create", "--scope", "admin", "--label", "ops")
         self.tokens = {"admin": made.stdout.strip()}
         self.ids: dict[str, str] = {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self.http = httpx.Client(timeout=60, limits=limits)
 
     def request(self, method: str, path: str, who: str = "admin", at: int = 0, **how: Any) -> Any:
         headers = {"Authorization": f"Bearer {self.tokens[who]}", **how.pop("headers", {})}
-        answer = httpx.request(method, self.bases[at] + path, headers=headers, timeout=60, **how)
+        answer = self.http.request(method, self.bases[at] + path, headers=headers, **how)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
@@ -67,7 +69,7 @@ class World:
             f"/v1/runs/{self.run_id}/rounds/0/updates/{uuid4()}",
             name,
             at,
-            content=update_body(RunSpec.model_validate(order["spec"]), 0),
+            content=update_body(RunSpec.model_validate(order["spec"]), 0, seed=ord(name[-1])),
             headers={
                 LEASE_HEADER: order["lease_token"], "Content-Type": CONTENT_TYPE_TENSORS,
             },
@@ -81,7 +83,7 @@ class World:
         if last:
             headers["Last-Event-ID"] = last
         url = f"{self.bases[at]}/v1/runs/{self.run_id}/events"
-        with httpx.stream("GET", url, headers=headers, params=query, timeout=60) as answer:
+        with self.http.stream("GET", url, headers=headers, params=query) as answer:
             assert answer.status_code == 200, answer.read()
             assert answer.headers["content-type"].startswith("text/event-stream")
             yield events(answer)
@@ -118,7 +120,9 @@ def world(database_url: str, folder: Path, replicas: int = 1, **more: str) -> It
     with ExitStack() as stack:
         for port in ports:
             stack.enter_context(served(env, port))
-        yield World(env, ports, database_url)
+        here = World(env, ports, database_url)
+        stack.callback(here.http.close)
+        yield here
 
 
 def test_a_feed_tells_a_run_to_its_end_and_goes_on_after_a_break(
@@ -231,6 +235,7 @@ def test_many_quiet_feeds_are_cheap_and_bounded_and_end_with_the_process(
     port = free_port()
     with served(env, port) as process, ExitStack() as stack:
         here = World(env, [port], database_url)
+        stack.callback(here.http.close)
         here.begin()
         client = psutil.Process(process.pid)
         with here.feed() as feed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ def test_a_worker_finds_the_same_bytes_and_hears_of_others(
     store = tmp_path / "objects"
     env = environment(database_url, store, FHV_BROKER_URL=broker_url, FHV_LOG_LEVEL="WARNING")
     port = free_port()
-    with served(env, port):
+    with served(env, port), ExitStack() as stack:
         here = World(env, [port], database_url)
+        stack.callback(here.http.close)
         made = call(env, "token_app", "create", "--scope", "worker", "--label", "sums")
         worker = subprocess.Popen(
             [
