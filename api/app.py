@@ -18,12 +18,16 @@ from api.context import Context
 from api.db.engine import Database
 from api.db.hub import Hub
 from api.db.outbox import Dispatcher
+from api.erasure import endpoints as erasure
+from api.events import endpoints as events
+from api.events.feed import Feeds
 from api.http import Outermost
 from api.jobs import endpoints as jobs
 from api.joins import endpoints as joins
 from api.ledger import endpoints as ledger
 from api.observability import configure
 from api.planner import endpoints as planner
+from api.replays import endpoints as replays
 from api.rounds import endpoints as rounds
 from api.runs import control_endpoints as control
 from api.runs import endpoints as runs
@@ -51,6 +55,7 @@ _TAGS = [
     {"name": "jobs", "description": "The coordinator's own jobs."},
     {"name": "objects", "description": "Downloads."},
     {"name": "synthesis", "description": "Synthetic embeddings."},
+    {"name": "events", "description": "Who did what, when; live and afterwards."},
     {"name": "tokens", "description": "Bearer tokens."},
     {"name": "health", "description": "For machines that watch machines."},
 ]
@@ -75,6 +80,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     ctx = Context(settings=settings, database=database, store=store, hub=hub)
     dispatcher = Dispatcher(database, hub, settings.broker_url, settings.poll_s)
     app.state.context, app.state.dispatcher, app.state.generators = ctx, dispatcher, Generators()
+    app.state.feeds = Feeds(settings.max_streams)
     tasks = []
     if app.state.background:
         jobs_of_process = {
@@ -115,6 +121,8 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
     problems.install(app)
     # Routes are tried in this order: what every site asks all the time comes first.
     for module in (work, updates, jobs, objects, consents):
+        app.include_router(module.router)
+    for module in (events, replays, erasure):
         app.include_router(module.router)
     for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
         app.include_router(module.router)

@@ -6,46 +6,97 @@ what happened. Details are public values and short: no tokens, no bodies, no rec
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 from uuid import UUID
 
 import structlog
+from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth import Principal
 from api.db.base import uuid7
-from api.db.engine import ring, topic_of_run
+from api.db.engine import CHANNEL
+from api.db.models import SCOPES
 from api.db.oversight_models import AuditEvent
 
 # Who acts when nobody asked: the sweeper and what follows from it.
 COORDINATOR = "coordinator"
+# Who acts by the command line of the coordinator's machine, without a token.
+CONSOLE: Literal["console"] = "console"
+Actor = Principal | Literal["console"] | None
+ACTORS = (*SCOPES, COORDINATOR, CONSOLE)
+
+# Every kind of event, and what happened. Kinds are added, never renamed: readers filter by them.
+KINDS: Mapping[str, str] = {
+    "space-created": "an embedding space was registered",
+    "client-created": "a client was enrolled",
+    "client-revoked": "a client gets no more work, in no run",
+    "token-created": "a bearer token was made",
+    "token-revoked": "a bearer token is refused from now on",
+    "run-created": "a plan became a run",
+    "run-started": "a run began",
+    "run-paused": "a run waits",
+    "run-resumed": "a paused run goes on",
+    "run-completed": "the last round of the plan was published",
+    "run-failed": "a run ended without its model",
+    "run-cancelled": "a run was stopped for good",
+    "join-asked": "a client asked, or was asked, to join a run",
+    "consent-asked": "a site was asked to approve a run",
+    "consent-given": "a site approved a run",
+    "consent-refused": "a site refused a run",
+    "client-left-run": "a client takes no further part in a run",
+    "client-quarantined": "a client gets no more work of a run until it is released",
+    "quarantine-ended": "a client was released from quarantine",
+    "client-left-out": "a client got no order in a round",
+    "round-moved": "a round has another state",
+    "model-published": "a round's model can be downloaded",
+    "work-leased": "a client took an order (again, if it held it already)",
+    "work-returned": "a client gave its order back",
+    "work-lost": "an order ended without an update; its reservation stays spent",
+    "update-accepted": "an update counts",
+    "update-refused": "an update does not count",
+    "job-claimed": "a worker of the coordinator took a job",
+    "job-completed": "a job has its result",
+    "job-failed": "an attempt of a job, or the job, failed",
+    "replay-asked": "somebody asked to recompute a published round",
+    "replay-differs": "a recomputed round is NOT what was published",
+    "updates-erased": "stored bytes of updates were erased",
+    "synthesis-served": "synthetic rows were handed out",
+}
 
 
 async def record(
     session: AsyncSession,
     kind: str,
-    who: Principal | None,
+    who: Actor,
     *,
     run_id: UUID | None = None,
     round_number: int | None = None,
     client_id: UUID | None = None,
+    wake: str | None = None,
     **detail: Any,
 ) -> None:
-    """Add a row. ``who`` is None for the coordinator itself. Whoever follows the run is woken."""
-    request_id = structlog.contextvars.get_contextvars().get("request_id", "")
-    session.add(
-        AuditEvent(
-            id=uuid7(),
-            kind=kind,
-            actor_scope=COORDINATOR if who is None else who.scope,
-            actor_token=None if who is None else who.token_id,
-            run_id=run_id,
-            round_number=round_number,
-            client_id=client_id if client_id is not None or who is None else who.client_id,
-            request_id=str(request_id),
-            detail=detail,
-        )
-    )
-    await session.flush()
-    if run_id is not None:
-        await ring(session, topic_of_run(run_id))
+    """Add a row. ``who`` is None for the coordinator itself. At the commit it gets its place in
+    the trail, and whoever follows the run is woken. ``wake`` rings another topic in the same
+    statement, for callers to whom a round trip matters. Raises ``ValueError`` for unknown kinds.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of event {kind!r}: add it to api.audit.KINDS")
+    caller = who if isinstance(who, Principal) else None
+    values = {
+        "id": uuid7(),
+        "kind": kind,
+        "actor_scope": COORDINATOR if who is None else caller.scope if caller else CONSOLE,
+        "actor_token": caller.token_id if caller else None,
+        "run_id": run_id,
+        "round_number": round_number,
+        "client_id": client_id or (caller.client_id if caller else None),
+        "request_id": str(structlog.contextvars.get_contextvars().get("request_id", "")),
+        "detail": detail,
+    }
+    if wake is None:
+        session.add(AuditEvent(**values))  # goes with the next flush, at the latest with the commit
+        return
+    told = insert(AuditEvent.__table__).values(**values).cte("told")  # type: ignore[arg-type]
+    await session.execute(select(func.pg_notify(CHANNEL, wake)).add_cte(told))

@@ -18,7 +18,7 @@ import structlog
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from api.context import Ctx
+from api.context import Context, Ctx
 from api.db.models import SCOPES
 from api.problems import Forbidden, NotFound, Unauthenticated
 
@@ -27,6 +27,11 @@ _KNOWN = """
 SELECT mac, id, scope, client_id, revoked_at IS NOT NULL,
        coalesce(expires_at <= clock_timestamp() + %(clock)s, false)
 FROM tokens WHERE mac = %(mac)s
+"""
+_STILL_VALID = """
+SELECT 1 FROM tokens
+WHERE id = %(id)s AND revoked_at IS NULL
+  AND coalesce(expires_at > clock_timestamp() + %(clock)s, true)
 """
 _bearer = HTTPBearer(
     auto_error=False,
@@ -101,6 +106,12 @@ async def principal(
         raise Unauthenticated("the bearer token has expired")
     structlog.contextvars.bind_contextvars(token_id=str(token_id), scope=scope)
     return Principal(token_id, scope, client_id)
+
+
+async def still_valid(ctx: Context, who: Principal) -> bool:
+    """Would the caller's token be accepted now? For answers that last."""
+    found = await ctx.database.glance(_STILL_VALID, id=who.token_id)
+    return bool(found)
 
 
 def allow(*scopes: str) -> Callable[[Principal], Awaitable[Principal]]:

@@ -15,7 +15,7 @@ import uvicorn
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import migration, tokens
+from api import audit, migration, tokens
 from api.config import S, Secrets, Settings, SettingsError, database_url, load
 from api.context import Context
 from api.db.engine import Database
@@ -139,7 +139,7 @@ def token_create(
         database = Database(settings.database_url, pool_size=2)
         try:
             async with database.write() as session:
-                return await tokens.make(session, database, settings.pepper, wanted)
+                return await tokens.make(session, database, audit.CONSOLE, settings.pepper, wanted)
         finally:
             await database.close()
 
@@ -181,7 +181,7 @@ def token_revoke(token_id: Annotated[UUID, typer.Argument(help="Its id (token li
         database = Database(settings.database_url, pool_size=2)
         try:
             async with database.write() as session:
-                await tokens.revoke(session, database, token_id)
+                await tokens.revoke(session, database, audit.CONSOLE, token_id)
         finally:
             await database.close()
 

@@ -74,6 +74,14 @@ class Settings(Secrets):
     )
     max_json_bytes: int = Field(default=4 * 2**20, gt=0)
     max_wait_s: float = Field(default=60.0, gt=0, description="Longest long poll.")
+    max_streams: int = Field(default=500, ge=1, description="Event streams of one process.")
+    heartbeat_s: float = Field(default=15.0, gt=0, description="Pace of a quiet stream's comments.")
+    update_retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes of updates are erased so long after their round has ended; "
+        "unset: they are kept, and every round can be replayed.",
+    )
 
     @field_validator("object_store_url")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 RUN_ID = "0199c0de-1111-7000-8000-000000000001"
@@ -190,6 +191,62 @@ JOIN = {
     "created_at": AT,
     "published_at": None,
     "frame": None,
+}
+EVENT_ID = "0199c0de-8888-7000-8000-000000000008"
+REPLAY_ID = "0199c0de-9999-7000-8000-000000000009"
+EVENT_VIEW = {
+    "id": EVENT_ID,
+    "at": AT,
+    "kind": "update-accepted",
+    "actor": "client",
+    "token_id": KEY_ID,
+    "run_id": RUN_ID,
+    "round": 3,
+    "client_id": CLIENT_ID,
+    "request_id": "5f0c2f0e-9d55-4a55-8f0e-5b8d0c6b1d11",
+    "detail": {"digest": UPDATE, "attempt": 1},
+}
+PROGRESS = {
+    "run_id": RUN_ID,
+    "name": "digits-1",
+    "state": "running",
+    "why": "",
+    "rounds_published": 3,
+    "rounds_planned": 12,
+    "round": ROUND,
+}
+END = {"state": "completed", "why": ""}
+FEED = (
+    f"retry: 2000\n\nid: {EVENT_ID}\nevent: state\ndata: {json.dumps(PROGRESS)}\n\n"
+    f"id: {EVENT_ID}\nevent: update-accepted\ndata: {json.dumps(EVENT_VIEW)}\n\n"
+    f": heartbeat\n\nevent: end\ndata: {json.dumps(END)}\n\n"
+)
+REPLAY: dict[str, Any] = {
+    "id": REPLAY_ID,
+    "run_id": RUN_ID,
+    "round": 3,
+    "state": "waiting",
+    "why": "waits for a worker of the queue coordinator",
+    "same": None,
+    "files": [
+        {"file": "frame", "expected": FRAME, "found": None},
+        {"file": "weights", "expected": WEIGHTS, "found": None},
+        {"file": "optimiser", "expected": OPTIMISER, "found": None},
+    ],
+    "attempt": 0,
+    "created_at": AT,
+    "finished_at": None,
+}
+ERASED = {
+    "client": "site-a",
+    "erased": 41,
+    "kept": [
+        {
+            "run_id": RUN_ID,
+            "round": 3,
+            "why": "the round is open and needs it; ask again once it has ended",
+        }
+    ],
 }
 EVENT = {
     "mechanism": "gaussian",

@@ -100,6 +100,18 @@ class NotReady(DomainError):
     code = "not-ready"
 
 
+class NotReplayable(Conflict):
+    """A round that cannot be recomputed: it is not published, or bytes that it needs are gone."""
+
+    code = "not-replayable"
+
+
+class TooManyStreams(DomainError):
+    """This process serves as many event streams as it may."""
+
+    code = "too-many-streams"
+
+
 # code -> (status, title). A code is never removed and never changes its status.
 CATALOGUE: Mapping[str, tuple[int, str]] = {
     "domain-error": (400, "The request cannot be carried out"),
@@ -118,6 +130,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "work-leased": (409, "Somebody else holds the lease"),
     "work-gone": (409, "The work is no longer on offer"),
     "update-conflict": (409, "Another update of this client counts already"),
+    "not-replayable": (409, "The round cannot be recomputed"),
     "budget-exceeded": (409, "The privacy budget does not allow it"),
     "plan-refused": (409, "A site refuses the plan"),
     "payload-too-large": (413, "The body is too large"),
@@ -148,12 +161,14 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "data-unknown-class": (422, "A label is not in the vocabulary"),
     "data-not-finite": (422, "A record holds NaN or infinity"),
     "tensor-file-unreadable": (422, "The tensor file cannot be read"),
+    "too-many-streams": (429, "Too many event streams are open"),
     "internal-error": (500, "Something went wrong here"),
     "object-missing": (500, "A stored object is missing"),
     "object-corrupt": (500, "A stored object is damaged"),
     "not-ready": (503, "The service is not ready"),
 }
 
+_LATER = {"Retry-After": "10"}
 _CODE_OF_STATUS = {
     401: "unauthenticated",
     403: "forbidden",
@@ -221,7 +236,7 @@ async def _on_domain_error(request: Request, error: Exception) -> JSONResponse:
     if body["status"] >= 500:
         log.error("request_failed", code=error.code, detail=error.message)
         body["detail"] = "The coordinator cannot answer; its log has the request id."
-    return _answer(body)
+    return _answer(body, _LATER if body["status"] == 429 else None)
 
 
 def _path(location: tuple[Any, ...]) -> str:

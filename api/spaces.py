@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api import examples
+from api import audit, examples
 from api.auth import Admin, Anyone
 from api.context import Ctx
 from api.db.base import uuid7
@@ -79,6 +79,8 @@ async def create(
 ) -> SpaceView:
     async with ctx.database.write() as session:
         row, made = await register(session, body)
+        if made:
+            await audit.record(session, "space-created", who, name=row.name, digest=row.digest)
     response.status_code = 201 if made else 200
     return view(row)
 

@@ -20,6 +20,7 @@ from api.context import Context
 from api.db import outbox
 from api.db.engine import TOPIC_SWEEP
 from api.db.hub import wait
+from api.erasure import service as erasure
 from api.jobs import service as jobs
 from api.rounds import driver
 from api.rounds import repository as rounds
@@ -72,6 +73,7 @@ class Sweeper:
         self._leader = Leader(ctx)
         self._grace_until: datetime | None = None
         self._tidied: datetime | None = None
+        self._erasing = True  # what a crash left is looked for at once
         self._rests: dict[UUID, datetime] = {}
 
     async def run(self) -> None:
@@ -128,4 +130,6 @@ class Sweeper:
             await consents.announce_again(session, now, ctx.settings.resend_s)
             if self._tidied is None or now - self._tidied > _HOUSEKEEPING:
                 await outbox.sweep_up(session, now)
-                self._tidied = now
+                self._tidied, self._erasing = now, True
+        if self._erasing:  # batch by batch: rounds must not wait for it
+            self._erasing = await erasure.tidy(ctx)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api import auth, examples
+from api import audit, auth, examples
 from api.auth import Admin
 from api.context import Ctx
 from api.db.base import uuid7
@@ -77,7 +77,7 @@ async def issue(
 
 
 async def make(
-    session: AsyncSession, database: Database, pepper: bytes, body: NewToken
+    session: AsyncSession, database: Database, who: audit.Actor, pepper: bytes, body: NewToken
 ) -> TokenMade:
     """Check the request and make the token."""
     client_id: UUID | None = None
@@ -106,16 +106,24 @@ async def make(
         client_id=client_id,
         expires_at=expires_at,
     )
+    await audit.record(
+        session, "token-created", who, client_id=client_id, token=str(row.id), scope=row.scope
+    )
     return TokenMade(token=secret, **view(row).model_dump())
 
 
-async def revoke(session: AsyncSession, database: Database, token_id: UUID) -> Token:
+async def revoke(
+    session: AsyncSession, database: Database, who: audit.Actor, token_id: UUID
+) -> Token:
     """From now on the token is refused. Revoking twice keeps the first time."""
     row = await session.get(Token, token_id, with_for_update={"key_share": True})
     if row is None:
         raise NotFound(f"there is no token {token_id}")
     if row.revoked_at is None:
         row.revoked_at = await database.now(session)
+        await audit.record(
+            session, "token-revoked", who, client_id=row.client_id, token=str(row.id)
+        )
     return row
 
 
@@ -140,7 +148,7 @@ async def create(
     ctx: Ctx, who: Admin, body: Annotated[NewToken, example(examples.TOKEN_NEW)]
 ) -> TokenMade:
     async with ctx.database.write() as session:
-        return await make(session, ctx.database, ctx.settings.pepper, body)
+        return await make(session, ctx.database, who, ctx.settings.pepper, body)
 
 
 @router.get(
@@ -167,4 +175,4 @@ async def listed(
 )
 async def revoked(ctx: Ctx, who: Admin, token_id: UUID) -> TokenView:
     async with ctx.database.write() as session:
-        return view(await revoke(session, ctx.database, token_id))
+        return view(await revoke(session, ctx.database, who, token_id))

@@ -86,6 +86,19 @@ class ObjectStore:
             raise ObjectCorrupt(f"the stored bytes of {digest} are not what was written")
         return body
 
+    def delete(self, digest: str) -> bool:
+        """Remove an object for good; False if there was none. It stays away when this returns."""
+        key = _key(digest)
+        try:
+            obstore.delete(self._backend, key)
+            found = True
+        except (NotFoundError, FileNotFoundError):
+            found = False
+        # Also where nothing was found: a deletion before a power cut may not have been flushed.
+        if self._folder is not None and (self._folder / key).parent.is_dir():
+            _flush((self._folder / key).parent)
+        return found
+
     def exists(self, digest: str) -> bool:
         try:
             obstore.head(self._backend, _key(digest))

@@ -1,4 +1,7 @@
-"""A coordinator worker's job: stored updates in, the next model out, by the object store."""
+"""A coordinator worker's jobs: stored updates in, the next model out, by the object store.
+
+A replay does the same sums and stores nothing: it only says which digests it finds.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import time
 from functools import partial
 
 from core.errors import DomainError
-from core.storage import ObjectStore
+from core.storage import ObjectStore, Stored, sha256_of
 from core.wire.messages import AggregateJob, AggregateResult, JobFailure, ObjectRef
 from worker import logs
 from worker.client import CoordinatorClient
@@ -22,14 +25,21 @@ FAILED = "aggregation-failed"
 
 
 def carry_out(
-    job: AggregateJob, coordinator: CoordinatorClient, store_url: str, *, stop: threading.Event
+    job: AggregateJob,
+    coordinator: CoordinatorClient,
+    store_url: str,
+    *,
+    stop: threading.Event,
+    replay: bool = False,
 ) -> str:
     """Aggregate and report. Running it twice gives the same bytes, hence the same answer."""
     log = _log.bind(job_id=job.job_id, run_id=job.run_id, round_number=job.round_number)
+    if replay:
+        log = log.bind(replay=True)
     started = time.monotonic()
     with Renewed(partial(coordinator.renew_job, job.job_id, job.lease_token), job.lease_s) as lease:
         try:
-            result = _aggregated(job, store_url)
+            result = _aggregated(job, store_url, keep=not replay)
         except DomainError as error:
             log.error("aggregation_failed", code=error.code, reason=error.message)
             return _fail(job, coordinator, JobFailure(code=error.code, detail=error.message[:2000]))
@@ -56,14 +66,13 @@ def carry_out(
                 return "abandoned"
 
 
-def _aggregated(job: AggregateJob, store_url: str) -> AggregateResult:
+def _aggregated(job: AggregateJob, store_url: str, *, keep: bool) -> AggregateResult:
     from core.federation.aggregate import aggregate
 
     store = ObjectStore(store_url)
     made = aggregate(job, store.get)
-    frame, weights, optimiser = (
-        store.put(body) for body in (made.frame, made.weights, made.optimiser)
-    )
+    name = store.put if keep else _named
+    frame, weights, optimiser = (name(body) for body in (made.frame, made.weights, made.optimiser))
     return AggregateResult(
         frame=ObjectRef(role="frame", digest=frame.digest, size=frame.size),
         weights=ObjectRef(role="weights", digest=weights.digest, size=weights.size),
@@ -71,6 +80,11 @@ def _aggregated(job: AggregateJob, store_url: str) -> AggregateResult:
         optimiser_size=optimiser.size,
         diagnostics=made.diagnostics,
     )
+
+
+def _named(body: bytes) -> Stored:
+    """How the store would file these bytes."""
+    return Stored(sha256_of(body), len(body))
 
 
 def _fail(job: AggregateJob, coordinator: CoordinatorClient, failure: JobFailure) -> str:

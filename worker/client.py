@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -34,6 +36,7 @@ from worker.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
+from worker.feed import END, SILENCE_S, RunEvent, parse
 from worker.operations import Operations, json_body, path_part
 
 __all__ = ["CoordinatorClient", "Retry", "Timeouts"]
@@ -130,6 +133,62 @@ class CoordinatorClient(Operations):
         if f"sha256:{mac.hexdigest()}" != digest or (size is not None and len(body) != size):
             raise DownloadCorrupt(f"the bytes received for {digest} are not that object")
         return bytes(body)
+
+    # --- the feed of a run ---
+
+    def follow_run(
+        self, run_id: str, *, last_event_id: str | None = None, from_start: bool = False
+    ) -> Iterator[RunEvent]:
+        """What happens in a run, until its ``end``; reconnects behind the last event.
+
+        Without ``last_event_id`` it begins with where the run stands now (or, ``from_start``, with
+        the run's first event). Raises ``Unreachable`` once reconnecting has failed for as long as
+        this client is patient; give the last event's id to go on from there.
+        """
+        last, patience = last_event_id, self._again_and_again()
+        while True:
+            try:
+                for event in self._feed(run_id, last, from_start):
+                    patience = self._again_and_again()
+                    last = event.id or last
+                    yield event
+                    if event.kind == END:
+                        return
+                error = Unreachable(f"{self.base_url} ended the feed before the run has ended.")
+            except Unreachable as found:
+                error = found
+            pause = next(patience, None)
+            if pause is None:
+                raise error
+            time.sleep(max(pause, error.retry_after_s or 0.0))
+
+    def _again_and_again(self) -> Iterator[float]:
+        """Pauses between attempts, as this client's retry policy has them."""
+        policy, spent = self._retry, 0.0
+        for attempt in range(policy.attempts - 1):
+            pause = min(policy.first_s * 2.0**attempt, policy.longest_s)
+            pause += random.uniform(0.0, policy.jitter_s)  # noqa: S311 (nothing secret in a pause)
+            spent += pause
+            if spent > policy.total_s:
+                return
+            yield pause
+
+    def _feed(self, run_id: str, last: str | None, from_start: bool) -> Iterator[RunEvent]:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+        try:
+            with self._http.stream(
+                "GET",
+                f"/v1/runs/{path_part(run_id)}/events",
+                params={"from_start": "true"} if from_start and not last else None,
+                headers=headers,
+                timeout=_httpx_timeout(self._timeouts, SILENCE_S),
+            ) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    _raise_for(answer)
+                yield from parse(answer.iter_lines())
+        except httpx.RequestError as error:
+            _raise_unreachable(self.base_url, error)
 
     # --- transport ---
 

@@ -220,6 +220,36 @@ class Operations(ABC):
             headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
         )
 
+    def events(self, **query: str | int) -> JsonObject:
+        """One page of the audit trail (administrators and auditors)."""
+        return self._object("GET", "/v1/events", params=query)
+
+    def client_events(self, client_id: str, **query: str | int) -> JsonObject:
+        return self._object("GET", f"/v1/clients/{path_part(client_id)}/events", params=query)
+
+    def replay(self, run_id: str, round_number: int, *, wait_s: float = 0.0) -> JsonObject:
+        """Have a published round recomputed; ``same`` says whether its bytes were found again."""
+        return self._object(
+            "POST",
+            f"/v1/runs/{path_part(run_id)}/rounds/{round_number}/replay",
+            params={"wait": round(wait_s)},
+            headers={"Idempotency-Key": uuid.uuid4().hex},
+            read_s=wait_s + self._timeouts.poll_margin,
+        )
+
+    def replay_result(
+        self, run_id: str, round_number: int, replay_id: str, *, wait_s: float = 0.0
+    ) -> JsonObject:
+        path = f"/v1/runs/{path_part(run_id)}/rounds/{round_number}/replays/{path_part(replay_id)}"
+        return self._object(
+            "GET", path, params={"wait": round(wait_s)}, read_s=wait_s + self._timeouts.poll_margin
+        )
+
+    def erase_updates(self, client_id: str) -> JsonObject:
+        """Erase the stored bytes of a client's updates, but for those that a round needs."""
+        path = f"/v1/clients/{path_part(client_id)}/updates"
+        return self._object("DELETE", path, read_s=self._timeouts.slow)
+
     def model(self, run_id: str, round_number: int | Literal["latest"] = "latest") -> JsonObject:
         return self._object(
             "GET", f"/v1/runs/{path_part(run_id)}/model", params={"round": round_number}

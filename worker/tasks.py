@@ -12,7 +12,7 @@ import threading
 from functools import cache
 from typing import Any
 
-from core.wire.jobs import QUEUE_TRAIN, TASK_AGGREGATE, TASK_CONSENT, TASK_TRAIN
+from core.wire.jobs import QUEUE_TRAIN, TASK_AGGREGATE, TASK_CONSENT, TASK_REPLAY, TASK_TRAIN
 from worker import aggregation, execution, logs
 from worker.agent.consent import consider
 from worker.agent.site import Site
@@ -126,6 +126,16 @@ def _aggregate(task: Any, job_id: str) -> str:
     )
 
 
+def _replay(task: Any, job_id: str) -> str:
+    """Claim a replay and carry it out."""
+    try:
+        job = coordinator().claim_job(job_id)
+    except ClientError as error:
+        return _not_claimed(task, error, job_id=job_id)
+    store_url = settings().require_object_store_url()
+    return aggregation.carry_out(job, coordinator(), store_url, stop=stopping, replay=True)
+
+
 def _not_claimed(task: Any, error: ClientError, **facts: str) -> str:
     """Over for this message if the coordinator says so; otherwise the message comes back later."""
     if isinstance(error, ApiProblem) and error.final:
@@ -142,6 +152,7 @@ def _not_claimed(task: Any, error: ClientError, **facts: str) -> str:
 train = app.task(name=TASK_TRAIN, bind=True)(_train)
 consent = app.task(name=TASK_CONSENT, bind=True)(_consent)
 aggregate = app.task(name=TASK_AGGREGATE, bind=True)(_aggregate)
+replay = app.task(name=TASK_REPLAY, bind=True)(_replay)
 
 
 # --- what a worker does when it starts ---
@@ -199,4 +210,4 @@ def stop_soon(**_: Any) -> None:
     stopping.set()
 
 
-__all__ = ["aggregate", "consent", "make_ready", "start_recovery", "stop_soon", "train"]
+__all__ = ["aggregate", "consent", "make_ready", "replay", "start_recovery", "stop_soon", "train"]

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api import spaces, tokens
+from api import audit, spaces, tokens
 from api.auth import Principal
 from api.clients import repository
 from api.db.base import uuid7
@@ -129,10 +129,13 @@ async def enrol(
     if row is None:
         raise NotFound("the client vanished")
     secret: str | None = None
+    about: dict[str, Any] = {"name": row.name, "managed": row.managed}
     if not body.managed:
-        _, secret = await tokens.issue(
+        token, secret = await tokens.issue(
             session, pepper, scope="client", label=body.name, client_id=row.id
         )
+        about["token"] = str(token.id)
+    await audit.record(session, "client-created", who, client_id=row.id, **about)
     note = NO_TOKEN if body.managed else SHOWN_ONCE
     answer = Enrolled(client=view(row), token=secret, note=note)
     kept = answer.model_copy(

@@ -48,6 +48,9 @@ class Hub:
     def close(self) -> None:
         """Everybody who waits returns now: the process is about to end."""
         self.closing = True
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for events in self._waiters.values():
             for event in events:
                 event.set()
@@ -58,6 +61,7 @@ class Hub:
             try:
                 async with await self._database.connect_alone() as connection:
                     await connection.execute(f"LISTEN {CHANNEL}".encode())
+                    self._wake_all()  # what rang while nobody listened
                     async for notice in connection.notifies():
                         self.wake(notice.payload)
             except psycopg.Error as error:

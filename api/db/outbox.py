@@ -13,7 +13,7 @@ from uuid import UUID
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.base import uuid7
@@ -27,6 +27,7 @@ from core.wire.jobs import (
     QUEUE_TRAIN,
     TASK_AGGREGATE,
     TASK_CONSENT,
+    TASK_REPLAY,
     TASK_TRAIN,
 )
 
@@ -58,7 +59,8 @@ async def announce_consent(session: AsyncSession, consent: Consent, now: datetim
 async def announce_job(session: AsyncSession, job: Job, now: datetime) -> None:
     """Tell the queue ``coordinator`` about a job."""
     job.queued_at, job.queued_count = now, (job.queued_count or 0) + 1
-    await _announce(session, TASK_AGGREGATE, QUEUE_COORDINATOR, job.id)
+    task = TASK_REPLAY if job.kind == "replay" else TASK_AGGREGATE
+    await _announce(session, task, QUEUE_COORDINATOR, job.id)
 
 
 async def announce_again(session: AsyncSession, now: datetime, resend_s: float) -> int:
@@ -93,7 +95,7 @@ async def announce_again(session: AsyncSession, now: datetime, resend_s: float) 
         select(Job)
         .join(Round, (Round.run_id == Job.run_id) & (Round.number == Job.round_number))
         .where(
-            Round.state == "aggregating",
+            or_(Job.kind == "replay", Round.state == "aggregating"),
             Job.state == "ready",
             Job.available_at <= now,
             ~exists().where(OutboxMessage.subject == Job.id, OutboxMessage.sent_at.is_(None)),

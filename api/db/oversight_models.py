@@ -10,9 +10,11 @@ from sqlalchemy import (
     CheckConstraint,
     ForeignKey,
     ForeignKeyConstraint,
+    Identity,
     Index,
     String,
     Text,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
@@ -67,7 +69,7 @@ class JoinRequest(Base):
 
 
 class AuditEvent(Base):
-    """Who did what, when, in which request. Append-only; ``id`` orders and is the cursor.
+    """Who did what, when, in which request. Append-only; ``AuditOrder`` says in which order.
 
     Foreign keys are left out on purpose: the trail must outlive what it speaks of.
     """
@@ -89,6 +91,21 @@ class AuditEvent(Base):
     client_id: Mapped[UUID | None]
     request_id: Mapped[str] = mapped_column(String(64), default="")
     detail: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
+
+
+class AuditOrder(Base):
+    """The order in which events were committed, written by a trigger at the very commit.
+
+    Ids are made before the commit, by clocks of several machines: of two events, the one with the
+    smaller id may appear later. Positions never do, so they are what readers go by.
+    """
+
+    __tablename__ = "audit_order"
+    __table_args__ = (Index(None, "run_id", "position"),)
+
+    position: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    event_id: Mapped[UUID] = mapped_column(unique=True)
+    run_id: Mapped[UUID | None]
 
 
 class Rejection(Base):
@@ -121,11 +138,19 @@ class Rejection(Base):
 
 
 class Erasure(Base):
-    """Bytes of an accepted update that were deleted from the store, and why. Append-only."""
+    """Bytes of an accepted update that are deleted from the store, and why.
+
+    Written before anything is deleted; ``done_at`` is set once the bytes are gone, so what a crash
+    left undone is found and done. Never taken back.
+    """
 
     __tablename__ = "erasures"
-    __table_args__ = (CheckConstraint("reason IN ('retention', 'requested')", name="reason"),)
+    __table_args__ = (
+        CheckConstraint("reason IN ('retention', 'requested')", name="reason"),
+        Index("ix_erasures_pending", "created_at", postgresql_where=text("done_at IS NULL")),
+    )
 
     digest: Mapped[str] = mapped_column(ForeignKey("objects.digest"), primary_key=True)
     reason: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[CreatedAt]
+    done_at: Mapped[Time | None]

@@ -250,6 +250,7 @@ class Update(Base):
         ),
         UniqueConstraint("run_id", "round_number", "client_id"),
         UniqueConstraint("client_id", "update_id"),
+        Index(None, "digest"),
     )
 
     id: Mapped[Key]

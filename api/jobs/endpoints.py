@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 )
 async def claim(ctx: Ctx, who: WorkerOnly, job_id: UUID) -> AggregateJob:
     async with ctx.database.write() as session:
-        return await service.claim(ctx, session, job_id)
+        return await service.claim(ctx, session, who, job_id)
 
 
 @router.post(
@@ -48,7 +48,8 @@ async def renew(ctx: Ctx, who: WorkerOnly, job_id: UUID, lease: Lease = None) ->
     "/{job_id}/complete",
     operation_id="completeJob",
     summary="Complete a job",
-    description="Names the objects that the worker has stored. The same result again is accepted.",
+    description="Names the objects that the worker has stored (a replay: that it found, and has "
+    "not stored). The same result again is accepted.",
     status_code=204,
     responses=answers(204, None, "Done.", "not-found", "lease-lost", "conflict"),
 )
@@ -59,9 +60,9 @@ async def complete(
     body: Annotated[AggregateResult, example(examples.JOB_RESULT)],
     lease: Lease = None,
 ) -> None:
-    await service.check_stored(ctx, body)
+    await service.check_stored(ctx, job_id, body)
     async with ctx.database.write() as session:
-        await service.complete(ctx, session, job_id, lease, body)
+        await service.complete(ctx, session, who, job_id, lease, body)
 
 
 @router.post(
@@ -80,4 +81,4 @@ async def fail(
     lease: Lease = None,
 ) -> None:
     async with ctx.database.write() as session:
-        await service.fail(ctx, session, job_id, lease, body)
+        await service.fail(ctx, session, who, job_id, lease, body)

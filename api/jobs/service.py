@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import lease_token, read_lease
+from api import audit
+from api.auth import Principal, lease_token, read_lease
 from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
 from api.db.run_models import Job
 from api.jobs import repository
 from api.problems import Conflict, InvalidRequest, LeaseLost, NotFound, WorkGone, WorkLeased
+from api.replays import service as replays
 from api.rounds import repository as rounds
 from api.runs import repository as runs
 from api.runs.specs import spec_of
@@ -37,7 +40,13 @@ _RETRY_S = 2.0
 _RETRY_LIMIT_S = 60.0
 
 
-async def claim(ctx: Context, session: AsyncSession, job_id: UUID) -> AggregateJob:
+# In which state a job's round must be. A replay never moves its round.
+_ROUND_STATE = {"aggregate": "aggregating", "replay": "published"}
+# A worker that finds these in a replay will find them again: nobody waits for more attempts.
+_FINAL = ("object-missing", "object-corrupt")
+
+
+async def claim(ctx: Context, session: AsyncSession, who: Principal, job_id: UUID) -> AggregateJob:
     job = await repository.locked(session, job_id)
     if job is None:
         raise NotFound("there is no such job")
@@ -47,7 +56,7 @@ async def claim(ctx: Context, session: AsyncSession, job_id: UUID) -> AggregateJ
     row = await rounds.one(session, job.run_id, job.round_number)
     if run is None or row is None or job.state != "ready":
         raise WorkGone(f"the job is {job.state}", mend="Drop this message.")
-    if row.state != "aggregating":  # a round that was abandoned leaves its job behind
+    if row.state != _ROUND_STATE[job.kind]:  # a round that was abandoned leaves its job behind
         raise WorkGone(f"the job's round is {row.state}", mend="Drop this message.")
     spec = spec_of(run)
     model = None
@@ -59,6 +68,7 @@ async def claim(ctx: Context, session: AsyncSession, job_id: UUID) -> AggregateJ
         seconds=ctx.settings.job_lease_s
     )
     log.info("job_leased", job_id=str(job.id), round=job.round_number, attempt=job.attempt)
+    await _told(session, "job-claimed", who, job)
     return AggregateJob(
         job_id=str(job.id),
         lease_token=lease_token(job.id, job.attempt, ctx.settings.pepper),
@@ -74,6 +84,22 @@ async def claim(ctx: Context, session: AsyncSession, job_id: UUID) -> AggregateJ
         frame=None if model is None else model.frame.digest,
         weights=None if model is None else model.weights.digest,
         optimiser=None if model is None else model.optimiser_digest,
+    )
+
+
+async def _told(
+    session: AsyncSession, kind: str, who: Principal | None, job: Job, **facts: Any
+) -> None:
+    await audit.record(
+        session,
+        kind,
+        who,
+        run_id=job.run_id,
+        round_number=job.round_number,
+        job=str(job.id),
+        purpose=job.kind,
+        attempt=job.attempt,
+        **facts,
     )
 
 
@@ -104,8 +130,12 @@ async def renew(
     return LeaseRenewal(lease_s=ctx.settings.job_lease_s)
 
 
-async def check_stored(ctx: Context, result: AggregateResult) -> None:
-    """The worker wrote to the same store: what it names must be there."""
+async def check_stored(ctx: Context, job_id: UUID, result: AggregateResult) -> None:
+    """The worker wrote to the same store: what it names must be there. A replay writes nothing."""
+    async with ctx.database.read() as session:
+        job = await session.get(Job, job_id)
+    if job is None or job.kind == "replay":
+        return
     for field, digest in (
         ("frame", result.frame.digest),
         ("weights", result.weights.digest),
@@ -120,44 +150,80 @@ async def check_stored(ctx: Context, result: AggregateResult) -> None:
 
 
 async def complete(
-    ctx: Context, session: AsyncSession, job_id: UUID, given: str | None, result: AggregateResult
+    ctx: Context,
+    session: AsyncSession,
+    who: Principal,
+    job_id: UUID,
+    given: str | None,
+    result: AggregateResult,
 ) -> None:
-    """Idempotent for the same result. The sweeper publishes."""
+    """Idempotent for the same result. The sweeper publishes; a replay is only compared."""
     job = await _held(ctx, session, job_id, given)
     if job.state == "done":
         if job.result != result.model_dump(mode="json"):
             raise Conflict("the job was completed with another result")
         return
     _must_be_leased(job)
-    await remember_object(session, result.frame.digest, result.frame.size)
-    await remember_object(session, result.weights.digest, result.weights.size)
-    await remember_object(session, result.optimiser_digest, result.optimiser_size)
+    if job.kind == "aggregate":
+        await remember_object(session, result.frame.digest, result.frame.size)
+        await remember_object(session, result.weights.digest, result.weights.size)
+        await remember_object(session, result.optimiser_digest, result.optimiser_size)
     job.state, job.reason = "done", ""
     job.result = result.model_dump(mode="json")
     job.finished_at = await ctx.database.now(session)
+    await _told(session, "job-completed", who, job)
+    if job.kind == "replay":
+        await _compare(session, who, job)
     await ring(session, TOPIC_SWEEP)
     log.info("job_done", job_id=str(job.id), round=job.round_number, attempt=job.attempt)
 
 
+async def _compare(session: AsyncSession, who: Principal, job: Job) -> None:
+    """A replay that finds other bytes is an alarm: software, machine or store is not what it was
+    when the round was published. The published model stays.
+    """
+    row = await rounds.one(session, job.run_id, job.round_number)
+    if row is None or replays.is_same(row, job) is True:
+        return
+    found = {file.file: file.found or "" for file in replays.files_of(row, job)}
+    await _told(session, "replay-differs", who, job, **found)
+    log.error("replay_differs", job_id=str(job.id), run_id=str(job.run_id), round=row.number)
+
+
 async def fail(
-    ctx: Context, session: AsyncSession, job_id: UUID, given: str | None, failure: JobFailure
+    ctx: Context,
+    session: AsyncSession,
+    who: Principal,
+    job_id: UUID,
+    given: str | None,
+    failure: JobFailure,
 ) -> None:
     job = await _held(ctx, session, job_id, given)
     _must_be_leased(job)
-    await _again(ctx, session, job, f"{failure.code}: {failure.detail}".removesuffix(": "))
+    reason = f"{failure.code}: {failure.detail}".removesuffix(": ")
+    final = job.kind == "replay" and failure.code in _FINAL
+    await _again(ctx, session, who, job, reason, final=final)
 
 
-async def _again(ctx: Context, session: AsyncSession, job: Job, reason: str) -> None:
+async def _again(
+    ctx: Context,
+    session: AsyncSession,
+    who: Principal | None,
+    job: Job,
+    reason: str,
+    *,
+    final: bool = False,
+) -> None:
     """Ready for another attempt after a pause, or failed for good."""
     now = await ctx.database.now(session)
     job.reason = reason
-    if job.attempt >= ctx.settings.job_attempts:
+    if final or job.attempt >= ctx.settings.job_attempts:
         job.state, job.finished_at = "failed", now
     else:
         pause = min(_RETRY_S * 2.0 ** (job.attempt - 1), _RETRY_LIMIT_S)
         job.state, job.available_at = "ready", now + timedelta(seconds=pause)
         job.queued_at = None  # announced again as soon as its time has come
-    await session.flush()
+    await _told(session, "job-failed", who, job, reason=reason, state=job.state)
     await ring(session, TOPIC_SWEEP)
     log.warning("job_attempt_failed", job_id=str(job.id), attempt=job.attempt, reason=reason)
 
@@ -166,5 +232,5 @@ async def expire(ctx: Context, session: AsyncSession) -> int:
     """Take back jobs whose worker has fallen silent."""
     jobs = await repository.overdue(session, await ctx.database.now(session))
     for job in jobs:
-        await _again(ctx, session, job, "the worker's lease ended")
+        await _again(ctx, session, None, job, "the worker's lease ended")
     return len(jobs)

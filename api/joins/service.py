@@ -14,6 +14,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api import audit
 from api.auth import Principal
 from api.clients import repository as clients
 from api.consents import service as consents
@@ -166,8 +167,18 @@ async def create(
         spec = RunSpec.model_validate(run.spec)
         number = await _next_number(session, run, spec)
         after = await _members(session, run, spec, number, body)
-        row = await repository.add(session, run, number, [client for client, _ in after])
+        members = [client for client, _ in after]
+        row = await repository.add(session, run, number, members)
         await consents.ask(session, run, after, await ctx.database.now(session))
+        for member in members:
+            await audit.record(
+                session,
+                "join-asked",
+                who,
+                run_id=run.id,
+                round_number=number,
+                client_id=member.id,
+            )
         await ring(session, TOPIC_SWEEP)
         answer = await view(ctx, session, who, run, row)
         await remember(session, who, key, answer.model_dump(mode="json"))

@@ -95,7 +95,7 @@ async def _carry_out(at: Moment, effect: rounds.Effect) -> None:
         case rounds.QueueAggregation():
             await _queue_aggregation(at)
         case rounds.PublishModel():
-            _publish(at)
+            await _publish(at)
         case rounds.OpenNextRound():
             # The finished round leaves the index of live rounds before the next one enters it.
             await at.session.flush()
@@ -136,7 +136,7 @@ async def _queue_aggregation(at: Moment) -> None:
     await announce_job(at.session, job, at.now)
 
 
-def _publish(at: Moment) -> None:
+async def _publish(at: Moment) -> None:
     if at.job is None or at.job.result is None:
         raise RuntimeError(f"round {at.row.number} has no result to publish")
     result = AggregateResult.model_validate(at.job.result)
@@ -144,3 +144,12 @@ def _publish(at: Moment) -> None:
     at.row.weights_digest = result.weights.digest
     at.row.optimiser_digest = result.optimiser_digest
     at.row.published_at = at.now
+    await audit.record(
+        at.session,
+        "model-published",
+        None,
+        run_id=at.run.id,
+        round_number=at.row.number,
+        frame=result.frame.digest,
+        weights=result.weights.digest,
+    )

@@ -12,6 +12,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api import audit
 from api.db.base import uuid7
 from api.db.engine import ring, topic_of_client
 from api.db.outbox import announce_work
@@ -43,7 +44,7 @@ async def issue(at: Moment, name: str, attempt: int) -> None:
     needs_code = at.spec.kind(at.row.number) in ("spread", "train", "validate")
     if needs_code and client.id not in await at.with_code():
         # The site could not train; asking it would spend its budget for nothing.
-        _leave_out(at, work, name, _NO_CODE)
+        await _leave_out(at, work, name, _NO_CODE)
         return
     try:
         reservation = await ledger.reserve(
@@ -56,7 +57,7 @@ async def issue(at: Moment, name: str, attempt: int) -> None:
             planned=at.planned,
         )
     except BudgetExceeded as error:
-        _leave_out(at, work, name, error.message)
+        await _leave_out(at, work, name, error.message)
         return
     work.reservation_id = reservation.id
     at.session.add(work)
@@ -69,9 +70,10 @@ async def issue(at: Moment, name: str, attempt: int) -> None:
         await ring(at.session, topic_of_client(client.id))
 
 
-def _leave_out(at: Moment, work: WorkItem, name: str, reason: str) -> None:
+async def _leave_out(at: Moment, work: WorkItem, name: str, reason: str) -> None:
     work.state, work.reason, work.finished_at = "excluded", reason, at.now
     at.session.add(work)
+    await _told(at, "client-left-out", work)
     log.warning("client_left_out", run_id=str(at.run.id), round=at.row.number, client=name)
 
 
@@ -118,3 +120,18 @@ async def lose(at: Moment, work: WorkItem, reason: str) -> None:
     if work.reservation_id is None:
         raise RuntimeError(f"open work {work.id} has no reservation")
     await ledger.settle(at.session, work.reservation_id, "lost")
+    await _told(at, "work-lost", work)
+
+
+async def _told(at: Moment, kind: str, work: WorkItem) -> None:
+    await audit.record(
+        at.session,
+        kind,
+        None,
+        run_id=work.run_id,
+        round_number=work.round_number,
+        client_id=work.client_id,
+        work=str(work.id),
+        attempt=work.attempt,
+        why=work.reason,
+    )

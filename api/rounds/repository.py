@@ -225,7 +225,7 @@ async def updates_of(session: AsyncSession, run_id: UUID, number: int) -> list[t
 
 
 async def job_of(session: AsyncSession, run_id: UUID, number: int) -> Job | None:
-    """The job that sums the round."""
+    """The one job that makes the round's model, locked (not its replays)."""
     found: Job | None = await session.scalar(
         select(Job)
         .where(Job.run_id == run_id, Job.round_number == number, Job.kind == "aggregate")

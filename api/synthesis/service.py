@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api import audit
 from api.auth import Principal
 from api.context import Context
 from api.db.run_models import Run
@@ -116,4 +117,14 @@ async def synthesise(
     async with ctx.heavy:
         generator = await generators.get(ctx, model, spec)
         samples = await asyncio.to_thread(generator.sample, request, seed)
+    async with ctx.database.write() as session:
+        await audit.record(
+            session,
+            "synthesis-served",
+            who,
+            run_id=run.id,
+            round_number=model.round,
+            n=rows,
+            weights=model.weights.digest,
+        )
     return Synthesised(samples, _receipt(run, model, samples), model)

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.base import uuid7
 from api.db.models import StoredObject
+from api.db.oversight_models import Erasure
 from api.db.run_models import Update
 
 # Everything about where an update is meant to go, and what this client has sent before that it
@@ -130,3 +131,8 @@ async def remember_object(session: AsyncSession, digest: str, size: int) -> None
     await session.execute(
         insert(StoredObject).values(digest=digest, size=size).on_conflict_do_nothing()
     )
+
+
+async def was_erased(session: AsyncSession, digest: str) -> bool:
+    """A trigger refuses such bytes as an update: they may be gone from the store by now."""
+    return await session.get(Erasure, digest) is not None

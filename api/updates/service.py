@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api import audit
 from api.auth import Principal, read_lease
 from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
@@ -148,6 +149,11 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
         async with ctx.database.read() as session:
             if known := await _known(session, to, stored.digest):
                 return known, False
+            if await repository.was_erased(session, stored.digest):
+                raise UpdateConflict(
+                    "these bytes were sent before and have been erased since",
+                    mend="Every update is noised afresh: send a new one.",
+                ) from None
         raise
     await _ring_if_last(ctx, to)
     return found
@@ -200,6 +206,17 @@ async def _count(
         now=held.now + ctx.database.clock_offset,
     )
     await ledger.settle(session, held.reservation_id, "commit")
+    await audit.record(
+        session,
+        "update-accepted",
+        to.who,
+        run_id=to.run_id,
+        round_number=to.number,
+        client_id=to.client_id,
+        digest=digest,
+        size=size,
+        attempt=held.attempt,
+    )
     log.info(
         "update_accepted",
         run_id=str(to.run_id),

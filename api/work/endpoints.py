@@ -74,7 +74,7 @@ async def poll(
                 async with ctx.database.write() as session:
                     if protocol < CONSENT:
                         await consents.speak_for_old_agent(ctx, session, who, client_id, run)
-                    order = await service.poll(ctx, session, client_id, run)
+                    order = await service.poll(ctx, session, who, client_id, run)
                     if order is None and protocol >= CONSENT:
                         plan = await consents.next_plan(session, client_id, run, seen or ())
             if order is not None:
@@ -98,7 +98,7 @@ async def poll(
 )
 async def claim(ctx: Ctx, who: WorkerOnly, work_id: UUID) -> WorkOrder:
     async with ctx.database.write() as session:
-        return await service.claim(ctx, session, work_id)
+        return await service.claim(ctx, session, who, work_id)
 
 
 @router.post(

@@ -7,11 +7,13 @@ with the same token again, and an attempt that was replaced can never be confuse
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api import audit
 from api.auth import Principal, lease_token, read_lease
 from api.clients import repository as clients
 from api.consents import repository as consents
@@ -70,13 +72,34 @@ async def _order(ctx: Context, session: AsyncSession, work: WorkItem, client: Cl
     )
 
 
-async def _lease(session: AsyncSession, work: WorkItem, order: WorkOrder, now: datetime) -> None:
+async def _lease(
+    session: AsyncSession, who: Principal, work: WorkItem, order: WorkOrder, now: datetime
+) -> None:
+    first = work.leased_at is None
     work.state = "leased"
     work.leased_at = work.leased_at or now
     work.lease_expires = now + timedelta(seconds=order.lease_s)
     await session.flush()
     # Nobody is woken: a lease changes nothing before its end, which the sweeper sees by itself.
+    if first:
+        await _told(session, "work-leased", who, work)
     log.info("work_leased", work_id=str(work.id), client=order.client, round=order.round_number)
+
+
+async def _told(
+    session: AsyncSession, kind: str, who: Principal, work: WorkItem, **facts: Any
+) -> None:
+    await audit.record(
+        session,
+        kind,
+        who,
+        run_id=work.run_id,
+        round_number=work.round_number,
+        client_id=work.client_id,
+        work=str(work.id),
+        attempt=work.attempt,
+        **facts,
+    )
 
 
 async def may_have_work(ctx: Context, client_id: UUID) -> bool:
@@ -85,7 +108,11 @@ async def may_have_work(ctx: Context, client_id: UUID) -> bool:
 
 
 async def poll(
-    ctx: Context, session: AsyncSession, client_id: UUID, run_id: UUID | None = None
+    ctx: Context,
+    session: AsyncSession,
+    who: Principal,
+    client_id: UUID,
+    run_id: UUID | None = None,
 ) -> WorkOrder | None:
     """The client's next order (of one run), leased from now; one that it holds comes again."""
     now = await ctx.database.now(session)
@@ -96,11 +123,11 @@ async def poll(
     if client is None:
         raise NotFound("there is no such client, or it is not yours")
     order = await _order(ctx, session, work, client)
-    await _lease(session, work, order, now)
+    await _lease(session, who, work, order, now)
     return order
 
 
-async def claim(ctx: Context, session: AsyncSession, work_id: UUID) -> WorkOrder:
+async def claim(ctx: Context, session: AsyncSession, who: Principal, work_id: UUID) -> WorkOrder:
     """A managed client's order for a worker. Messages may come twice: only one claim succeeds."""
     work = await repository.locked(session, work_id)
     client = await clients.one(session, work.client_id) if work is not None else None
@@ -116,7 +143,7 @@ async def claim(ctx: Context, session: AsyncSession, work_id: UUID) -> WorkOrder
     if not await consents.has_approved(session, work.run_id, client.id):
         raise WorkGone("the site has not approved the run", mend="Drop this message.")
     order = await _order(ctx, session, work, client)
-    await _lease(session, work, order, await ctx.database.now(session))
+    await _lease(session, who, work, order, await ctx.database.now(session))
     return order
 
 
@@ -176,5 +203,6 @@ async def give_back(
     if work.reservation_id is None:
         raise RuntimeError(f"leased work {work.id} has no reservation")
     await ledger.settle(session, work.reservation_id, "lost")
+    await _told(session, "work-returned", who, work, code=failure.code)
     await ring(session, TOPIC_SWEEP)
     log.info("work_given_back", work_id=str(work.id), code=failure.code)

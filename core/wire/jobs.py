@@ -8,3 +8,4 @@ QUEUE_COORDINATOR = "coordinator"
 TASK_TRAIN = "fhv.train"  # argument: work_id
 TASK_CONSENT = "fhv.consent"  # argument: plan_id; to the queue train
 TASK_AGGREGATE = "fhv.aggregate"  # argument: job_id
+TASK_REPLAY = "fhv.replay"  # argument: job_id

@@ -207,11 +207,14 @@ class Coordinator:
             },
         )
 
-    async def work(self, name: str) -> dict[str, Any]:
-        """Poll, train (noise only) and send."""
+    async def work(self, name: str, seed: int | None = None) -> dict[str, Any]:
+        """Poll, train (noise only; the same noise for all, unless there is a seed) and send."""
         order = await self.poll(name)
         assert order is not None, f"no work for {name}"
-        response = await self.send(order)
+        body = None
+        if seed is not None:
+            body = update_body(RunSpec.model_validate(order["spec"]), order["round_number"], seed)
+        response = await self.send(order, body)
         assert response.status_code == 201, response.text
         return order
 
@@ -285,10 +288,10 @@ class Coordinator:
         }
 
     async def finish(self, run: dict[str, Any], *names: str) -> dict[str, Any]:
-        """All rounds with all clients, to the end."""
-        for _ in range(run["rounds_planned"]):
-            for name in names:
-                await self.work(name)
+        """All rounds with all clients, to the end; no two updates are the same bytes."""
+        for number in range(run["rounds_planned"]):
+            for place, name in enumerate(names):
+                await self.work(name, seed=1 + number * len(names) + place)
             await self.aggregate()
         return dict(await self.ok("GET", f"/v1/runs/{run['id']}"))
 

@@ -127,7 +127,11 @@ def test_the_database_and_tokens_from_the_command_line(
     code, _, told = ran(token_app, *create, "admin")
     assert (code, "db upgrade" in told) == (1, True)
     assert ran(db_app, "current")[0] == 1
-    assert ran(db_app, "upgrade")[:2] == (0, "the database is at migration 0004\n")
+    upgraded = (0, "the database is at migration 0004\n")
+    assert ran(db_app, "upgrade")[:2] == upgraded
+    down = ran(db_app, "downgrade", "base")
+    assert down[:2] == (0, "the database is at migration none\n")
+    assert ran(db_app, "upgrade")[:2] == upgraded
     assert ran(db_app, "current")[0] == 0
     code, token, told = ran(token_app, *create, "admin")
     assert code == 0
@@ -141,8 +145,10 @@ def test_the_database_and_tokens_from_the_command_line(
     assert ran(token_app, "revoke", str(uuid4()))[0] == 1
     code, _, told = ran(token_app, *create, "root")
     assert (code, len(told.splitlines())) == (2, 1)
-    down = ran(db_app, "downgrade", "base")
-    assert down[:2] == (0, "the database is at migration none\n")
+    # What was done is in the trail by now, and no command throws a trail away.
+    code, _, told = ran(db_app, "downgrade", "base")
+    assert (code, "there is an audit trail" in told) == (1, True)
+    assert ran(db_app, "current")[0] == 0
 
 
 def test_a_killed_coordinator_goes_on_where_it_was(database_url: str, tmp_path: Path) -> None:

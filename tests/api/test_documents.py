@@ -20,11 +20,14 @@ from api.app import create_app
 from api.clients.service import ClientView, Enrolled, NewClient
 from api.config import Settings
 from api.db.engine import Database
+from api.erasure.service import ErasedView
+from api.events.service import EndView, EventView, ProgressView
 from api.joins.service import JoinView, NewJoin
 from api.ledger import table
 from api.ledger.service import LedgerView
 from api.ledger.statement import StatementView
 from api.planner.service import PlannerRequest, PlannerView
+from api.replays.service import ReplayView
 from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
 from api.spaces import SpaceView
@@ -147,6 +150,11 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (messages.AggregateJob, examples.JOB),
         (messages.AggregateResult, examples.JOB_RESULT),
         (messages.JobFailure, examples.JOB_FAILURE),
+        (EventView, examples.EVENT_VIEW),
+        (ProgressView, examples.PROGRESS),
+        (EndView, examples.END),
+        (ReplayView, examples.REPLAY),
+        (ErasedView, examples.ERASED),
     ],
 )
 def test_examples_are_what_the_models_say(model: Any, value: dict[str, Any]) -> None:

@@ -335,6 +335,11 @@ SOME_ID = "0199c0de-0000-7000-8000-000000000000"
         ("POST", f"/v1/jobs/{SOME_ID}/renew", {"worker"}),
         ("POST", f"/v1/jobs/{SOME_ID}/complete", {"worker"}),
         ("POST", f"/v1/jobs/{SOME_ID}/fail", {"worker"}),
+        ("GET", "/v1/events", {"admin", "auditor"}),
+        ("GET", f"/v1/clients/{SOME_ID}/events", {"admin", "auditor", "site-a"}),
+        ("POST", f"/v1/runs/{SOME_ID}/rounds/0/replay", {"admin"}),
+        ("GET", f"/v1/runs/{SOME_ID}/rounds/0/replays/{SOME_ID}", {"admin", "auditor"}),
+        ("DELETE", f"/v1/clients/{SOME_ID}/updates", {"admin", "site-a"}),
     ],
 )
 async def test_scopes(coordinator: Coordinator, method: str, path: str, scopes: set) -> None:

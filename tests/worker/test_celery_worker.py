@@ -21,7 +21,7 @@ from celery.exceptions import Retry
 
 from core.storage import ObjectStore
 from core.training import local
-from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN, TASK_AGGREGATE, TASK_TRAIN
+from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN, TASK_AGGREGATE, TASK_REPLAY, TASK_TRAIN
 from core.wire.messages import AggregateInput, AggregateJob, AggregateResult
 from tests.worker.support import (
     Script,
@@ -100,7 +100,7 @@ def test_a_message_is_executed_once_however_often_it_comes(
 
 
 @pytest.mark.parametrize("code", ["work-leased", "work-gone"])
-@pytest.mark.parametrize("task", [tasks.train, tasks.aggregate])
+@pytest.mark.parametrize("task", [tasks.train, tasks.aggregate, tasks.replay])
 def test_a_refused_claim_ends_the_message(
     serve: Callable[[Script], None], state_dir: Path, task: Any, code: str
 ) -> None:
@@ -277,6 +277,33 @@ def test_a_result_is_offered_until_the_coordinator_hears(
     assert len(set(map(str, script.results))) == 1
 
 
+def test_a_replay_finds_the_same_digests_and_stores_nothing(
+    job: tuple[AggregateJob, str], tmp_path: Path
+) -> None:
+    script = JobScript()
+    assert carry_out(*job, script) == "completed"
+    store = ObjectStore(job[1])
+    made = script.results[0]
+    for digest in (made.frame.digest, made.weights.digest, made.optimiser_digest):
+        store.delete(digest)
+    before = sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file())
+    how = {"stop": threading.Event(), "replay": True}
+    assert aggregation.carry_out(job[0], script.client(), job[1], **how) == "completed"
+    assert script.results[1] == made
+    assert sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file()) == before
+
+
+def test_a_replay_of_altered_bytes_fails_with_the_code_of_the_store(
+    job: tuple[AggregateJob, str], tmp_path: Path
+) -> None:
+    (stored,) = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    stored.write_bytes(stored.read_bytes()[:-1] + b"?")
+    script = JobScript()
+    how = {"stop": threading.Event(), "replay": True}
+    assert aggregation.carry_out(job[0], script.client(), job[1], **how) == "object-corrupt"
+    assert script.reported[0]["code"] == "object-corrupt"
+
+
 def test_a_refused_result_is_final(job: tuple[AggregateJob, str]) -> None:
     assert carry_out(*job, JobScript(problem(409, "lease-lost"))) == "lease-lost"
 
@@ -320,7 +347,7 @@ def test_the_configuration_of_the_application() -> None:
     assert conf.result_backend is None
     # Longer than the longest lease that a plan may have (one day).
     assert conf.broker_transport_options["visibility_timeout"] > 86_400
-    assert {TASK_TRAIN, TASK_AGGREGATE} <= set(celery_app.app.tasks)
+    assert {TASK_TRAIN, TASK_AGGREGATE, TASK_REPLAY} <= set(celery_app.app.tasks)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Erasure of stored updates: after their retention period, or on a client's request."""

@@ -1,0 +1,1 @@
+"""Replays: a published round recomputed from its stored updates, byte by byte."""
