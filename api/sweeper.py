@@ -22,6 +22,7 @@ from api.db.engine import TOPIC_SWEEP
 from api.db.hub import wait
 from api.erasure import service as erasure
 from api.jobs import service as jobs
+from api.joins import queue as joins
 from api.rounds import driver
 from api.rounds import repository as rounds
 
@@ -125,6 +126,7 @@ class Sweeper:
             except Exception:
                 log.exception("step_failed", run_id=str(run_id))
                 self._rests[run_id] = now + _REST
+        await joins.place(ctx)
         async with ctx.database.write() as session:
             await outbox.announce_again(session, now, ctx.settings.resend_s)
             await consents.announce_again(session, now, ctx.settings.resend_s)

@@ -29,8 +29,9 @@ class JoinPage(BaseModel):
 @router.post(
     "/{run_id}/joins",
     operation_id="createJoin",
-    summary="Let clients join a completed run",
-    description="Opens one more round of the run, whose only members are these clients. Each "
+    summary="Let clients join a run",
+    description="Opens one more round of a completed run, whose only members are these clients; "
+    "asked for while the run is under way, the join is queued and its round follows. Each "
     "posts one sketch (the price of all the run's sketch steps together) and has a code and a "
     "decoder of its own once the round is published; nothing changes for the clients before, and "
     "nothing is trained. A client's own token may ask for itself where the plan's `joining` is "
@@ -39,7 +40,7 @@ class JoinPage(BaseModel):
     responses=answers(
         201,
         examples.JOIN,
-        "The join, soon open.",
+        "The join, soon open (or queued behind the run).",
         "not-found",
         "conflict",
         "budget-exceeded",
@@ -67,7 +68,7 @@ async def create(
     operation_id="listJoins",
     summary="List the joins of a run",
     description="In order of their rounds' numbers, which are also the cursor, with their state "
-    "and why they wait or failed. A client sees those that are its own.",
+    "and why they wait or failed; queued and dropped ones last. A client sees its own.",
     responses=answers(200, examples.page(examples.JOIN), "One page.", "not-found"),
 )
 async def listed(
@@ -82,4 +83,7 @@ async def listed(
         rows = await repository.page(session, run.id, limit, after, who.client_id)
         shown, more = paged(rows, limit)
         items = [await service.view(ctx, session, who, run, row) for row in shown]
-    return JoinPage(items=items, next=items[-1].round if more else None)
+        if not more:  # who waits comes last, without a number yet
+            waiting = await repository.requests(session, run.id, who.client_id)
+            items += [service.queued(run, [one]) for one in waiting]
+    return JoinPage(items=items, next=shown[-1].number if more else None)

@@ -1,5 +1,8 @@
 """A join: one more round of a completed run, whose members are the clients that come.
 
+A join that is asked for while the run is under way is queued, and disturbs nobody: its round
+follows when the run is completed (``api.joins.queue``).
+
 It uses the rounds' machinery for everything that can go wrong (leases, attempts, reservations,
 lost updates, a killed process). Only its end differs: published, it is the run's newest model;
 failed or abandoned, it leaves the run as it was, with the reason on the round.
@@ -7,7 +10,9 @@ failed or abandoned, it leaves the run as it was, with the reason on the round.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Literal
 from uuid import UUID
 
 import structlog
@@ -21,6 +26,7 @@ from api.consents import service as consents
 from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
 from api.db.models import Client
+from api.db.oversight_models import JoinRequest
 from api.db.run_models import Round, Run
 from api.idempotency import remember, replay
 from api.joins import repository
@@ -36,6 +42,7 @@ from core.wire.messages import ObjectRef
 
 log = structlog.get_logger(__name__)
 _OPERATION = "createJoin"
+UNDER_WAY = ("draft", "running", "paused")
 
 
 class NewJoin(BaseModel):
@@ -47,9 +54,11 @@ class NewJoin(BaseModel):
 
 
 class JoinView(BaseModel):
+    """``queued``: the run is not completed yet, a round follows it; ``dropped``: none followed."""
+
     run_id: UUID
-    round: int
-    state: RoundState
+    round: int | None
+    state: RoundState | Literal["queued", "dropped"]
     why: str
     clients: list[str]
     members: list[MemberView]
@@ -79,6 +88,23 @@ async def view(
     )
 
 
+def queued(run: Run, requests: Sequence[tuple[JoinRequest, Client]]) -> JoinView:
+    """Requests of a run that is not completed yet (or never was: then dropped, with the reason)."""
+    first = requests[0][0]
+    return JoinView(
+        run_id=run.id,
+        round=None,
+        state="queued" if first.settled_at is None else "dropped",
+        why=first.why or f"the run is {run.state}; a join round follows when it is completed",
+        clients=[client.name for _, client in requests],
+        members=[],
+        deadline=None,
+        created_at=first.created_at,
+        published_at=None,
+        frame=None,
+    )
+
+
 async def _may(session: AsyncSession, who: Principal, run: Run, body: NewJoin) -> None:
     """An administrator invites anybody; where the plan is open, a client may join by itself."""
     if who.client_id is None:
@@ -94,17 +120,13 @@ async def _may(session: AsyncSession, who: Principal, run: Run, body: NewJoin) -
         raise Forbidden("a client's token joins that client only", field="clients")
 
 
-async def _next_number(session: AsyncSession, run: Run, spec: RunSpec) -> int:
+async def next_number(session: AsyncSession, run: Run, spec: RunSpec) -> int:
     """The number of a join round that may begin now. The run's row must be locked."""
     if run.state != "completed":
-        mend = {
-            "draft": "Start the run and wait until it is completed, or create it with this client.",
-            "running": "Wait until the run is completed.",
-        }
         raise Conflict(
-            f"clients join a completed run; this one is {run.state}",
+            f"clients join a run that goes on or is completed; this one is {run.state}",
             field="run_id",
-            mend=mend.get(run.state, "Join another run."),
+            mend="Join another run.",
         )
     newest = await rounds.newest(session, run.id)
     if newest is None:
@@ -122,19 +144,26 @@ async def _next_number(session: AsyncSession, run: Run, spec: RunSpec) -> int:
     return newest.number + 1
 
 
-async def _members(
-    session: AsyncSession, run: Run, spec: RunSpec, number: int, body: NewJoin
+async def checked(
+    session: AsyncSession, run: Run, spec: RunSpec, names: Sequence[str]
 ) -> list[tuple[Client, float]]:
     """The same checks as of a run's founding clients, for one sketch; and nobody joins twice, or
     against the word of its site. With the epsilon that each account would come to.
     """
-    run_service.check_distinct(body.clients)
+    run_service.check_distinct(names)
     _, members = await run_service.participants(
-        session, spec.plan, body.clients, unit_field="clients.{position}"
+        session, spec.plan, names, unit_field="clients.{position}"
     )
     known = await rounds.with_code(session, run.id)
+    trains = await repository.founding(session, run.id) if run.state in UNDER_WAY else set()
     refused = await consents.refused_by(session, run.id)
     for position, client in enumerate(members):
+        if client.id in trains:
+            raise Conflict(
+                f"{client.name!r} takes part in this run already",
+                field=f"clients.{position}",
+                mend="Leave it out.",
+            )
         if client.id in known:
             raise Conflict(
                 f"{client.name!r} has a code in this run already",
@@ -147,13 +176,35 @@ async def _members(
                 field=f"clients.{position}",
                 mend="Leave it out; it may take part in another run.",
             )
-    return await run_service.check_budgets(session, [spec.event(number)], members)
+    sketch = spec.event(spec.last_round + 1)  # the same in every join round
+    return await run_service.check_budgets(session, [sketch], members)
+
+
+async def open_round(
+    ctx: Context,
+    session: AsyncSession,
+    who: Principal | None,
+    run: Run,
+    number: int,
+    after: Sequence[tuple[Client, float]],
+) -> Round:
+    """The round in state ``draft``; its members are asked for their consent."""
+    members = [client for client, _ in after]
+    row = await repository.add(session, run, number, members)
+    await consents.ask(session, run, after, await ctx.database.now(session))
+    for member in members:
+        await audit.record(
+            session, "join-asked", who, run_id=run.id, round_number=number, client_id=member.id
+        )
+    await ring(session, TOPIC_SWEEP)
+    log.info("join_asked", run_id=str(run.id), round=number, clients=len(members))
+    return row
 
 
 async def create(
     ctx: Context, who: Principal, run_id: UUID, body: NewJoin, key: str | None
 ) -> tuple[JoinView, bool]:
-    """A join in state ``draft``, and whether this is a replay of an earlier request."""
+    """A join in state ``draft`` (or ``queued`` behind the run), and whether this is a replay."""
     async with ctx.database.write() as session:
         if before := await replay(session, who, key, f"{_OPERATION} {run_id}", body):
             return JoinView.model_validate(before), True
@@ -165,22 +216,15 @@ async def create(
         if run is None:
             raise NotFound(f"there is no run {run_id}")
         spec = RunSpec.model_validate(run.spec)
-        number = await _next_number(session, run, spec)
-        after = await _members(session, run, spec, number, body)
-        members = [client for client, _ in after]
-        row = await repository.add(session, run, number, members)
-        await consents.ask(session, run, after, await ctx.database.now(session))
-        for member in members:
-            await audit.record(
-                session,
-                "join-asked",
-                who,
-                run_id=run.id,
-                round_number=number,
-                client_id=member.id,
-            )
-        await ring(session, TOPIC_SWEEP)
-        answer = await view(ctx, session, who, run, row)
+        after = await checked(session, run, spec, body.clients)
+        if run.state in UNDER_WAY:
+            members = [client for client, _ in after]
+            answer = queued(run, await repository.enqueue(session, run.id, members))
+            for member in members:
+                await audit.record(session, "join-queued", who, run_id=run.id, client_id=member.id)
+        else:
+            number = await next_number(session, run, spec)
+            row = await open_round(ctx, session, who, run, number, after)
+            answer = await view(ctx, session, who, run, row)
         await remember(session, who, key, answer.model_dump(mode="json"))
-    log.info("join_asked", run_id=str(run_id), round=number, clients=len(after))
     return answer, False

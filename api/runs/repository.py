@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.models import Client
-from api.db.oversight_models import Consent
+from api.db.oversight_models import Consent, JoinRequest
 from api.db.run_models import JoinMember, Round, Run, RunClient
 from api.pages import cut
 
@@ -121,7 +121,11 @@ async def position(session: AsyncSession, run_id: UUID, client_id: UUID) -> int 
 
 
 async def takes_part(session: AsyncSession, run_id: UUID, client_id: UUID) -> bool:
-    return await session.get(RunClient, (run_id, client_id)) is not None
+    """It has a seat in the run, or waits for one."""
+    return (
+        await session.get(RunClient, (run_id, client_id)) is not None
+        or await session.get(JoinRequest, (run_id, client_id)) is not None
+    )
 
 
 async def progress(

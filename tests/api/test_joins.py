@@ -212,15 +212,76 @@ async def test_joins_are_by_invitation_unless_the_plan_says_otherwise(
     problem(hidden, 404, "not-found")
 
 
-@pytest.mark.parametrize("state", ["draft", "running", "cancelled"])
-async def test_only_a_completed_run_is_joined(coordinator: Coordinator, state: str) -> None:
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+async def test_a_run_that_has_ended_without_a_model_is_not_joined(
+    coordinator: Coordinator, state: str
+) -> None:
     await coordinator.enrol("site-a", "site-b", "site-c")
-    run = await coordinator.run("site-a", "site-b", start=state != "draft")
+    run = await coordinator.run("site-a", "site-b")
     if state == "cancelled":
         await coordinator.ok("POST", f"/v1/runs/{run['id']}/cancel")
+    else:
+        coordinator.pass_time(101)
+        await coordinator.sweep()
     found = problem(await ask(coordinator, run, "site-c"), 409, "conflict", "run_id")
     assert state in found["detail"]
     assert found["mend"]
+
+
+@pytest.mark.parametrize("state", ["draft", "running", "paused"])
+async def test_a_join_of_a_run_under_way_waits_and_disturbs_nobody(
+    coordinator: Coordinator, state: str
+) -> None:
+    await coordinator.enrol("site-a", "site-b", "site-c", "site-d")
+    run = await coordinator.run("site-a", "site-b", start=state != "draft")
+    path = f"/v1/runs/{run['id']}"
+    if state == "paused":
+        await coordinator.ok("POST", f"{path}/pause", json={})
+    for _ in range(2):
+        answer = await ask(coordinator, run, "site-c")
+        assert (answer.status_code, answer.json()["state"]) == (201, "queued"), answer.text
+    assert state in answer.json()["why"]
+    await ask(coordinator, run, "site-d")
+    taken = problem(await ask(coordinator, run, "site-a"), 409, "conflict", "clients.0")
+    assert "takes part" in taken["detail"]
+    mine = await coordinator.ok("GET", f"{path}/joins", "site-c")
+    assert [(item["state"], item["clients"]) for item in mine["items"]] == [("queued", ["site-c"])]
+    await coordinator.sweep()
+    assert await coordinator.kinds("site-c") == []
+    if state == "draft":
+        await coordinator.ok("POST", f"{path}/start")
+    if state == "paused":
+        await coordinator.ok("POST", f"{path}/resume")
+    await coordinator.sweep()
+    # One of those who wait is revoked meanwhile: it is dropped, the other one joins.
+    gone = f"/v1/clients/{coordinator.clients['site-d']}/revoke"
+    await coordinator.ok("POST", gone, json={"why": "moved away"})
+    ended = await coordinator.finish(run, "site-a", "site-b")
+    assert (ended["state"], ended["rounds_published"]) == ("completed", run["rounds_planned"])
+    await coordinator.sweep()
+    await coordinator.approve(run, "site-c")
+    await coordinator.sweep()
+    await coordinator.work("site-c")
+    await coordinator.aggregate()
+    items = (await coordinator.ok("GET", f"{path}/joins"))["items"]
+    assert [(item["state"], item["clients"]) for item in items] == [
+        ("published", ["site-c"]),
+        ("dropped", ["site-d"]),
+    ]
+    assert "moved away" in items[1]["why"]
+    assert await coordinator.kinds("site-c") == ["reserve", "commit"]
+
+
+async def test_who_waits_for_a_run_that_fails_is_told_so(coordinator: Coordinator) -> None:
+    await coordinator.enrol("site-a", "site-b", "site-c")
+    run = await coordinator.run("site-a", "site-b")
+    await ask(coordinator, run, "site-c")
+    await coordinator.ok("POST", f"/v1/runs/{run['id']}/cancel")
+    await coordinator.sweep()
+    (mine,) = (await coordinator.ok("GET", f"/v1/runs/{run['id']}/joins", "site-c"))["items"]
+    assert (mine["state"], mine["round"]) == ("dropped", None)
+    assert "the run is cancelled" in mine["why"]
+    assert await coordinator.kinds("site-c") == []
 
 
 async def test_who_cannot_join_is_named(coordinator: Coordinator) -> None:

@@ -75,10 +75,12 @@ def join_run(
     join = _newest(coordinator, run_id)
     if join is None or join["state"] != "published":
         _check_records(coordinator, str(me["space"]), config)
-    if join is None or join["state"] in ("failed", "abandoned"):
+    if join is None or join["state"] in ("failed", "abandoned", "dropped"):
         join = coordinator.join(run_id, [config.name])
-        say(f"{client}: asked to join run {run_id}: round {join['round']}")
-    elif join["state"] != "published":
+        say(f"{client}: asked to join run {run_id}")
+    if join["state"] == "queued":
+        join = _placed(coordinator, run_id, until, say)
+    if join["state"] != "published":
         say(f"{client}: round {join['round']} of run {run_id} is for it")
     with Site.open(site_config.state_dir) as site:
         attempt = _Attempt(coordinator, str(me["id"]), config, run_id, int(join["round"]), say)
@@ -110,6 +112,36 @@ def _newest(coordinator: CoordinatorClient, run_id: str) -> JsonObject | None:
         if page["next"] is None:
             return newest
         query["after"] = int(page["next"])
+
+
+def _placed(coordinator: CoordinatorClient, run_id: str, until: float, say: Say) -> JsonObject:
+    """The join once its round has begun: the run goes on, and joins follow it."""
+    told = ""
+    while True:
+        try:
+            join = _newest(coordinator, run_id)
+        except ApiProblem:
+            raise
+        except ClientError as error:
+            join = {"state": "queued", "why": f"the coordinator is away ({error.code})"}
+        if join is None:
+            raise JoinFailed(f"the request to join run {run_id} is gone.", mend="Ask again.")
+        if join["state"] == "dropped":
+            raise JoinFailed(
+                f"the join was dropped: {join['why']}.",
+                mend="When the reason is gone, run the same command again, or join another run.",
+            )
+        if join["state"] != "queued":
+            return join
+        if join["why"] != told:
+            told = str(join["why"])
+            say(f"queued: {told}")
+        if time.monotonic() >= until:
+            raise JoinFailed(
+                "the run was not completed within the given time; the request stays queued.",
+                mend="Run the same command again later.",
+            )
+        time.sleep(_PAUSE_S)
 
 
 def _check_records(coordinator: CoordinatorClient, space: str, config: ClientConfig) -> None:
