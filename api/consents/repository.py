@@ -120,6 +120,13 @@ async def one(session: AsyncSession, run_id: UUID, client_id: UUID) -> Asked | N
     return found[0] if found else None
 
 
+async def of_managed(session: AsyncSession, plan_id: UUID) -> Asked | None:
+    """A plan of a managed client that awaits an answer."""
+    query = _all().where(Consent.id == plan_id, Consent.state == "asked", Client.managed, wanted())
+    found = await _read(session, query)
+    return found[0] if found else None
+
+
 async def lock(session: AsyncSession, run_id: UUID, client_id: UUID) -> None:
     """Two decisions on one plan come one after the other."""
     await session.execute(

@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 State = Literal["asked", "approved", "refused"]
 _STATES: dict[str, State] = {"approve": "approved", "refuse": "refused"}
 _NONE = "there is no such plan, or it is not yours"
-OLD_AGENT = "the agent speaks protocol 1: it is not asked, its policy judges every order"
+OLD_AGENT = "the site speaks protocol 1: it is not asked, its policy judges every order"
 
 
 async def ask(
@@ -74,6 +74,20 @@ async def speak_for_old_agent(
         if asked.consent.state == "asked":
             now = await ctx.database.now(session)
             await _settle(session, who, asked, "approved", "policy", OLD_AGENT, now)
+
+
+async def speak_for_old_worker(
+    ctx: Context, session: AsyncSession, who: Principal, plan_id: UUID
+) -> None:
+    """The same for a train worker of protocol 1: it has claimed a plan as if it were work."""
+    asked = await repository.of_managed(session, plan_id)
+    if asked is None:
+        return
+    await repository.lock(session, asked.run.id, asked.client.id)
+    await session.refresh(asked.consent)
+    if asked.consent.state == "asked":
+        now = await ctx.database.now(session)
+        await _settle(session, who, asked, "approved", "policy", OLD_AGENT, now)
 
 
 async def decide(

@@ -51,9 +51,16 @@ async def announce_work(session: AsyncSession, work: WorkItem, now: datetime) ->
 
 
 async def announce_consent(session: AsyncSession, consent: Consent, now: datetime) -> None:
-    """Tell the queue ``train`` that a managed client's plan awaits its site's word."""
+    """Tell the queue ``train`` that a managed client's plan awaits its site's word.
+
+    Workers of protocol 1 drop that message unread. Who has not answered the first one gets another
+    that they do know, about work of this id: their claim is understood, that of a newer one refused
+    (``api.work.endpoints``).
+    """
     consent.queued_at, consent.queued_count = now, (consent.queued_count or 0) + 1
     await _announce(session, TASK_CONSENT, QUEUE_TRAIN, consent.id)
+    if consent.queued_count > 1:
+        await _announce(session, TASK_TRAIN, QUEUE_TRAIN, consent.id)
 
 
 async def announce_job(session: AsyncSession, job: Job, now: datetime) -> None:

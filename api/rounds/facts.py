@@ -20,7 +20,7 @@ def member(place: Place, max_attempts: int) -> Member:
     if why := _closed(place):
         return Member(client.name, Standing.OUT, attempt, None, why)
     if place.seat.quarantined_at is not None:
-        why = f"quarantined: {place.seat.quarantine_why}"
+        why = "quarantined"
         return Member(client.name, Standing.HELD, attempt, None, why)
     if work is None:
         if place.consent == "asked":
@@ -40,9 +40,9 @@ def member(place: Place, max_attempts: int) -> Member:
 def _closed(place: Place) -> str:
     """Why this client gets no more work in the run; empty if nothing forbids it."""
     if place.client.revoked_at is not None:
-        return f"revoked: {place.client.revoked_why}"
+        return "revoked"
     if place.seat.left_at is not None:
-        return f"left the run: {place.seat.left_why}"
+        return "left the run"
     if place.consent == "refused":
         return "its site refused the plan"  # why, is not for the run's other clients
     return ""

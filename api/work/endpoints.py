@@ -96,7 +96,10 @@ async def poll(
         200, examples.ORDER, "The order, leased.", "not-found", "work-leased", "work-gone"
     ),
 )
-async def claim(ctx: Ctx, who: WorkerOnly, work_id: UUID) -> WorkOrder:
+async def claim(ctx: Ctx, who: WorkerOnly, protocol: ProtocolUsed, work_id: UUID) -> WorkOrder:
+    if protocol < CONSENT:  # it may be a plan, which is not known by that name over there
+        async with ctx.database.write() as session:
+            await consents.speak_for_old_worker(ctx, session, who, work_id)
     async with ctx.database.write() as session:
         return await service.claim(ctx, session, who, work_id)
 

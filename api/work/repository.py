@@ -11,13 +11,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.consents.repository import approved
 from api.db.run_models import Round, Run, WorkItem
 
-# At least what ``next_for`` may give, by the index of offered work alone.
+# At least what a poll may give: by the index of offered work, and by plans that await an answer in
+# runs (or joins) that go on. A site that never answered does not make every later poll a write.
 OFFERED = """
 SELECT 1 FROM work_items
 WHERE client_id = %(client_id)s AND state IN ('ready', 'leased')
   AND available_at <= clock_timestamp() + %(clock)s
 UNION ALL
-SELECT 1 FROM consents WHERE client_id = %(client_id)s AND state = 'asked'
+SELECT 1 FROM consents c JOIN runs r ON r.id = c.run_id
+WHERE c.client_id = %(client_id)s AND c.state = 'asked' AND (
+  r.state IN ('draft', 'running', 'paused') OR EXISTS (
+    SELECT FROM rounds o WHERE o.run_id = r.id AND o.state IN ('draft', 'open')))
 LIMIT 1
 """
 

@@ -122,6 +122,22 @@ def _consents() -> None:
         "'created_at', '?decided_at', '?decided_by')"
     )
     op.execute(
+        """
+        CREATE FUNCTION fhv_decided_once() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF OLD.state <> 'asked' AND NEW.state IS DISTINCT FROM OLD.state THEN
+                RAISE EXCEPTION 'consents: a decision is final'
+                    USING ERRCODE = 'restrict_violation';
+            END IF;
+            RETURN NEW;
+        END $$
+        """
+    )
+    op.execute(
+        "CREATE TRIGGER consents_decided_once BEFORE UPDATE ON consents "
+        "FOR EACH ROW EXECUTE FUNCTION fhv_decided_once()"
+    )
+    op.execute(
         "CREATE TRIGGER consents_kept BEFORE DELETE ON consents "
         "FOR EACH ROW EXECUTE FUNCTION fhv_refuse()"
     )
@@ -340,7 +356,7 @@ def downgrade() -> None:
     for table in ("erasures", "rejections", "audit_order", "audit_events", "join_requests"):
         op.drop_table(table)
     op.drop_table("consents")
-    for function in ("fhv_order_event", "fhv_not_erased"):
+    for function in ("fhv_order_event", "fhv_not_erased", "fhv_decided_once"):
         op.execute(f"DROP FUNCTION {function}()")
     op.execute("DROP TRIGGER run_clients_immutable ON run_clients")
     op.execute(

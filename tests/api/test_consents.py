@@ -323,13 +323,20 @@ async def test_managed_plans_are_announced_until_somebody_has_decided(
         coordinator.pass_time(21)
         await coordinator.sweep()
     assert len(await coordinator.messages("fhv.consent")) == 3
-    assert await coordinator.messages("fhv.train") == []
+    assert await coordinator.managed_work("site-m") == []
+    # For workers that do not know such messages; to those that do, there is no such work.
+    others = await coordinator.messages("fhv.train")
+    assert [message.subject for message in others] == [row.id, row.id]
+    claimed = await coordinator.call("POST", f"/v1/work/{row.id}/claim", "worker", headers=V2)
+    problem(claimed, 404, "not-found")
+    assert (await coordinator.rows(Consent))[0].state == "asked"
     assert (await coordinator.consent(run, "site-m")).status_code == 200
     await coordinator.sql("UPDATE outbox SET sent_at = now()")
     coordinator.pass_time(60)
     await coordinator.sweep()
     assert len(await coordinator.messages("fhv.consent")) == 3
-    assert len(await coordinator.messages("fhv.train")) == 1
+    (work,) = await coordinator.managed_work("site-m")
+    assert work.id in {message.subject for message in await coordinator.messages("fhv.train")}
 
 
 async def test_a_join_awaits_its_site(coordinator: Coordinator) -> None:
@@ -371,6 +378,28 @@ async def test_an_old_agent_works_as_before_and_is_recorded(coordinator: Coordin
     assert "protocol 1" in plan["why"]
     assert (await coordinator.send(order.json())).status_code == 201
     assert (await plans(coordinator, "site-b"))[0]["state"] == "asked"
+
+
+async def test_an_old_worker_works_as_before_and_is_recorded(coordinator: Coordinator) -> None:
+    """It knows messages about work only; claiming a plan as work is the policy's consent."""
+    old = {"X-FHV-Protocol": "1"}
+    await coordinator.enrol("site-m", "site-x", managed=True)
+    await coordinator.run("site-m", approved=False, round={"quorum": 1})
+    (row,) = await coordinator.rows(Consent)
+    claimed = await coordinator.call("POST", f"/v1/work/{row.id}/claim", "worker", headers=old)
+    problem(claimed, 404, "not-found")  # which ends the message there
+    (plan,) = await plans(coordinator, "site-m")
+    assert (plan["state"], plan["decided_by"]) == ("approved", "policy")
+    await coordinator.sweep()
+    (work,) = await coordinator.managed_work("site-m")
+    order = await coordinator.ok("POST", f"/v1/work/{work.id}/claim", "worker", headers=old)
+    assert order["round_number"] == 0
+    # An agent's plan is not a worker's to approve.
+    await coordinator.enrol("site-a")
+    await coordinator.run("site-a", name="run-2", approved=False, round={"quorum": 1})
+    (asked,) = await coordinator.rows(Consent, Consent.state == "asked")
+    await coordinator.call("POST", f"/v1/work/{asked.id}/claim", "worker", headers=old)
+    assert [p["state"] for p in await plans(coordinator, "site-a")] == ["asked"]
 
 
 @pytest.mark.parametrize(

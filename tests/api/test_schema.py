@@ -106,6 +106,8 @@ async def test_rows_of_some_tables_are_only_ever_added(
         "work_items SET reservation_id = NULL, state = 'excluded'",
         "rounds SET weights_digest = NULL, state = 'failed'",
         "jobs SET result = '{}'",
+        "consents SET epsilon = 0.1",
+        "consents SET decided_by = 'person'",
     ],
 )
 async def test_some_columns_keep_their_first_value(coordinator: Coordinator, change: str) -> None:
@@ -113,6 +115,13 @@ async def test_some_columns_keep_their_first_value(coordinator: Coordinator, cha
     run = await coordinator.run("site-a", round={"quorum": 1}, privacy={"rounds": 0})
     await coordinator.finish(run, "site-a")
     await _refused(coordinator, f"UPDATE {change}", "immutable")
+
+
+async def test_a_consent_is_decided_once(coordinator: Coordinator) -> None:
+    await coordinator.enrol("site-a")
+    await coordinator.run("site-a", round={"quorum": 1}, privacy={"rounds": 0})
+    await _refused(coordinator, "UPDATE consents SET state = 'refused'", "a decision is final")
+    await _refused(coordinator, "DELETE FROM consents", "only ever added")
 
 
 async def test_a_reservation_has_one_outcome_of_its_own(coordinator: Coordinator) -> None:

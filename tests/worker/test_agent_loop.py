@@ -51,7 +51,7 @@ def log() -> Iterator[list[Any]]:
 @pytest.fixture
 def agent(state_dir: Path, config: ClientConfig) -> Callable[..., None]:
     def run(script: Script, *, until: Callable[[], bool], clients: Any = None) -> None:
-        """Serve in this thread until the condition holds (or ten seconds have passed)."""
+        """Serve in this thread until the condition holds (or a minute has passed)."""
         site = make_site_config(state_dir, *(clients or (config,)))
         stopper = loop.Stopper()
         real = script.before
@@ -61,7 +61,7 @@ def agent(state_dir: Path, config: ClientConfig) -> Callable[..., None]:
                 stopper.event.set()
             return real(request)
 
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         script.before = before
         loop.run_agent(
             script.client(), site, compute=Compute(device="cpu"), poll_s=0.0, stopper=stopper

@@ -63,9 +63,9 @@ def word(spec: RunSpec, decision: str = "approve", **changes: Any) -> Decision:
 
 
 def serve(script: Script, state_dir: Path, config: ClientConfig, until: Callable[[], bool]) -> None:
-    """Run an agent in this thread until the condition holds (or ten seconds have passed)."""
+    """Run an agent in this thread until the condition holds (or a minute has passed)."""
     stopper, real = loop.Stopper(), script.before
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
 
     def before(request: httpx.Request) -> httpx.Response | None:
         if until() or time.monotonic() > deadline:

@@ -68,7 +68,7 @@ def test_a_range_that_is_none(said: str) -> None:
 
 def _agent(script: Script, state_dir: Path, config: ClientConfig, end: Callable[[], bool]) -> None:
     stopper, real = loop.Stopper(), script.before
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
 
     def before(request: httpx.Request) -> httpx.Response | None:
         if end() or time.monotonic() > deadline:
