@@ -29,19 +29,20 @@ _REJECTIONS = tuple(code for code in CATALOGUE if code.startswith("update-"))
 
 async def read_limited(request: Request, limit: int) -> bytes:
     """The body, or ``PayloadTooLarge``; never more than ``limit`` bytes are kept."""
-    kept, total = bytearray(), 0
+    kept: list[bytes] = []
+    total = 0
     declared = request.headers.get("content-length", "")
     hopeless = declared.isdigit() and int(declared) > limit + _DRAIN_BYTES
     if not hopeless:
         async for chunk in request.stream():
             total += len(chunk)
             if total <= limit:
-                kept += chunk
+                kept.append(chunk)
             elif total > limit + _DRAIN_BYTES:
                 break
     if hopeless or total > limit:
         raise PayloadTooLarge(f"an update of this round has at most {limit} bytes", limit=limit)
-    return bytes(kept)
+    return b"".join(kept)
 
 
 @router.get(
