@@ -18,6 +18,7 @@ from api.db.engine import CHANNEL, Database
 
 log = structlog.get_logger(__name__)
 _RECONNECT_S = 1.0
+_LOOKS = 100.0  # a second, of all waiters of a process that nobody woke
 
 
 class Hub:
@@ -26,16 +27,25 @@ class Hub:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiting = 0
         self.closing = False
+
+    def pace(self, seconds: float) -> float:
+        """After how long a waiter that nobody woke should look by itself: after ``seconds``, or
+        later if so many wait that they would look more than ``_LOOKS`` times a second together.
+        """
+        return max(seconds, self._waiting / _LOOKS)
 
     @contextmanager
     def subscribe(self, *topics: str) -> Iterator[asyncio.Event]:
         event = asyncio.Event()
+        self._waiting += 1
         for topic in topics:
             self._waiters[topic].add(event)
         try:
             yield event
         finally:
+            self._waiting -= 1
             for topic in topics:
                 self._waiters[topic].discard(event)
                 if not self._waiters[topic]:

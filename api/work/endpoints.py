@@ -84,7 +84,7 @@ async def poll(
             left = until - time.monotonic()
             if left <= 0 or ctx.hub.closing or await request.is_disconnected():
                 return Response(status_code=204)
-            await pause(bell, min(left, ctx.settings.poll_s))
+            await pause(bell, min(left, ctx.hub.pace(ctx.settings.poll_s)))
 
 
 @router.post(

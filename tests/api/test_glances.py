@@ -5,6 +5,7 @@ locks.
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 import psycopg
 import pytest
@@ -56,6 +57,19 @@ async def test_a_cancelled_glance_leaves_no_answer_to_the_next_one(
             async with asyncio.timeout(0.05):
                 await database.glance("SELECT 'old' FROM pg_sleep(30)")
     assert await database.glance("SELECT 'new'") == [("new",)]
+
+
+async def test_a_crowd_of_waiters_looks_less_often_each(coordinator: Coordinator) -> None:
+    hub = coordinator.ctx.hub
+    assert hub.pace(1.0) == 1.0
+    with ExitStack() as stack:
+        for number in range(1000):
+            stack.enter_context(hub.subscribe(f"work:{number}"))
+        assert hub.pace(1.0) == 10.0
+        with hub.subscribe("work:7") as bell:
+            hub.wake("work:7")
+            assert bell.is_set()
+    assert hub.pace(1.0) == 1.0
 
 
 async def test_an_update_locks_its_round_before_its_work(coordinator: Coordinator) -> None:
