@@ -19,8 +19,10 @@ from core.wire.jobs import (
     TASK_CONSENT,
     TASK_TRAIN,
 )
-from worker import broker
+from worker import broker, logs
 from worker.config import load_settings
+
+_log = logs.get("worker.celery")
 
 # Redis hands a message that was not acknowledged to somebody else after this time. It must be
 # longer than any lease (a plan allows one day), so that a task still at work is not doubled; a
@@ -85,6 +87,7 @@ def serve(queue: str, *, log_level: str) -> int:
 
     signals.worker_shutting_down.connect(tasks.stop_soon, weak=False)
     tasks.make_ready(queue)
+    signals.worker_ready.connect(lambda **_: _log.info("worker_started", queue=queue), weak=False)
     if queue == QUEUE_TRAIN:
         signals.worker_ready.connect(lambda **_: tasks.start_recovery(), weak=False)
     worker = app.Worker(

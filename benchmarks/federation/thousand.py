@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks.demo.processes import wait_for
 from benchmarks.federation import plans, usage
 from benchmarks.federation.crowd import Crowd, Member, begin, bodies
 from benchmarks.federation.http import Http, expect
@@ -18,6 +19,7 @@ from core.wire.jobs import QUEUE_COORDINATOR
 
 RATE = 200.0
 _SENDERS, _IDLE_S = 4, 15.0
+_STARTED = "worker_started"
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,14 @@ class _Play:
 
     def _fresh_worker(self) -> int:
         """A worker whose memory holds nothing of an earlier sum."""
-        stack = self.here.stack
+        stack, log = self.here.stack, self.here.folder / "logs" / f"{WORKER}.log"
+        token, before = stack.token("worker"), log.read_text().count(_STARTED)
         stack.processes.kill(WORKER)
-        stack.start_worker(QUEUE_COORDINATOR, stack.token("worker"))
+        stack.start_worker(QUEUE_COORDINATOR, token)
+        wait_for(
+            "a fresh worker", lambda: log.read_text().count(_STARTED) > before or None,
+            seconds=60.0, check=stack.processes.check,
+        )  # fmt: skip
         return self.here.worker
 
     async def _round(self, number: int) -> dict[str, str]:
