@@ -57,7 +57,7 @@ def figures(found: Measured) -> dict[str, float]:
     for r in found.rounds:
         numbers |= {
             f"updates-per-s@{r.clients}": r.updates_per_s,
-            f"opening-s@{r.clients}": r.opening_s,
+            f"handing-out-s@{r.clients}": r.handing_s,
             f"summing-s@{r.clients}": r.summing_s,
             f"poll-p99-ms@{r.clients}": r.outside_ms,
             f"poll-p99-ms-while-summing@{r.clients}": r.inside_ms,

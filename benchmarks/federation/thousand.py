@@ -31,7 +31,7 @@ class Round:
     clients: int
     update_bytes: int
     updates_per_s: float
-    opening_s: float  # from publishing the sketch to work for everybody
+    handing_s: float  # from publishing the sketch until everybody had an order
     summing_s: float  # from closing to publishing
     outside_ms: float
     inside_ms: float
@@ -77,6 +77,7 @@ class _Play:
             return len(polled.orders) == count
 
         await polled.go_on(crowd, RATE, handed_out)
+        handed = max(poll.done for poll in polled.polls)
         self.step()
         orders = [polled.orders[member.name] for member in crowd.members]
         made = bodies(orders[0], count)
@@ -110,7 +111,7 @@ class _Play:
             clients=count,
             update_bytes=len(made[0]),
             updates_per_s=len(orders[:-1]) / seconds,
-            opening_s=epoch(second["opened_at"]) - busy[0][1],
+            handing_s=handed - busy[0][1],
             summing_s=busy[1][1] - busy[1][0],
             outside_ms=percentile(outside, 0.99),
             inside_ms=percentile(inside, 0.99),

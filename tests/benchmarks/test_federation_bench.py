@@ -28,7 +28,7 @@ from core.federation.updates import check_update, expectation
 README = Path(__file__).resolve().parents[2] / "benchmarks" / "README.md"
 
 ROUND = Round(
-    clients=1000, update_bytes=132_976, updates_per_s=100.0, opening_s=2.0, summing_s=1.0,
+    clients=1000, update_bytes=132_976, updates_per_s=100.0, handing_s=6.0, summing_s=1.0,
     outside_ms=20.0, inside_ms=60.0, polls=4000, polls_inside=200, poll_cpu_ms=1.5,
     worker_mib=210.0, api_mib=300.0,
 )  # fmt: skip
