@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ from tests.faults.cells import (
 from tests.faults.proxy import CLAIM_WORK, OBJECT, PUT_UPDATE, RENEW_WORK, Fault
 from tests.faults.strikes import Outcome, conclude, freeze_in_training
 from tests.faults.world import AGENT, CLOCK, SUM, TRAIN, World
+from worker.agent.site import LEDGER_FILE
 
 FAIL_WORK = r"POST /v1/work/[^/]+/fail"
 FAIL_JOB = r"POST /v1/jobs/[^/]+/fail"
@@ -224,7 +227,24 @@ def full_store_for_good(world: World) -> Outcome:
     return conclude(world, run_id)
 
 
+def _empty_logs(world: World, name: str) -> None:
+    """SQLite's write-ahead log keeps its size, and what fits into it needs no room on the disk.
+    From an empty one on, every write does.
+    """
+    for state in {each.state for each in world.members_of(name)}:
+        with contextlib.closing(sqlite3.connect(state / LEDGER_FILE, timeout=10.0)) as ledger:
+
+            def emptied(ledger: sqlite3.Connection = ledger) -> bool | None:
+                (busy, *_) = ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                return None if busy else True
+
+            world.wait("the site's ledger to be at rest", emptied)
+
+
 def _full_site(world: World, name: str, moment: str) -> Outcome:
+    # Its ledger exists after one run.
+    conclude(world, world.begin(**_LONG))
+    _empty_logs(world, name)
     before = len(world.proxy.seen(name, FAIL_WORK))
     disk = world.sites[name]
     if moment == ORDERED:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 POLL = r"GET /v1/clients/[^/]+/work"
 CLAIM_WORK = r"POST /v1/work/[^/]+/claim"
@@ -110,6 +110,7 @@ class Proxy:
         self._turn = 0
         self._sockets = {party: _listening() for party in parties}
         self._seen: list[tuple[str, str, int]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
         self._up = threading.Event()
@@ -202,10 +203,14 @@ class Proxy:
     async def _serve(
         self, party: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        # The loop itself holds tasks weakly, and one that is held here for long would be collected.
+        if (task := asyncio.current_task()) is not None:
+            self._keep(task)
         try:
             request = await _read_request(party, reader)
             fault = self._take(request, before=True)
-            work = asyncio.ensure_future(self._answer(request, fault))
+            work = asyncio.create_task(self._answer(request, fault))
+            self._keep(work)
             if fault is None:
                 await _unless_gone(work, reader)
             writer.write(await work)
@@ -214,6 +219,10 @@ class Proxy:
             pass  # to the sender: a connection that was closed
         finally:
             writer.close()
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _take(self, request: Request, *, before: bool) -> Fault | None:
         """The first fault planned for this request: for what is done to it, or to its answer."""

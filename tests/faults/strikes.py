@@ -13,7 +13,7 @@ from tests import ledgers
 from tests.faults import cells
 from tests.faults.cells import Cell
 from tests.faults.proxy import Fault
-from tests.faults.world import MANAGED, ROUNDS, TRAIN, World
+from tests.faults.world import ROUNDS, World
 from tests.ledgers import Account, Member
 from worker.agent.site import LEDGER_FILE
 
@@ -42,7 +42,7 @@ def freeze_in_training(world: World, name: str) -> Member:
 
     Looking and stopping take a moment in which the attempt may end; then the next one will do.
     """
-    own = [m for m in world.members if (m.name in MANAGED) == (name == TRAIN)]
+    own = world.members_of(name)
     deadline = time.monotonic() + _REACH_S
     while time.monotonic() < deadline:
         for member in own:

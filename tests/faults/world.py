@@ -105,6 +105,10 @@ class World:
         """The client whose site runs an agent."""
         return next(each for each in self.members if each.name not in MANAGED)
 
+    def members_of(self, process: str) -> list[Member]:
+        """The clients that the train worker, or the agent, works for."""
+        return [each for each in self.members if (each.name in MANAGED) == (process == TRAIN)]
+
     # --- processes ---
 
     def start(self, name: str, **settings: str) -> None:
