@@ -36,7 +36,6 @@ from worker.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from worker.errors import ApiProblem, ConfigError, DownloadCorrupt, UnexpectedAnswer, Unreachable
 from worker.feed import END, SILENCE_S, RunEvent, parse
 from worker.operations import Operations, json_body, path_part
 
