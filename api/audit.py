@@ -11,12 +11,10 @@ from typing import Any, Literal
 from uuid import UUID
 
 import structlog
-from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth import Principal
 from api.db.base import uuid7
-from api.db.engine import CHANNEL
 from api.db.models import SCOPES
 from api.db.oversight_models import AuditEvent
 
@@ -44,7 +42,6 @@ KINDS: Mapping[str, str] = {
     "join-asked": "a client asked, or was asked, to join a run",
     "join-queued": "the same while the run is under way: a round follows it",
     "join-dropped": "a queued join got no round, with the reason",
-    "consent-asked": "a site was asked to approve a run",
     "consent-approved": "a site approved a run",
     "consent-refused": "a site refused a run",
     "client-left-run": "a client takes no further part in a run",
@@ -68,25 +65,20 @@ KINDS: Mapping[str, str] = {
 }
 
 
-async def record(
-    session: AsyncSession,
+def row(
     kind: str,
     who: Actor,
     *,
     run_id: UUID | None = None,
     round_number: int | None = None,
     client_id: UUID | None = None,
-    wake: str | None = None,
     **detail: Any,
-) -> None:
-    """Add a row. ``who`` is None for the coordinator itself. At the commit it gets its place in
-    the trail, and whoever follows the run is woken. ``wake`` rings another topic in the same
-    statement, for callers to whom a round trip matters. Raises ``ValueError`` for unknown kinds.
-    """
+) -> dict[str, Any]:
+    """The columns of an event. Raises ``ValueError`` for a kind that is not in the list."""
     if kind not in KINDS:
         raise ValueError(f"unknown kind of event {kind!r}: add it to api.audit.KINDS")
     caller = who if isinstance(who, Principal) else None
-    values = {
+    return {
         "id": uuid7(),
         "kind": kind,
         "actor_scope": COORDINATOR if who is None else caller.scope if caller else CONSOLE,
@@ -97,8 +89,11 @@ async def record(
         "request_id": str(structlog.contextvars.get_contextvars().get("request_id", "")),
         "detail": detail,
     }
-    if wake is None:
-        session.add(AuditEvent(**values))  # goes with the next flush, at the latest with the commit
-        return
-    told = insert(AuditEvent.__table__).values(**values).cte("told")  # type: ignore[arg-type]
-    await session.execute(select(func.pg_notify(CHANNEL, wake)).add_cte(told))
+
+
+async def record(session: AsyncSession, kind: str, who: Actor, **about: Any) -> None:
+    """Add an event (see ``row``) with the next flush, at the latest with the commit. ``who`` is
+    None for the coordinator itself. Whoever follows the run is woken at the commit, but for what
+    sites do all the time, which followers look for.
+    """
+    session.add(AuditEvent(**row(kind, who, **about)))

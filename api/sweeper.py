@@ -21,6 +21,7 @@ from api.db import outbox
 from api.db.engine import TOPIC_SWEEP
 from api.db.hub import wait
 from api.erasure import service as erasure
+from api.events import order
 from api.jobs import service as jobs
 from api.joins import queue as joins
 from api.rounds import driver
@@ -133,5 +134,6 @@ class Sweeper:
             if self._tidied is None or now - self._tidied > _HOUSEKEEPING:
                 await outbox.sweep_up(session, now)
                 self._tidied, self._erasing = now, True
+                await order.place(session)  # if nobody has read the trail for a while
         if self._erasing:  # batch by batch: rounds must not wait for it
             self._erasing = await erasure.tidy(ctx)

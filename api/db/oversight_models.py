@@ -93,8 +93,18 @@ class AuditEvent(Base):
     detail: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
 
 
+class AuditInbox(Base):
+    """Events that were committed (or will be) and have no place in the trail yet; by trigger."""
+
+    __tablename__ = "audit_inbox"
+
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    event_id: Mapped[UUID]
+    run_id: Mapped[UUID | None]
+
+
 class AuditOrder(Base):
-    """The order in which events were committed, written by a trigger at the very commit.
+    """The order in which events became visible. Append-only.
 
     Ids are made before the commit, by clocks of several machines: of two events, the one with the
     smaller id may appear later. Positions never do, so they are what readers go by.

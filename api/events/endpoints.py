@@ -14,6 +14,7 @@ from api.auth import Anyone, Overseer, OverseerOrClient, Principal
 from api.clients import service as clients
 from api.context import Context, Ctx
 from api.events import repository, service
+from api.events.order import place_new
 from api.events.repository import Filter
 from api.events.service import EventView, Order
 from api.events.stream import MEDIA, EventStream
@@ -66,6 +67,7 @@ Direction = Annotated[Order, Query(description="'asc': oldest first; 'desc': new
 async def _page(
     ctx: Context, who: Principal, which: Filter, limit: int, after: UUID | None, order: Order
 ) -> Page[EventView]:
+    await place_new(ctx)
     async with ctx.database.read() as session:
         items, more = await service.page(session, who, which, limit=limit, after=after, order=order)
     return Page(items=items, next=items[-1].id if more else None)
@@ -149,6 +151,7 @@ async def follow(
         str, Header(alias="Last-Event-ID", max_length=64, description="Go on behind this event.")
     ] = "",
 ) -> EventStream:
+    await place_new(ctx)
     async with ctx.database.read() as session:
         run = await runs.visible(session, who, run_id)
         position, hello_id = await _position(session, run_id, last, from_start)

@@ -16,6 +16,7 @@ from uuid import UUID
 from api.context import Context
 from api.db.run_models import Run
 from api.events import repository
+from api.events.order import place_new
 from api.events.repository import Placed
 from api.problems import TooManyStreams
 
@@ -48,6 +49,8 @@ class Tail:
             async with ctx.database.read() as session:
                 # First whether the run has ended: then the events below are all that there are.
                 ended = await repository.ended(session, self.run_id)
+            await place_new(ctx)
+            async with ctx.database.read() as session:
                 while True:
                     new = await repository.of_run(session, self.run_id, self.upto, _PAGE)
                     self._keep(new)

@@ -18,7 +18,6 @@ from starlette.types import Message, Receive, Scope, Send
 from api.auth import Principal, still_valid
 from api.context import Context
 from api.db.engine import topic_of_run
-from api.db.hub import wait
 from api.events import service
 from api.events.feed import Feeds, Tail
 from api.events.service import ProgressView
@@ -47,13 +46,14 @@ async def events(
     hello_id: object,
 ) -> AsyncGenerator[str, None]:
     """The feed behind a position. Subscribes before it looks: no wake-up is missed."""
-    heartbeat = ctx.settings.heartbeat_s
+    # Most events ring. What sites do all the time does not: it is looked for, at this pace.
+    heartbeat, look_s = ctx.settings.heartbeat_s, ctx.settings.poll_s
     with ctx.hub.subscribe(topic_of_run(tail.run_id)) as bell:
         yield f"retry: {_RECONNECT_MS}\n\n" + message("state", hello, hello_id)
-        silent_since = time.monotonic()
+        silent_since = wanted_at = time.monotonic()
         while True:
             try:
-                await tail.read(ctx, time.monotonic())
+                await tail.read(ctx, wanted_at)
                 found = await tail.behind(ctx, position)
                 while found:
                     for placed in found:
@@ -77,8 +77,21 @@ async def events(
                 continue
             if ctx.hub.closing:
                 return
-            left = silent_since + heartbeat - time.monotonic()
-            await wait(bell, max(left, 0.0))
+            left = min(silent_since + heartbeat - time.monotonic(), look_s)
+            rang = await _rang(bell, max(left, 0.0))
+            # Of many quiet streams of a run one looks, and the others take what it has seen.
+            wanted_at = time.monotonic() - (0.0 if rang else look_s)
+
+
+async def _rang(bell: asyncio.Event, seconds: float) -> bool:
+    """Whether the bell rang within the time; it is silent afterwards."""
+    try:
+        async with asyncio.timeout(seconds):
+            await bell.wait()
+    except TimeoutError:
+        return False
+    bell.clear()
+    return True
 
 
 class EventStream(StreamingResponse):

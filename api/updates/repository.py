@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import or_, select, text
@@ -58,6 +60,12 @@ _COUNT = text(
         INSERT INTO objects (digest, size) VALUES (:digest, :size) ON CONFLICT DO NOTHING
     ), ended AS (
         UPDATE work_items SET state = 'done', finished_at = :now WHERE id = :work_id
+    ), told AS (
+        INSERT INTO audit_events
+            (id, kind, actor_scope, actor_token, run_id, round_number, client_id, request_id,
+             detail)
+        VALUES (:event_id, :kind, :actor_scope, :actor_token, :run_id, :number, :client_id,
+                :request_id, CAST(:detail AS jsonb))
     )
     INSERT INTO updates
         (id, update_id, run_id, round_number, client_id, work_id, digest, size)
@@ -95,13 +103,18 @@ async def count(
     digest: str,
     size: int,
     now: datetime,
+    event: dict[str, Any],
 ) -> None:
-    """The update's row, its object's, and the end of its work."""
+    """The update's row, its object's, the end of its work, and the event that tells of it (the
+    columns of ``api.audit.row``): one statement, because every update pays for it.
+    """
     await session.execute(
         _COUNT,
         {
             "id": uuid7(), "update_id": update_id, "run_id": run_id, "number": number,
             "client_id": client_id, "work_id": work_id, "digest": digest, "size": size, "now": now,
+            "event_id": event["id"], "detail": json.dumps(event["detail"]),
+            **{name: event[name] for name in ("kind", "actor_scope", "actor_token", "request_id")},
         },
     )  # fmt: skip
 

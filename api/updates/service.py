@@ -204,19 +204,18 @@ async def _count(
         digest=digest,
         size=size,
         now=held.now + ctx.database.clock_offset,
+        event=audit.row(
+            "update-accepted",
+            to.who,
+            run_id=to.run_id,
+            round_number=to.number,
+            client_id=to.client_id,
+            digest=digest,
+            size=size,
+            attempt=held.attempt,
+        ),
     )
     await ledger.settle(session, held.reservation_id, "commit")
-    await audit.record(
-        session,
-        "update-accepted",
-        to.who,
-        run_id=to.run_id,
-        round_number=to.number,
-        client_id=to.client_id,
-        digest=digest,
-        size=size,
-        attempt=held.attempt,
-    )
     log.info(
         "update_accepted",
         run_id=str(to.run_id),

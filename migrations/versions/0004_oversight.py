@@ -243,9 +243,14 @@ def _trail() -> None:
 
 
 def _order_of_the_trail() -> None:
-    """Positions are given out at commit, one transaction after the other: whoever sees a position
-    sees all that are smaller, so a reader that goes by them misses nothing and repeats nothing.
-    """
+    """Events wait in ``audit_inbox`` until a reader has given them places (api.events.order)."""
+    op.create_table(
+        "audit_inbox",
+        sa.Column("number", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("event_id", sa.Uuid(), nullable=False),
+        sa.Column("run_id", sa.Uuid(), nullable=True),
+        sa.PrimaryKeyConstraint("number", name="pk_audit_inbox"),
+    )
     op.create_table(
         "audit_order",
         sa.Column("position", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -257,15 +262,13 @@ def _order_of_the_trail() -> None:
     op.create_index(
         "ix_audit_order_run_id_position", "audit_order", ["run_id", "position"], unique=False
     )
-    # Advisory locks have no names: the number is "fvaudit!". NOTIFY locks the whole server at the
-    # same moment, so this costs no concurrency that was there before.
+    # NOTIFY makes commits wait for one another: not for what every update of every client does.
     op.execute(
         """
-        CREATE FUNCTION fhv_order_event() RETURNS trigger LANGUAGE plpgsql AS $$
+        CREATE FUNCTION fhv_new_event() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-            PERFORM pg_advisory_xact_lock(7383195795944207393);
-            INSERT INTO audit_order (event_id, run_id) VALUES (NEW.id, NEW.run_id);
-            IF NEW.run_id IS NOT NULL THEN
+            INSERT INTO audit_inbox (event_id, run_id) VALUES (NEW.id, NEW.run_id);
+            IF NEW.run_id IS NOT NULL AND NEW.kind NOT IN ('work-leased', 'update-accepted') THEN
                 PERFORM pg_notify('fedhypevae', 'run:' || NEW.run_id);
             END IF;
             RETURN NULL;
@@ -273,8 +276,8 @@ def _order_of_the_trail() -> None:
         """
     )
     op.execute(
-        "CREATE CONSTRAINT TRIGGER audit_events_order AFTER INSERT ON audit_events "
-        "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fhv_order_event()"
+        "CREATE TRIGGER audit_events_new AFTER INSERT ON audit_events "
+        "FOR EACH ROW EXECUTE FUNCTION fhv_new_event()"
     )
 
 
@@ -353,10 +356,11 @@ def downgrade() -> None:
     op.create_check_constraint(op.f("ck_jobs_kind"), "jobs", "kind = 'aggregate'")
     op.execute("DROP TRIGGER updates_not_erased ON updates")
     op.drop_index("ix_updates_digest", "updates")
-    for table in ("erasures", "rejections", "audit_order", "audit_events", "join_requests"):
+    for table in ("erasures", "rejections", "audit_order", "audit_inbox", "audit_events"):
         op.drop_table(table)
+    op.drop_table("join_requests")
     op.drop_table("consents")
-    for function in ("fhv_order_event", "fhv_not_erased", "fhv_decided_once"):
+    for function in ("fhv_new_event", "fhv_not_erased", "fhv_decided_once"):
         op.execute(f"DROP FUNCTION {function}()")
     op.execute("DROP TRIGGER run_clients_immutable ON run_clients")
     op.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,16 @@ def test_every_kind_that_the_code_writes_is_in_the_list() -> None:
     written = set()
     for path in (ROOT / "api").rglob("*.py"):
         for call in re.findall(
-            r"(?:record|_told)\(\s*[\w.]+,\s*f?\"([a-z{}-]+)\"", path.read_text()
+            r"(?:record|_told|row)\(\s*(?:[\w.]+,\s*)?f?\"([a-z{}-]+)\"", path.read_text()
         ):
             written.add(call)
     assert len(written) > 20
     literal = {kind for kind in written if "{" not in kind}
     assert literal <= set(audit.KINDS)
-    assert written - literal == {"run-{state}"}  # completed, failed, cancelled
+    assert written - literal == {"run-{state}", "consent-{state}"}
     # And the other way round: nothing is announced that nobody writes.
     ends = {"run-completed", "run-failed", "run-cancelled"}
-    asked_elsewhere = {kind for kind in audit.KINDS if kind.startswith("consent-")}
-    assert set(audit.KINDS) - literal - ends <= asked_elsewhere
+    assert set(audit.KINDS) - literal - ends == {"consent-approved", "consent-refused"}
 
 
 async def test_an_unknown_kind_is_refused(coordinator: Coordinator) -> None:
@@ -73,6 +73,8 @@ async def test_a_whole_run_is_told_in_order(coordinator: Coordinator) -> None:
     await coordinator.ok("POST", "/synthesize", "scientist", json=body)
     assert await kinds(coordinator, f"&run={run['id']}") == [
         "run-created",
+        "consent-approved",
+        "consent-approved",
         "run-started",
         "round-moved",
         "work-leased",
@@ -155,7 +157,6 @@ async def test_a_request_that_fails_leaves_no_trace(coordinator: Coordinator) ->
     with pytest.raises(RuntimeError):
         async with coordinator.ctx.database.write() as session:
             await audit.record(session, "run-started", None, run_id=uuid4())
-            await audit.record(session, "run-started", None, run_id=uuid4(), wake="sweep")
             raise RuntimeError
     assert await kinds(coordinator) == before
 
@@ -206,6 +207,7 @@ async def test_a_client_reads_what_is_about_itself(coordinator: Coordinator) -> 
     page = await coordinator.ok("GET", f"/v1/clients/{own}/events", "site-a")
     assert [item["kind"] for item in page["items"]] == [
         "client-created",
+        "consent-approved",
         "work-leased",
         "update-accepted",
     ]
@@ -217,7 +219,7 @@ async def test_a_client_reads_what_is_about_itself(coordinator: Coordinator) -> 
     nobody = await coordinator.call("GET", f"/v1/clients/{uuid4()}/events", "auditor")
     problem(nobody, 404, "not-found")
     assert (
-        len((await coordinator.ok("GET", f"/v1/clients/{other}/events", "auditor"))["items"]) == 3
+        len((await coordinator.ok("GET", f"/v1/clients/{other}/events", "auditor"))["items"]) == 4
     )
 
 
@@ -227,6 +229,7 @@ async def test_nobody_can_rewrite_the_trail(
     coordinator: Coordinator, table: str, change: str
 ) -> None:
     await coordinator.enrol("site-a")
+    assert await kinds(coordinator) != []  # they have their places
     with pytest.raises(Exception, match="only ever added"):
         await coordinator.sql(change.format(table))
 
@@ -248,3 +251,29 @@ async def test_the_order_is_that_of_commits_not_of_ids(coordinator: Coordinator)
     assert [item["kind"] for item in after] == ["run-created"]
     rows = await coordinator.rows(AuditEvent, AuditEvent.run_id == UUID(str(run)))
     assert [row.kind for row in rows] == ["run-created", "run-started"]  # by id: the other way
+
+
+async def test_readers_at_once_give_each_event_one_place(coordinator: Coordinator) -> None:
+    await coordinator.enrol(*(f"site-{letter}" for letter in "abcdef"))
+    pages = await asyncio.gather(*(kinds(coordinator, "&kind=client-created") for _ in range(6)))
+    assert pages == [["client-created"] * 6] * 6
+    placed = "SELECT count(*), count(DISTINCT event_id), max(position) FROM audit_order"
+    assert await coordinator.sql(placed) == [(7, 7, 7)]
+    assert await coordinator.sql("SELECT 1 FROM audit_inbox") == []
+
+
+async def test_an_update_that_counts_wakes_nobody_and_is_told_all_the_same(
+    coordinator: Coordinator,
+) -> None:
+    """NOTIFY makes commits wait for one another: not in what every update of every client does."""
+    await coordinator.enrol("site-a", "site-b")
+    run = await coordinator.run("site-a", "site-b")
+    async with await coordinator.ctx.database.connect_alone() as connection:
+        await connection.execute("LISTEN fedhypevae")
+        await coordinator.work("site-a")
+        await coordinator.ok("POST", f"/v1/runs/{run['id']}/cancel")
+        heard = [notice.payload async for notice in connection.notifies(timeout=1)]
+    assert heard == [f"run:{run['id']}"]  # from the last request
+    told = await kinds(coordinator, f"&run={run['id']}")
+    assert "update-accepted" in told
+    assert told.index("update-accepted") < told.index("run-cancelled")

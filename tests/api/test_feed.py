@@ -58,6 +58,9 @@ class World:
         body = {"plan": plan, "clients": ["site-a", "site-b"]}
         run: dict[str, Any] = self.request("POST", "/v1/runs", json=body)
         self.run_id = run["id"]
+        for name in self.ids:
+            word = {"decision": "approve", "by": "person", "spec_digest": run["spec_digest"]}
+            self.request("POST", f"/v1/runs/{self.run_id}/consents", name, json=word)
         self.request("POST", f"/v1/runs/{self.run_id}/start")
         return run
 
@@ -134,7 +137,13 @@ def test_a_feed_tells_a_run_to_its_end_and_goes_on_after_a_break(
             (state, *rest) = until(feed, "round-moved")
         assert (state["event"], state["id"]) == ("state", NIL)
         assert state["data"]["run_id"] == here.run_id
-        assert [event["event"] for event in rest] == ["run-created", "run-started", "round-moved"]
+        assert [event["event"] for event in rest] == [
+            "run-created",
+            "consent-approved",
+            "consent-approved",
+            "run-started",
+            "round-moved",
+        ]
         assert rest[-1]["data"]["detail"]["state"] == "open"
         here.post_update("site-a")  # nobody listens
         with here.feed(last=rest[-1]["id"]) as feed:
