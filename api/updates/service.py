@@ -166,8 +166,8 @@ def _checked(store: ObjectStore, body: bytes, expected: UpdateExpectation) -> St
 
 async def _ring_if_last(ctx: Context, to: Target) -> None:
     """Wake the sweeper when nobody is left to wait for. Looked at after the commit, so that of two
-    last updates at once the later one sees both. (A ring inside every update's transaction would
-    make commits wait for each other, and sweep the whole round for each.)
+    last updates at once the later one sees both. (A ring for every update would make the sweeper
+    look at the whole round for each.)
     """
     if not await ctx.database.glance(repository.STILL_OUT, run_id=to.run_id, number=to.number):
         async with ctx.database.write() as session:
