@@ -39,12 +39,14 @@ PROCESSES = {
 
 # --- columns: when ---
 
-WAITING, ORDERED, DOWNLOADING, WORKING = "waiting", "ordered", "downloading", "training"
+WAITING, OFFERED = "waiting", "offered"
+ORDERED, DOWNLOADING, WORKING = "ordered", "downloading", "training"
 SENDING, COUNTED = "sending", "counted"
 CLAIMED, SUMMED, SUM_COUNTED, BETWEEN = "sum-claimed", "sum-made", "sum-counted", "between-rounds"
 
 MOMENTS = {
     WAITING: "nobody has work",
+    OFFERED: "a plan was put before the site, which has not read it",
     ORDERED: "an order was answered, the site has not read it",
     DOWNLOADING: "a model was answered, the site has not read it",
     WORKING: "the site has reserved in its ledger and trains",
@@ -61,7 +63,8 @@ def fault_at(moment: str, party: str) -> Fault | None:
     """The request at which this moment is; None where none is held."""
     claim = CLAIM_WORK if party == TRAIN else POLL
     return {
-        ORDERED: Fault(party, claim, "hold-after"),
+        OFFERED: Fault(party, POLL, "hold-after", answer_has=b'"plan_id"'),
+        ORDERED: Fault(party, claim, "hold-after", answer_has=b'"lease_token"'),
         DOWNLOADING: Fault(party, OBJECT, "hold-after"),
         SENDING: Fault(party, PUT_UPDATE, "hold-before", path_has="/rounds/1/"),
         COUNTED: Fault(party, PUT_UPDATE, "hold-after", path_has="/rounds/1/"),
@@ -97,7 +100,8 @@ _SHORT = {"lease_s": LEASE_S}
 _SITE = (WAITING, ORDERED, DOWNLOADING, WORKING, SENDING, COUNTED, CLAIMED, BETWEEN)
 _OWN_MOMENTS = {
     TRAIN: _SITE,
-    AGENT: _SITE,
+    AGENT: (*_SITE, OFFERED),
+    VALKEY: tuple(moment for moment in MOMENTS if moment != OFFERED),
     SUM: (WAITING, SENDING, CLAIMED, SUMMED, SUM_COUNTED, BETWEEN),
     POSTGRES_STOP: (SENDING, COUNTED, SUM_COUNTED),  # to clients it is the same as kill -9
 }

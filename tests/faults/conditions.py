@@ -13,6 +13,7 @@ from core.wire.jobs import QUEUE_TRAIN, TASK_TRAIN
 from tests.faults.cells import (
     CLAIMED,
     DOWNLOADING,
+    OFFERED,
     ORDERED,
     SENDING,
     WORKING,
@@ -264,6 +265,26 @@ def _full_site(world: World, name: str, moment: str) -> Outcome:
     return conclude(world, run_id)
 
 
+def full_agent_before_consenting(world: World) -> Outcome:
+    """The site cannot keep its decision, so it says nothing; once it can, it is asked again."""
+    conclude(world, world.begin(**_LONG))
+    _empty_logs(world, AGENT)
+    log = world.folder / "logs" / f"{AGENT}.log"
+    before = log.read_text().count("site_not_usable")
+    fault = _planned(OFFERED, AGENT)
+    run_id = _caught(world, fault, **_LONG)
+    world.sites[AGENT].fill()
+    fault.forward()
+    try:
+        world.wait(
+            "the agent to notice",
+            lambda: True if log.read_text().count("site_not_usable") > before else None,
+        )
+    finally:
+        world.sites[AGENT].free()
+    return conclude(world, run_id)
+
+
 def full_agent_before_reserving(world: World) -> Outcome:
     """The site cannot write its ledger: it touches no data and gives the work back."""
     return _full_site(world, AGENT, ORDERED)
@@ -341,6 +362,10 @@ CONDITIONS = (
     Condition(
         "store-full-for-good", SENDING, "the coordinator's disk is full and stays so",
         full_store_for_good, state="failed", lost=1,
+    ),
+    Condition(
+        "agent-disk-full", OFFERED, "the disk of an agent's site is full, then freed",
+        full_agent_before_consenting,
     ),
     Condition(
         "agent-disk-full", ORDERED, "the disk of an agent's site is full, then freed",

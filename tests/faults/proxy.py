@@ -57,6 +57,7 @@ class Fault:
     how: How
     seconds: float = 0.0  # how long a slow body takes
     path_has: str = ""
+    answer_has: bytes = b""  # for what is done to answers: only to one with these bytes
     statuses: list[int] = field(default_factory=list)  # of the coordinator's answers, in order
     line: str = ""  # method and path of the request that was caught
     _reached: threading.Event = field(default_factory=threading.Event, repr=False)
@@ -224,11 +225,12 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _take(self, request: Request, *, before: bool) -> Fault | None:
+    def _take(self, request: Request, *, before: bool, answer: bytes = b"") -> Fault | None:
         """The first fault planned for this request: for what is done to it, or to its answer."""
         with self._lock:
             for fault in self._faults:
-                if before != (fault.how in _OF_ANSWERS) and fault._fits(request):
+                meant = before != (fault.how in _OF_ANSWERS) and fault.answer_has in answer
+                if meant and fault._fits(request):
                     self._faults.remove(fault)
                     self._caught.append(fault)
                     fault.line = request.line
@@ -255,7 +257,7 @@ class Proxy:
         """What is done to answers. An empty poll is none: the next one is meant."""
         status = _status(answer)
         empty = request.method == "GET" and status == 204
-        fault = None if empty else self._take(request, before=False)
+        fault = None if empty else self._take(request, before=False, answer=answer)
         if fault is None:
             return answer
         fault.statuses.append(status)
