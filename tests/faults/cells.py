@@ -14,6 +14,7 @@ from tests.faults.proxy import (
     CLAIM_WORK,
     COMPLETE_JOB,
     OBJECT,
+    PLANS,
     POLL,
     PUT_UPDATE,
     Fault,
@@ -61,9 +62,9 @@ MOMENTS = {
 
 def fault_at(moment: str, party: str) -> Fault | None:
     """The request at which this moment is; None where none is held."""
-    claim = CLAIM_WORK if party == TRAIN else POLL
+    claim, offer = (CLAIM_WORK, PLANS) if party == TRAIN else (POLL, POLL)
     return {
-        OFFERED: Fault(party, POLL, "hold-after", answer_has=b'"plan_id"'),
+        OFFERED: Fault(party, offer, "hold-after", answer_has=b'"plan_id"'),
         ORDERED: Fault(party, claim, "hold-after", answer_has=b'"lease_token"'),
         DOWNLOADING: Fault(party, OBJECT, "hold-after"),
         SENDING: Fault(party, PUT_UPDATE, "hold-before", path_has="/rounds/1/"),
@@ -97,11 +98,10 @@ _SHORT = {"lease_s": LEASE_S}
 
 
 # Where a process has nothing to do with a moment it would be killed as idle as in "waiting".
-_SITE = (WAITING, ORDERED, DOWNLOADING, WORKING, SENDING, COUNTED, CLAIMED, BETWEEN)
+_SITE = (WAITING, OFFERED, ORDERED, DOWNLOADING, WORKING, SENDING, COUNTED, CLAIMED, BETWEEN)
 _OWN_MOMENTS = {
     TRAIN: _SITE,
-    AGENT: (*_SITE, OFFERED),
-    VALKEY: tuple(moment for moment in MOMENTS if moment != OFFERED),
+    AGENT: _SITE,
     SUM: (WAITING, SENDING, CLAIMED, SUMMED, SUM_COUNTED, BETWEEN),
     POSTGRES_STOP: (SENDING, COUNTED, SUM_COUNTED),  # to clients it is the same as kill -9
 }

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 POLL = r"GET /v1/clients/[^/]+/work"
+PLANS = r"GET /v1/plans"
 CLAIM_WORK = r"POST /v1/work/[^/]+/claim"
 RENEW_WORK = r"POST /v1/work/[^/]+/renew"
 OBJECT = r"GET /v1/objects/"
