@@ -21,7 +21,6 @@ ALWAYS = (
     "tests/api/test_consents.py",
     "tests/api/test_jobs_outbox.py",
     "tests/api/test_joins.py",
-    "tests/api/test_protocol_walk.py",
     "tests/api/test_reservations.py",
     "tests/api/test_run_control.py",
     "tests/api/test_sweeper.py",
