@@ -17,7 +17,7 @@ from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import LEASE_HEADER
 from tests.api.support import SPACE, Coordinator, problem, update_body
-from tests.api.test_protocol_walk import Walk
+from tests.api.walk import Walk
 
 
 async def completed(coordinator: Coordinator, **changes: Any) -> dict[str, Any]:

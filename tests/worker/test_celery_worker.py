@@ -297,7 +297,8 @@ def test_a_replay_of_altered_bytes_fails_with_the_code_of_the_store(
     job: tuple[AggregateJob, str], tmp_path: Path
 ) -> None:
     (stored,) = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
-    stored.write_bytes(stored.read_bytes()[:-1] + b"?")
+    body = stored.read_bytes()
+    stored.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
     script = JobScript()
     how = {"stop": threading.Event(), "replay": True}
     assert aggregation.carry_out(job[0], script.client(), job[1], **how) == "object-corrupt"
