@@ -43,11 +43,19 @@ SELECT 1 FROM work_items
 WHERE run_id = %(run_id)s AND round_number = %(number)s AND state IN ('ready', 'leased')
 LIMIT 1
 """
+# More than count updates of one round at the same moment, but for bad luck (which costs the sweeper
+# its own pace).
+MANY = 16
 # Locks in the order of everywhere: the round (it cannot close until this transaction ends), then
 # the work. A test holds the order.
 _HELD = text(
     """
-    SELECT r.state, w.id, w.state, w.reservation_id, w.attempt, clock_timestamp()
+    SELECT r.state, w.id, w.state, w.reservation_id, w.attempt, clock_timestamp(),
+           (SELECT count(*) FROM (
+                SELECT FROM work_items o
+                WHERE o.run_id = r.run_id AND o.round_number = r.number
+                  AND o.state IN ('ready', 'leased') AND o.id <> w.id
+                LIMIT :many) others) = :many
     FROM rounds r
     JOIN work_items w ON w.run_id = r.run_id AND w.round_number = r.number
     WHERE r.run_id = :run_id AND r.number = :number AND w.id = :work_id
@@ -84,10 +92,11 @@ class Held:
     reservation_id: UUID | None
     attempt: int
     now: datetime
+    many_out: bool  # this is not the last update of its round, whoever counts at the same moment
 
 
 async def held(session: AsyncSession, run_id: UUID, number: int, work_id: UUID) -> Held | None:
-    values = {"run_id": run_id, "number": number, "work_id": work_id}
+    values = {"run_id": run_id, "number": number, "work_id": work_id, "many": MANY}
     row = (await session.execute(_HELD, values)).first()
     return None if row is None else Held(*row)
 

@@ -143,7 +143,7 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
             raise
     try:
         async with ctx.database.write() as session:
-            found = await _count(ctx, session, to, stored.digest, stored.size)
+            receipt, new, many_out = await _count(ctx, session, to, stored.digest, stored.size)
     except IntegrityError:
         # Two identical requests raced past the first look: the other one has just won.
         async with ctx.database.read() as session:
@@ -155,8 +155,9 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
                     mend="Every update is noised afresh: send a new one.",
                 ) from None
         raise
-    await _ring_if_last(ctx, to)
-    return found
+    if not many_out:
+        await _ring_if_last(ctx, to)
+    return receipt, new
 
 
 def _checked(store: ObjectStore, body: bytes, expected: UpdateExpectation) -> Stored:
@@ -176,8 +177,9 @@ async def _ring_if_last(ctx: Context, to: Target) -> None:
 
 async def _count(
     ctx: Context, session: AsyncSession, to: Target, digest: str, size: int
-) -> tuple[UpdateReceipt, bool]:
-    """The one transaction in which an update begins to count.
+) -> tuple[UpdateReceipt, bool, bool]:
+    """The one transaction in which an update begins to count: the receipt, whether the update is
+    new, and whether many others are still out.
 
     While its work is leased no other update of this client and round can count (one live attempt,
     one update for each), so that only who is refused has to be compared with what counts already.
@@ -187,12 +189,12 @@ async def _count(
         held = await repository.held(session, to.run_id, to.number, to.work_id)
     if held is None or held.reservation_id is None:
         if known := await _known(session, to, digest):
-            return known, False
+            return known, False, False
         row = await rounds.one(session, to.run_id, to.number)
         _admit(to, to.round_state if row is None else row.state, "", datetime.now(UTC))
         raise RuntimeError(f"an update was admitted to round {to.number} without work")
     if held.work_state != "leased" and (known := await _known(session, to, digest)):
-        return known, False
+        return known, False, False
     _admit(to, held.round_state, held.work_state, held.now)
     await repository.count(
         session,
@@ -224,4 +226,4 @@ async def _count(
         attempt=held.attempt,
         size=size,
     )
-    return _receipt(to, to.update_id, digest, size), True
+    return _receipt(to, to.update_id, digest, size), True, held.many_out

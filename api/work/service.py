@@ -14,62 +14,21 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import audit
-from api.auth import Principal, lease_token, read_lease
+from api.auth import Principal, read_lease
 from api.clients import repository as clients
 from api.consents import repository as consents
 from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
-from api.db.models import Client
 from api.db.run_models import WorkItem
 from api.ledger import service as ledger
 from api.problems import InvalidRequest, LeaseLost, NotFound, WorkGone, WorkLeased
-from api.rounds import repository as rounds
 from api.runs import repository as runs
-from api.runs.specs import expected_of, spec_of
-from api.work import repository
-from core.wire.messages import LEASE_HEADER, LeaseRenewal, ObjectRef, WorkFailure, WorkOrder
+from api.runs.specs import spec_of
+from api.work import assignment, repository
+from core.wire.messages import LEASE_HEADER, LeaseRenewal, WorkFailure, WorkOrder
 
 log = structlog.get_logger(__name__)
 _GONE = "the attempt is over; poll for new work"
-
-
-async def _order(ctx: Context, session: AsyncSession, work: WorkItem, client: Client) -> WorkOrder:
-    run = await runs.one(session, work.run_id)
-    if run is None:
-        raise NotFound("the run vanished")
-    spec = spec_of(run)
-    expected = expected_of(run.spec_digest, spec, work.round_number)
-    inputs: tuple[ObjectRef, ...] = ()
-    kind = spec.kind(work.round_number)
-    if kind in ("spread", "train", "validate"):  # a sketch reads nothing but records
-        model = await rounds.model(session, run.id, None, before=work.round_number)
-        if model is None:
-            raise NotFound("the model of the round before vanished")
-        inputs = (
-            ObjectRef(role="frame", digest=model.frame.digest, size=model.frame.size),
-            ObjectRef(role="weights", digest=model.weights.digest, size=model.weights.size),
-        )
-    position = None
-    if spec.founding_clients is not None and kind != "join":  # the site checks that it is chosen
-        position = await runs.position(session, run.id, client.id)
-    return WorkOrder(
-        work_id=str(work.id),
-        run_id=str(run.id),
-        client_id=str(client.id),
-        client=client.name,
-        round_number=work.round_number,
-        kind=kind,
-        attempt=work.attempt,
-        position=position,
-        lease_token=lease_token(work.id, work.attempt, ctx.settings.pepper),
-        lease_s=spec.plan.round.lease_s,
-        spec=spec,
-        spec_digest=run.spec_digest,
-        event=spec.event(work.round_number),
-        update_layout=expected.layout,
-        max_update_bytes=expected.max_bytes,
-        inputs=inputs,
-    )
 
 
 async def _lease(
@@ -115,15 +74,12 @@ async def poll(
     run_id: UUID | None = None,
 ) -> WorkOrder | None:
     """The client's next order (of one run), leased from now; one that it holds comes again."""
-    now = await ctx.database.now(session)
-    work = await repository.next_for(session, client_id, now, run_id)
-    if work is None:
+    offered = await repository.next_for(session, client_id, ctx.database.clock_offset, run_id)
+    if offered is None:
         return None
-    client = await clients.one(session, client_id)
-    if client is None:
-        raise NotFound("there is no such client, or it is not yours")
-    order = await _order(ctx, session, work, client)
-    await _lease(session, who, work, order, now)
+    work, of = offered.work, await assignment.common(session, offered.work)
+    order = assignment.order(of, work, offered.client, offered.position, ctx.settings.pepper)
+    await _lease(session, who, work, order, offered.now)
     return order
 
 
@@ -142,7 +98,11 @@ async def claim(ctx: Context, session: AsyncSession, who: Principal, work_id: UU
         raise WorkGone("the run is paused", mend="Drop this message; a new one follows.")
     if not await consents.has_approved(session, work.run_id, client.id):
         raise WorkGone("the site has not approved the run", mend="Drop this message.")
-    order = await _order(ctx, session, work, client)
+    position = await runs.position(session, work.run_id, client.id)
+    if position is None:
+        raise RuntimeError(f"work {work.id} is of a client without a place in its run")
+    of = await assignment.common(session, work)
+    order = assignment.order(of, work, client.name, position, ctx.settings.pepper)
     await _lease(session, who, work, order, await ctx.database.now(session))
     return order
 

@@ -33,6 +33,7 @@ _GAP = (2, 7)  # rounds between two kills
 _LATEST_S = 1.0  # how far into a round a kill falls, at most
 # How often each kind dies: dealt like cards, so that a long soak plays every kind.
 _WEIGHTS = {"agent": 8, TRAIN: 3, SUM: 3, COORDINATOR: 3, "broker emptied": 2, "postgres": 2}
+_TELL = 25  # rounds between two lines of progress
 _STUCK_S = 120.0  # a round may take so long before the soak says that it hangs
 
 
@@ -87,6 +88,9 @@ def test_soak(
         while done < ROUNDS:
             published = crowd.published(run_id)
             if published > done:
+                if published // _TELL > done // _TELL:
+                    so_far = f"{time.monotonic() - began:.0f} s, {sum(kills.values())} kills"
+                    _say(capsys, f"{published:>4} of {ROUNDS} rounds, {so_far}")
                 done, moved = published, time.monotonic()
             assert time.monotonic() - moved < _STUCK_S, crowd.situation(run_id)
             crowd.processes.check()

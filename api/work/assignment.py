@@ -1,0 +1,98 @@
+"""What all orders of one round have in common, read once; and the order of one client.
+
+While a round is open its run's specification and the model before it do not change any more, so
+what is kept here cannot be out of date. A thousand clients that ask for a round cost one look.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import lease_token
+from api.db.run_models import WorkItem
+from api.problems import NotFound
+from api.rounds import repository as rounds
+from api.runs import repository as runs
+from api.runs.specs import expected_of, spec_of
+from core.federation.plan import RoundKind, RunSpec
+from core.federation.updates import UpdateExpectation
+from core.privacy.events import PrivacyEvent
+from core.wire.messages import ObjectRef, WorkOrder
+
+_MOST = 256
+_kept: OrderedDict[tuple[UUID, int], Common] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class Common:
+    spec: RunSpec
+    spec_digest: str
+    kind: RoundKind
+    event: PrivacyEvent
+    expected: UpdateExpectation
+    inputs: tuple[ObjectRef, ...]
+
+
+async def common(session: AsyncSession, work: WorkItem) -> Common:
+    """Of the round of this work, which must be open (its row is locked, or about to be judged)."""
+    key = (work.run_id, work.round_number)
+    if (known := _kept.get(key)) is None:
+        known = _kept[key] = await _read(session, *key)
+        if len(_kept) > _MOST:
+            _kept.popitem(last=False)
+    return known
+
+
+async def _read(session: AsyncSession, run_id: UUID, number: int) -> Common:
+    run = await runs.one(session, run_id)
+    if run is None:
+        raise NotFound("the run vanished")
+    spec = spec_of(run)
+    kind = spec.kind(number)
+    inputs: tuple[ObjectRef, ...] = ()
+    if kind in ("spread", "train", "validate"):  # a sketch reads nothing but records
+        model = await rounds.model(session, run_id, None, before=number)
+        if model is None:
+            raise NotFound("the model of the round before vanished")
+        inputs = (
+            ObjectRef(role="frame", digest=model.frame.digest, size=model.frame.size),
+            ObjectRef(role="weights", digest=model.weights.digest, size=model.weights.size),
+        )
+    return Common(
+        spec=spec,
+        spec_digest=run.spec_digest,
+        kind=kind,
+        event=spec.event(number),
+        expected=expected_of(run.spec_digest, spec, number),
+        inputs=inputs,
+    )
+
+
+def order(of: Common, work: WorkItem, client: str, position: int, pepper: bytes) -> WorkOrder:
+    """The order of one attempt. ``client``, ``position``: the client's name and place in the run.
+
+    The place is told where the plan selects clients, so that the site can check its turn.
+    """
+    selects = of.spec.founding_clients is not None and of.kind != "join"
+    return WorkOrder(
+        work_id=str(work.id),
+        run_id=str(work.run_id),
+        client_id=str(work.client_id),
+        client=client,
+        round_number=work.round_number,
+        kind=of.kind,
+        attempt=work.attempt,
+        position=position if selects else None,
+        lease_token=lease_token(work.id, work.attempt, pepper),
+        lease_s=of.spec.plan.round.lease_s,
+        spec=of.spec,
+        spec_digest=of.spec_digest,
+        event=of.event,
+        update_layout=of.expected.layout,
+        max_update_bytes=of.expected.max_bytes,
+        inputs=of.inputs,
+    )
