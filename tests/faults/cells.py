@@ -112,12 +112,14 @@ def _cells() -> tuple[Cell, ...]:
     for process in PROCESSES:
         party = TRAIN if process in (TRAIN, VALKEY) else AGENT
         for moment in _OWN_MOMENTS.get(process, tuple(MOMENTS)):
-            lost, of_round = 0, _LONG
+            lost, of_round, at_most = 0, _LONG, False
             if process in (TRAIN, AGENT) and moment == WORKING:
                 lost = 1
             if process == TRAIN and moment in (ORDERED, DOWNLOADING):
                 lost, of_round = 1, _SHORT
-            cells.append(Cell(process, moment, party, lost, of_round=of_round))
+            if process in (TRAIN, AGENT) and moment == BETWEEN:
+                lost, at_most = 1, True  # no request is held: it may have begun the next round
+            cells.append(Cell(process, moment, party, lost, at_most, of_round))
     return tuple(cells)
 
 

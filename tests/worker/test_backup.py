@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,9 @@ def test_backups_during_writes_are_consistent(
     try:
         counts = []
         for number in range(8):
+            turn = len(written)
+            while number and len(written) == turn and thread.is_alive():
+                time.sleep(0.001)  # something is written between any two copies
             before = len(written)
             manifest = backup.make(state_dir, tmp_path / f"copy-{number}")
             counts.append(manifest.entries)
