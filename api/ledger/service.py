@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -23,6 +23,19 @@ from api.ledger import repository
 from core.privacy import budget, ledger
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
+
+
+class Charged(Protocol):
+    """Whoever is charged: a client's row, or its plain values."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def account_id(self) -> UUID: ...
+    @property
+    def budget_epsilon(self) -> float: ...
+    @property
+    def budget_delta(self) -> float: ...
 
 
 class AccountView(BaseModel):
@@ -91,7 +104,7 @@ async def check(session: AsyncSession, client: Client, wanted: Iterable[PrivacyE
 
 async def _require(
     session: AsyncSession,
-    client: Client,
+    client: Charged,
     run_id: UUID,
     event: PrivacyEvent,
     planned: Sequence[PrivacyEvent],
@@ -117,7 +130,7 @@ async def _require(
 
 async def reserve(
     session: AsyncSession,
-    client: Client,
+    client: Charged,
     *,
     run_id: UUID,
     round_number: int,

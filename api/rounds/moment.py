@@ -10,11 +10,9 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.context import Context
-from api.db.models import Client
 from api.db.run_models import Job, Round, Run
 from api.rounds import members, repository
 from api.rounds.repository import Place
-from api.runs import repository as runs
 from api.runs.specs import spec_of
 from core.federation.plan import RunSpec
 from core.privacy import budget
@@ -34,7 +32,6 @@ class Moment:
     places: list[Place]
     job: Job | None
     _by_name: dict[str, Place] | None = field(default=None, repr=False)
-    _clients: dict[UUID, Client] | None = field(default=None, repr=False)
     _with_code: set[UUID] | None = field(default=None, repr=False)
 
     @cached_property
@@ -48,13 +45,6 @@ class Moment:
         if self._by_name is None:
             self._by_name = {place.client.name: place for place in self.places}
         return self._by_name[name]
-
-    async def client(self, client_id: UUID) -> Client:
-        """The row of a client of the round; all of them are read at the first call."""
-        if self._clients is None:
-            rows = await runs.clients_of(self.session, self.run.id)
-            self._clients = {client.id: client for client in rows}
-        return self._clients[client_id]
 
     async def with_code(self) -> set[UUID]:
         """Clients that have a code in the run's models; asked of the database once."""

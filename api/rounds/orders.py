@@ -49,7 +49,7 @@ async def issue(at: Moment, name: str, attempt: int) -> None:
     try:
         reservation = await ledger.reserve(
             at.session,
-            await at.client(client.id),
+            client,
             run_id=at.run.id,
             round_number=at.row.number,
             attempt=attempt,

@@ -67,6 +67,9 @@ class PlaceClient:
     id: UUID
     name: str
     managed: bool
+    account_id: UUID
+    budget_epsilon: float
+    budget_delta: float
     revoked_at: datetime | None
     revoked_why: str
 
@@ -118,7 +121,8 @@ async def places(session: AsyncSession, run_id: UUID, number: int, *, join: bool
     item = aliased(WorkItem)
     query = (
         select(
-            Client.id, Client.name, Client.managed, Client.revoked_at, Client.revoked_why,
+            Client.id, Client.name, Client.managed, Client.account_id, Client.budget_epsilon,
+            Client.budget_delta, Client.revoked_at, Client.revoked_why,
             RunClient.position, RunClient.left_at, RunClient.left_why,
             RunClient.quarantined_at, RunClient.quarantine_why,
             Consent.state,
@@ -141,10 +145,10 @@ async def places(session: AsyncSession, run_id: UUID, number: int, *, join: bool
     )  # fmt: skip
     return [
         Place(
-            PlaceClient(*row[:5]),
-            PlaceSeat(*row[5:10]),
-            row[10],
-            None if row[11] is None else PlaceWork(*row[11:]),
+            PlaceClient(*row[:8]),
+            PlaceSeat(*row[8:13]),
+            row[13],
+            None if row[14] is None else PlaceWork(*row[14:]),
         )
         for row in map(tuple, await session.execute(query))
     ]
