@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.consents import repository
 from api.consents.repository import Asked
 from api.ledger import repository as ledger
+from api.runs.specs import spec_of
 from core.federation.plan import RunSpec
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
@@ -43,7 +44,7 @@ async def costed(session: AsyncSession, asked: Asked) -> Costed:
     """Read what the price is made of. ``still`` is what the clients of the run that share this
     account have yet to do, if nothing (more) is lost: each of them its own rounds.
     """
-    spec = RunSpec.model_validate(asked.run.spec)
+    spec = spec_of(asked.run)
     joins: int | None = None
     if not asked.founding or asked.run.state == "completed":
         joins = asked.waiting.number if asked.waiting is not None else spec.last_round + 1

@@ -21,7 +21,7 @@ from api.rounds import repository as rounds
 from api.rounds import service as round_views
 from api.rounds.service import RoundView
 from api.runs import repository as runs
-from core.federation.plan import RunSpec
+from api.runs.specs import spec_of
 
 Order = Literal["asc", "desc"]
 # What a client may read of an event of the run as a whole: reasons may name other clients.
@@ -112,7 +112,7 @@ async def page(
 
 async def progress(ctx: Context, session: AsyncSession, who: Principal, run: Run) -> ProgressView:
     """Where the run and its newest round stand."""
-    spec = RunSpec.model_validate(run.spec)
+    spec = spec_of(run)
     newest = await rounds.newest(session, run.id)
     _, published, _ = await runs.progress(session, run.id, spec.last_round)
     shown = None

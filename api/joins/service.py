@@ -36,6 +36,7 @@ from api.rounds import service as round_views
 from api.rounds.service import MemberView
 from api.runs import repository as runs
 from api.runs import service as run_service
+from api.runs.specs import spec_of
 from core.federation.plan import Name, RunSpec
 from core.federation.rounds import TERMINAL, RoundState
 from core.wire.messages import ObjectRef
@@ -109,7 +110,7 @@ async def _may(session: AsyncSession, who: Principal, run: Run, body: NewJoin) -
     """An administrator invites anybody; where the plan is open, a client may join by itself."""
     if who.client_id is None:
         return
-    if RunSpec.model_validate(run.spec).plan.joining == "invited":
+    if spec_of(run).plan.joining == "invited":
         raise Forbidden(
             "this run takes further clients by invitation only",
             field="plan.joining",
@@ -215,7 +216,7 @@ async def create(
         run = await runs.locked(session, run_id)
         if run is None:
             raise NotFound(f"there is no run {run_id}")
-        spec = RunSpec.model_validate(run.spec)
+        spec = spec_of(run)
         after = await checked(session, run, spec, body.clients)
         if run.state in UNDER_WAY:
             members = [client for client, _ in after]

@@ -20,8 +20,7 @@ def member(place: Place, max_attempts: int) -> Member:
     if why := _closed(place):
         return Member(client.name, Standing.OUT, attempt, None, why)
     if place.seat.quarantined_at is not None:
-        why = "quarantined"
-        return Member(client.name, Standing.HELD, attempt, None, why)
+        return Member(client.name, Standing.HELD, attempt, None, "quarantined")
     if work is None:
         if place.consent == "asked":
             return Member(client.name, Standing.ASKED)

@@ -31,7 +31,6 @@ class Moment:
     now: datetime
     places: list[Place]
     job: Job | None
-    _by_name: dict[str, Place] | None = field(default=None, repr=False)
     _with_code: set[UUID] | None = field(default=None, repr=False)
 
     @cached_property
@@ -41,9 +40,11 @@ class Moment:
             return [self.spec.event(self.row.number)]
         return budget.events_of(budget.steps_of(self.spec.events()))
 
+    @cached_property
+    def _by_name(self) -> dict[str, Place]:
+        return {place.client.name: place for place in self.places}
+
     def place(self, name: str) -> Place:
-        if self._by_name is None:
-            self._by_name = {place.client.name: place for place in self.places}
         return self._by_name[name]
 
     async def with_code(self) -> set[UUID]:

@@ -71,16 +71,13 @@ class PlaceClient:
     budget_epsilon: float
     budget_delta: float
     revoked_at: datetime | None
-    revoked_why: str
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceSeat:
     position: int
     left_at: datetime | None
-    left_why: str
     quarantined_at: datetime | None
-    quarantine_why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +119,8 @@ async def places(session: AsyncSession, run_id: UUID, number: int, *, join: bool
     query = (
         select(
             Client.id, Client.name, Client.managed, Client.account_id, Client.budget_epsilon,
-            Client.budget_delta, Client.revoked_at, Client.revoked_why,
-            RunClient.position, RunClient.left_at, RunClient.left_why,
-            RunClient.quarantined_at, RunClient.quarantine_why,
+            Client.budget_delta, Client.revoked_at,
+            RunClient.position, RunClient.left_at, RunClient.quarantined_at,
             Consent.state,
             item.state, item.attempt, item.lease_expires, item.reason,
         )
@@ -145,10 +141,10 @@ async def places(session: AsyncSession, run_id: UUID, number: int, *, join: bool
     )  # fmt: skip
     return [
         Place(
-            PlaceClient(*row[:8]),
-            PlaceSeat(*row[8:13]),
-            row[13],
-            None if row[14] is None else PlaceWork(*row[14:]),
+            PlaceClient(*row[:7]),
+            PlaceSeat(*row[7:10]),
+            row[10],
+            None if row[11] is None else PlaceWork(*row[11:]),
         )
         for row in map(tuple, await session.execute(query))
     ]

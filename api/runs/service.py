@@ -25,6 +25,7 @@ from api.idempotency import peek, remember, replay
 from api.ledger import service as ledger
 from api.problems import Conflict, InvalidRequest, NotFound, RunNameTaken
 from api.runs import repository
+from api.runs.specs import spec_of
 from core.errors import BudgetExceeded, InvalidPlan, SpaceMismatch
 from core.federation.plan import EmbeddingSpace, Name, Plan, RunSpec
 from core.federation.rule import spec_for
@@ -69,10 +70,6 @@ class RunView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-
-
-def spec_of(run: Run) -> RunSpec:
-    return RunSpec.model_validate(run.spec)
 
 
 def _seat(seat: repository.Seat) -> SeatView:

@@ -23,6 +23,7 @@ from api.problems import NotFound
 from api.rounds import service as rounds
 from api.rounds.service import ModelView
 from api.runs import repository as runs
+from api.runs.specs import spec_of
 from core.errors import InvalidSynthesisRequest
 from core.federation.plan import RunSpec
 from core.synthesis.request import SynthesisRequest
@@ -105,7 +106,7 @@ async def synthesise(
         run = await _run(session, request.run)
         number = None if request.round == "latest" else request.round
         model = await rounds.model(session, who, run, number)
-    spec = RunSpec.model_validate(run.spec)
+    spec = spec_of(run)
     rows = request.n or sum((request.class_counts or {}).values())
     if as_json and rows * spec.space.dim > MAX_JSON_NUMBERS:
         raise InvalidSynthesisRequest(
