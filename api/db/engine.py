@@ -16,8 +16,8 @@ from psycopg.rows import TupleRow
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from api.db.glance import Glances
 from api.db.ping import check_when_taken
+from api.db.single import SingleStatements
 
 # A request that waits longer than this for a row is stuck: better an error than a pile.
 _LOCK_TIMEOUT_MS = 15_000
@@ -26,7 +26,9 @@ _OPTIONS = (
     f"-c lock_timeout={_LOCK_TIMEOUT_MS} -c statement_timeout={_STATEMENT_TIMEOUT_MS} "
     "-c idle_in_transaction_session_timeout=120000"
 )
-_GLANCES = 4  # connections beside the pool's; a glance takes a millisecond
+# Connections beside the pool's; each takes a millisecond or, to the disk, a few.
+_GLANCES = 4
+_ACTS = 4
 
 
 class Database:
@@ -50,7 +52,9 @@ class Database:
         # The same pool; transactions begin with BEGIN READ ONLY.
         readers = self._engine.execution_options(postgresql_readonly=True)
         self._readers = async_sessionmaker(readers, expire_on_commit=False)
-        self._glances = Glances(self._plain_url, _OPTIONS, _GLANCES)
+        read_only = f"{_OPTIONS} -c default_transaction_read_only=on"
+        self._glances = SingleStatements(self._plain_url, read_only, _GLANCES)
+        self._acts = SingleStatements(self._plain_url, _OPTIONS, _ACTS)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
@@ -76,6 +80,13 @@ class Database:
         """
         return await self._glances.rows(statement, {"clock": self.clock_offset, **values})
 
+    async def act(self, statement: LiteralString, **values: Any) -> list[TupleRow]:
+        """Rows of one statement that writes and is a transaction by itself: committed when this
+        returns. It runs again if its connection broke, so the second time it must find its work
+        done and do nothing. ``%(clock)s`` as in ``glance``.
+        """
+        return await self._acts.rows(statement, {"clock": self.clock_offset, **values})
+
     @property
     def _plain_url(self) -> str:
         return self.url.replace("postgresql+psycopg://", "postgresql://", 1)
@@ -88,6 +99,7 @@ class Database:
 
     async def close(self) -> None:
         await self._glances.close()
+        await self._acts.close()
         await self._engine.dispose()
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import or_, select, text
+from psycopg.types.json import Jsonb
+from sqlalchemy import or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.base import uuid7
+from api.db.engine import Database
 from api.db.models import StoredObject
 from api.db.oversight_models import Erasure
 from api.db.run_models import Update
@@ -46,86 +46,79 @@ LIMIT 1
 # More than count updates of one round at the same moment, but for bad luck (which costs the sweeper
 # its own pace).
 MANY = 16
-# Locks in the order of everywhere: the round (it cannot close until this transaction ends), then
-# the work. A test holds the order.
-_HELD = text(
-    """
-    SELECT r.state, w.id, w.state, w.reservation_id, w.attempt, clock_timestamp(),
-           (SELECT count(*) FROM (
-                SELECT FROM work_items o
-                WHERE o.run_id = r.run_id AND o.round_number = r.number
-                  AND o.state IN ('ready', 'leased') AND o.id <> w.id
-                LIMIT :many) others) = :many
+# Everything that an update changes once it counts, in one statement: its row and its object's, the
+# end of its work, the ledger's commit, the event that tells of it. All of it follows from ``held``,
+# which is empty unless the update may count, as things are once the locks are held. Locks in the
+# order of everywhere: the round (it cannot close until this is committed), then the work. A test
+# holds the order.
+COUNT = """
+WITH held AS (
+    SELECT r.run_id, r.number, w.client_id, w.id AS work_id, w.attempt,
+           l.id AS reservation_id, l.account_id
     FROM rounds r
     JOIN work_items w ON w.run_id = r.run_id AND w.round_number = r.number
-    WHERE r.run_id = :run_id AND r.number = :number AND w.id = :work_id
+    JOIN ledger_entries l ON l.id = w.reservation_id
+    WHERE r.run_id = %(run_id)s AND r.number = %(number)s AND r.state = ANY(%(open)s)
+      AND w.id = %(work_id)s AND w.state = 'leased'
     FOR SHARE OF r FOR NO KEY UPDATE OF w
-    """
-)
-_COUNT = text(
-    """
-    WITH bytes AS (
-        INSERT INTO objects (digest, size) VALUES (:digest, :size) ON CONFLICT DO NOTHING
-    ), ended AS (
-        UPDATE work_items SET state = 'done', finished_at = :now WHERE id = :work_id
-    ), told AS (
-        INSERT INTO audit_events
-            (id, kind, actor_scope, actor_token, run_id, round_number, client_id, request_id,
-             detail)
-        VALUES (:event_id, :kind, :actor_scope, :actor_token, :run_id, :number, :client_id,
-                :request_id, CAST(:detail AS jsonb))
-    )
+), bytes AS (
+    INSERT INTO objects (digest, size) SELECT %(digest)s, %(size)s FROM held ON CONFLICT DO NOTHING
+), ended AS (
+    UPDATE work_items SET state = 'done', finished_at = clock_timestamp() + %(clock)s
+    FROM held WHERE work_items.id = held.work_id
+), told AS (
+    INSERT INTO audit_events
+        (id, kind, actor_scope, actor_token, run_id, round_number, client_id, request_id, detail)
+    SELECT %(event_id)s, %(kind)s, %(actor_scope)s, %(actor_token)s, run_id, number, client_id,
+           %(request_id)s, %(detail)s
+    FROM held
+), paid AS (
+    INSERT INTO ledger_entries
+        (id, account_id, client_id, run_id, round_number, attempt, kind, reserve_id)
+    SELECT %(entry_id)s, account_id, client_id, run_id, number, attempt, 'commit', reservation_id
+    FROM held
+), counted AS (
     INSERT INTO updates
         (id, update_id, run_id, round_number, client_id, work_id, digest, size)
-    VALUES (:id, :update_id, :run_id, :number, :client_id, :work_id, :digest, :size)
-    """
+    SELECT %(id)s, %(update_id)s, run_id, number, client_id, work_id, %(digest)s, %(size)s
+    FROM held
 )
-
-
-@dataclass(frozen=True)
-class Held:
-    """A round and a work of it, both locked, as they are now."""
-
-    round_state: str
-    work_id: UUID
-    work_state: str
-    reservation_id: UUID | None
-    attempt: int
-    now: datetime
-    many_out: bool  # this is not the last update of its round, whoever counts at the same moment
-
-
-async def held(session: AsyncSession, run_id: UUID, number: int, work_id: UUID) -> Held | None:
-    values = {"run_id": run_id, "number": number, "work_id": work_id, "many": MANY}
-    row = (await session.execute(_HELD, values)).first()
-    return None if row is None else Held(*row)
+SELECT (SELECT count(*) FROM (
+            SELECT FROM work_items o
+            WHERE o.run_id = held.run_id AND o.round_number = held.number
+              AND o.state IN ('ready', 'leased') AND o.id <> held.work_id
+            LIMIT %(many)s) others) = %(many)s
+FROM held
+"""
 
 
 async def count(
-    session: AsyncSession,
+    database: Database,
     *,
     update_id: UUID,
     run_id: UUID,
     number: int,
-    client_id: UUID,
     work_id: UUID,
+    open_states: Sequence[str],
     digest: str,
     size: int,
-    now: datetime,
-    event: dict[str, Any],
-) -> None:
-    """The update's row, its object's, the end of its work, and the event that tells of it (the
-    columns of ``api.audit.row``): one statement, because every update pays for it.
+    event: Mapping[str, Any],
+) -> bool | None:
+    """Count an update; None, and nothing has changed, unless its round is in one of these states
+    and its work is leased. Else: is it not the last one of its round, whoever counts at the same
+    moment? ``event``: the columns of ``api.audit.row``. Raises ``psycopg.IntegrityError`` where
+    another update has won.
+
+    Run again it finds the work done, and does nothing.
     """
-    await session.execute(
-        _COUNT,
-        {
-            "id": uuid7(), "update_id": update_id, "run_id": run_id, "number": number,
-            "client_id": client_id, "work_id": work_id, "digest": digest, "size": size, "now": now,
-            "event_id": event["id"], "detail": json.dumps(event["detail"]),
-            **{name: event[name] for name in ("kind", "actor_scope", "actor_token", "request_id")},
-        },
+    told = {name: event[name] for name in ("kind", "actor_scope", "actor_token", "request_id")}
+    found = await database.act(
+        COUNT,
+        id=uuid7(), update_id=update_id, run_id=run_id, number=number, work_id=work_id,
+        open=list(open_states), digest=digest, size=size, entry_id=uuid7(), many=MANY,
+        event_id=event["id"], detail=Jsonb(event["detail"]), **told,
     )  # fmt: skip
+    return bool(found[0][0]) if found else None
 
 
 async def existing(

@@ -11,16 +11,15 @@ import asyncio
 from datetime import UTC, datetime
 from uuid import UUID
 
+import psycopg
 import structlog
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import audit
 from api.auth import Principal, read_lease
 from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
-from api.db.run_models import Round, Run
-from api.ledger import service as ledger
+from api.db.run_models import Round, Run, WorkItem
 from api.problems import InvalidRequest, LeaseLost, NotFound, RoundClosed, UpdateConflict
 from api.rounds import repository as rounds
 from api.rounds.facts import gather
@@ -84,6 +83,7 @@ async def target(
         work_id=work_id if matches else None,
         round_state=round_state,
         work_state=state or "",
+        attempt=attempt or 0,
         sent_before=before,
         expected=expected_of(digest, spec, number),
     )
@@ -111,11 +111,11 @@ async def _known(session: AsyncSession, to: Target, digest: str) -> UpdateReceip
     )
 
 
-def _admit(to: Target, round_state: str, work_state: str, now: datetime) -> None:
+def _admit(to: Target, round_state: str, work_state: str) -> None:
     """The state machine's word on an update that arrives now; an exception unless it counts."""
     row = Round(run_id=to.run_id, number=to.number, state=round_state, extended=False)
     live = to.work_id is not None and work_state == "leased"
-    facts = gather(to.spec, Run(id=to.run_id), row, (), now, lease_live=live)
+    facts = gather(to.spec, Run(id=to.run_id), row, (), datetime.now(UTC), lease_live=live)
     decision = machine.decide(machine.RoundState(round_state), machine.RoundEvent.UPDATE, facts)
     if isinstance(decision, machine.Accept):
         return
@@ -133,7 +133,7 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
             if known := await _known(session, to, digest):
                 return known, False
     # Refused now, it costs neither a check nor a place in the store. What counts is judged below.
-    _admit(to, to.round_state, to.work_state, datetime.now(UTC))
+    _admit(to, to.round_state, to.work_state)
     async with ctx.checks:
         try:
             stored = await asyncio.to_thread(_checked, ctx.store, body, to.expected)
@@ -142,9 +142,8 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
             await rejections.refused(ctx, to, digest, len(body), error)
             raise
     try:
-        async with ctx.database.write() as session:
-            receipt, new, many_out = await _count(ctx, session, to, stored.digest, stored.size)
-    except IntegrityError:
+        many_out = await _count(ctx, to, stored)
+    except psycopg.IntegrityError:
         # Two identical requests raced past the first look: the other one has just won.
         async with ctx.database.read() as session:
             if known := await _known(session, to, stored.digest):
@@ -155,9 +154,13 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
                     mend="Every update is noised afresh: send a new one.",
                 ) from None
         raise
+    if many_out is None:
+        return await _not_counted(ctx, to, stored.digest), False
+    log.info("update_accepted", run_id=str(to.run_id), round=to.number, size=stored.size,
+             client_id=str(to.client_id), attempt=to.attempt)  # fmt: skip
     if not many_out:
         await _ring_if_last(ctx, to)
-    return receipt, new
+    return _receipt(to, to.update_id, stored.digest, stored.size), True
 
 
 def _checked(store: ObjectStore, body: bytes, expected: UpdateExpectation) -> Stored:
@@ -175,55 +178,43 @@ async def _ring_if_last(ctx: Context, to: Target) -> None:
             await ring(session, TOPIC_SWEEP)
 
 
-async def _count(
-    ctx: Context, session: AsyncSession, to: Target, digest: str, size: int
-) -> tuple[UpdateReceipt, bool, bool]:
-    """The one transaction in which an update begins to count: the receipt, whether the update is
-    new, and whether many others are still out.
+async def _count(ctx: Context, to: Target, stored: Stored) -> bool | None:
+    """The one transaction in which an update begins to count (``repository.count``).
 
     While its work is leased no other update of this client and round can count (one live attempt,
     one update for each), so that only who is refused has to be compared with what counts already.
     """
-    held = None
-    if to.work_id is not None:
-        held = await repository.held(session, to.run_id, to.number, to.work_id)
-    if held is None or held.reservation_id is None:
-        if known := await _known(session, to, digest):
-            return known, False, False
-        row = await rounds.one(session, to.run_id, to.number)
-        _admit(to, to.round_state if row is None else row.state, "", datetime.now(UTC))
-        raise RuntimeError(f"an update was admitted to round {to.number} without work")
-    if held.work_state != "leased" and (known := await _known(session, to, digest)):
-        return known, False, False
-    _admit(to, held.round_state, held.work_state, held.now)
-    await repository.count(
-        session,
+    if to.work_id is None:
+        return None
+    told = audit.row(
+        "update-accepted",
+        to.who,
+        run_id=to.run_id,
+        round_number=to.number,
+        client_id=to.client_id,
+        digest=stored.digest,
+        size=stored.size,
+        attempt=to.attempt,
+    )
+    return await repository.count(
+        ctx.database,
         update_id=to.update_id,
         run_id=to.run_id,
         number=to.number,
-        client_id=to.client_id,
-        work_id=held.work_id,
-        digest=digest,
-        size=size,
-        now=held.now + ctx.database.clock_offset,
-        event=audit.row(
-            "update-accepted",
-            to.who,
-            run_id=to.run_id,
-            round_number=to.number,
-            client_id=to.client_id,
-            digest=digest,
-            size=size,
-            attempt=held.attempt,
-        ),
+        work_id=to.work_id,
+        open_states=machine.TAKE_UPDATES,
+        digest=stored.digest,
+        size=stored.size,
+        event=told,
     )
-    await ledger.settle(session, held.reservation_id, "commit")
-    log.info(
-        "update_accepted",
-        run_id=str(to.run_id),
-        round=to.number,
-        client_id=str(to.client_id),
-        attempt=held.attempt,
-        size=size,
-    )
-    return _receipt(to, to.update_id, digest, size), True, held.many_out
+
+
+async def _not_counted(ctx: Context, to: Target, digest: str) -> UpdateReceipt:
+    """Why nothing was counted: it counts already (its receipt), or the exception that says so."""
+    async with ctx.database.read() as session:
+        if known := await _known(session, to, digest):
+            return known
+        row = await rounds.one(session, to.run_id, to.number)
+        work = None if to.work_id is None else await session.get(WorkItem, to.work_id)
+    _admit(to, to.round_state if row is None else row.state, "" if work is None else work.state)
+    raise LeaseLost("the lease came and went meanwhile", mend="Poll for new work.")

@@ -27,5 +27,6 @@ class Target:
     work_id: UUID | None
     round_state: str
     work_state: str
+    attempt: int
     sent_before: bool
     expected: UpdateExpectation

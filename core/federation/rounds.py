@@ -213,6 +213,9 @@ _TABLE: Mapping[tuple[RoundState, RoundEvent], Callable[[Facts], Decision]] = {
     (RoundState.AGGREGATING, RoundEvent.ABANDON): _abandon,
 }
 
+TAKE_UPDATES = tuple(state.value for state, event in _TABLE if event is RoundEvent.UPDATE)
+"""States of a round in which an update may count, if its lease is alive."""
+
 
 def decide(state: RoundState, event: RoundEvent, facts: Facts) -> Decision:
     """What happens to a round. Pairs that are not in the table are refused and change nothing.

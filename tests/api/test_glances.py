@@ -10,8 +10,7 @@ from contextlib import ExitStack
 import psycopg
 import pytest
 
-from api.updates import repository
-from tests.api.support import Coordinator
+from tests.api.support import Coordinator, problem
 
 _OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -80,23 +79,32 @@ async def test_an_update_locks_its_round_before_its_work(coordinator: Coordinato
     assert order is not None
     (work,) = await coordinator.managed_work("site-a")
     database = coordinator.ctx.database
-
-    async def count() -> repository.Held | None:
-        async with database.write() as session:
-            return await repository.held(session, work.run_id, work.round_number, work.id)
-
     async with await database.connect_alone() as sweeper, sweeper.transaction():
         await sweeper.execute("SELECT 1 FROM rounds FOR NO KEY UPDATE")
-        waiting = asyncio.create_task(count())
-        await asyncio.sleep(0.3)
-        assert not waiting.done()
+        sending = asyncio.create_task(coordinator.send(order))
+        await asyncio.sleep(0.5)
+        assert not sending.done()
         # Free: the update has not got to its work yet. (NOWAIT raises if it had.)
         await sweeper.execute(
             "SELECT 1 FROM work_items WHERE id = %s FOR NO KEY UPDATE NOWAIT", (work.id,)
         )
         await sweeper.execute("UPDATE rounds SET state = 'closing'")
-        await sweeper.execute("UPDATE work_items SET state = 'lost' WHERE id = %s", (work.id,))
-    held = await waiting
     # What it sees is what the other one has left, not what was there when it began.
-    assert held is not None
-    assert (held.round_state, held.work_state) == ("closing", "lost")
+    problem(await sending, 409, "round-closed")
+    assert await coordinator.sql("SELECT 1 FROM updates") == []
+    assert await coordinator.kinds("site-a") == ["reserve"]
+
+
+async def test_a_single_statement_that_fails_leaves_nothing_and_its_connection_goes_on(
+    coordinator: Coordinator,
+) -> None:
+    await coordinator.enrol("site-a")
+    database = coordinator.ctx.database
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await database.act(
+            "WITH a AS (UPDATE clients SET budget_epsilon = 7 RETURNING 0 AS zero) "
+            "SELECT 1 / zero FROM a"
+        )
+    assert await database.glance("SELECT 1 FROM clients WHERE budget_epsilon = 7") == []
+    raised = "UPDATE clients SET budget_epsilon = budget_epsilon + 1 RETURNING pg_backend_pid()"
+    assert len({(await database.act(raised))[0] for _ in range(3)}) == 1

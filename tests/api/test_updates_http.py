@@ -8,7 +8,6 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from api.ledger import service as ledger
 from core.federation.plan import RunSpec
 from core.federation.updates import TENSOR, expectation
 from core.storage import sha256_of
@@ -233,17 +232,50 @@ async def test_somebody_elses_round_or_lease(coordinator: Coordinator, order: di
     await _untouched(coordinator)
 
 
+_BREAK = """
+CREATE FUNCTION fhv_test_break() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the server ends here' USING ERRCODE = 'crash_shutdown';
+END $$;
+CREATE TRIGGER fhv_test_break BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION
+    fhv_test_break()
+"""
+_MEND = "DROP TRIGGER fhv_test_break ON {table}; DROP FUNCTION fhv_test_break()"
+
+
+@pytest.mark.parametrize("table", ["ledger_entries", "updates", "objects", "audit_events"])
 async def test_a_crash_before_the_commit_leaves_nothing_behind(
-    coordinator: Coordinator, order: dict, monkeypatch: pytest.MonkeyPatch
+    coordinator: Coordinator, order: dict, table: str
 ) -> None:
-    """The ledger's commit is the last write of the transaction: break it there."""
-
-    async def broken(*_: object) -> None:
-        raise ConnectionError("the process dies here")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ledger, "settle", broken)
-        problem(await coordinator.send(order), 500, "internal-error")
+    """Whatever of it the server was at."""
+    async with await coordinator.ctx.database.connect_alone() as connection:
+        await connection.execute(_BREAK.format(table=table).encode())
+        try:
+            problem(await coordinator.send(order), 503, "not-ready")
+        finally:
+            await connection.execute(_MEND.format(table=table).encode())
     await _untouched(coordinator)
     assert (await coordinator.send(order)).status_code == 201
     assert await coordinator.kinds("site-a") == ["reserve", "commit"]
+
+
+async def test_a_connection_that_ends_while_an_update_counts_counts_it_once(
+    coordinator: Coordinator, order: dict
+) -> None:
+    """The server ends the connection in the middle of the statement: it runs again, on another."""
+    database = coordinator.ctx.database
+    async with await database.connect_alone() as other:
+        async with other.transaction():
+            await other.execute("SELECT 1 FROM rounds FOR UPDATE")
+            sending = asyncio.create_task(coordinator.send(order))
+            async with asyncio.timeout(10), await database.connect_alone() as third:
+                cut: list = []
+                while not cut:
+                    found = await third.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
+                        "current_database() AND wait_event_type = 'Lock'"
+                    )
+                    cut = await found.fetchall()
+        assert (await sending).status_code == 201
+    assert await coordinator.kinds("site-a") == ["reserve", "commit"]
+    assert len(await coordinator.sql("SELECT 1 FROM updates")) == 1

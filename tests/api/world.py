@@ -13,7 +13,7 @@ import itertools
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import httpx
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -53,9 +53,11 @@ class Replica:
         return self.fault != "none" and self.commits_until_fault < 0
 
     def install(self) -> None:
-        """Put the fault's hook around every write transaction of this process."""
+        """Put the fault's hook around every write transaction of this process, those that are one
+        statement among them.
+        """
         database = self.coordinator.ctx.database
-        write = database.write
+        write, act = database.write, database.act
 
         @asynccontextmanager
         async def faulty() -> AsyncIterator[AsyncSession]:
@@ -67,7 +69,17 @@ class Replica:
             if due == "after-commit":
                 raise Died
 
+        async def faulty_act(statement: LiteralString, **values: Any) -> list[Any]:
+            due: Fault = self.fault if self._is_due() else "none"
+            if due == "before-commit":
+                raise Died
+            rows = await act(statement, **values)
+            if due == "after-commit":
+                raise Died
+            return rows
+
         object.__setattr__(database, "write", faulty)
+        object.__setattr__(database, "act", faulty_act)
 
 
 class World:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.federation.rounds import (
+    TAKE_UPDATES,
     TERMINAL,
     Accept,
     CancelRun,
@@ -201,6 +202,8 @@ def test_an_update_counts_in_an_open_round_with_a_live_lease_only(
         assert found == Reject("lease-lost")
     else:
         assert found == Reject("round-closed")
+    if live:  # what the statement that counts updates is told says the same
+        assert (state in TAKE_UPDATES) == isinstance(found, Accept)
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))

@@ -1,8 +1,8 @@
-"""Single statements outside any transaction, for what every request asks.
+"""Single statements outside any transaction, for what every request asks and every update does.
 
 A session's transaction costs three round trips (BEGIN, the statement, COMMIT) and ten times the
-statement's own work in this process. Here a statement is one round trip on a connection that can
-only read. It sees what was committed when it began, like the first statement of a transaction.
+statement's own work in this process. Here a statement is one round trip, and a transaction by
+itself: it sees what was committed when it began, and all of it counts or nothing.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from psycopg.rows import TupleRow
 _Connection = psycopg.AsyncConnection[TupleRow]
 
 
-class Glances:
+class SingleStatements:
     """A few connections of their own; SQL with ``%(name)s`` for values."""
 
     def __init__(self, url: str, options: str, size: int) -> None:
         self._url = url
-        self._options = f"{options} -c default_transaction_read_only=on"
+        self._options = options
         self._idle: list[_Connection] = []
         self._places = asyncio.Semaphore(size)
 
     async def rows(self, statement: LiteralString, values: Mapping[str, Any]) -> list[TupleRow]:
-        """All rows. A connection that broke while it was idle is replaced once: reading again
-        does no harm.
+        """All rows. Where a connection broke the statement runs once more on a new one: it must be
+        one that does no harm when it runs again.
         """
         async with self._places:
-            if self._idle:
-                try:
-                    return await self._ask(self._idle.pop(), statement, values)
-                except psycopg.OperationalError:
-                    await self._forget_all()
+            connection = self._idle.pop() if self._idle else await self._connect()
+            try:
+                return await self._ask(connection, statement, values)
+            except psycopg.OperationalError:
+                if not connection.broken:
+                    raise
+            await self._forget_all()
             return await self._ask(await self._connect(), statement, values)
 
     async def _ask(
@@ -44,11 +46,18 @@ class Glances:
         try:
             cursor = await connection.execute(statement, values)
             found = await cursor.fetchall()
+        except psycopg.Error:  # the server's answer, or its end
+            self._keep(connection)
+            raise
         except BaseException:  # also a caller that has gone: what it asked may still be under way
             await connection.close()
             raise
-        self._idle.append(connection)
+        self._keep(connection)
         return found
+
+    def _keep(self, connection: _Connection) -> None:
+        if not connection.closed:
+            self._idle.append(connection)
 
     async def _connect(self) -> _Connection:
         return await psycopg.AsyncConnection.connect(
