@@ -35,6 +35,9 @@ _STEPS_AT_ONCE = 100
 # After an error a run is left alone for a moment: the others go on, the log stays readable.
 _REST = timedelta(seconds=2)
 _HOUSEKEEPING = timedelta(minutes=10)
+# How often what is not a round's is looked at if nobody rings: ends of jobs' leases, messages to
+# send again, joins that wait. Most of it has tens of seconds.
+_CHORES_S = 1.0
 
 
 class Leader:
@@ -82,30 +85,34 @@ class Sweeper:
         """Until cancelled. Whoever follows looks at the lock once a second."""
         try:
             with self._ctx.hub.subscribe(TOPIC_SWEEP) as bell:
+                rung, did_all = True, 0.0
                 while True:
                     if await self._leader.holds():
                         began = time.monotonic()
-                        await self._guarded_sweep()
+                        thorough = rung or began - did_all >= _CHORES_S
+                        await self._guarded_sweep(thorough)
+                        did_all = began if thorough else did_all
                         # As long for others as for itself, however often it is woken: looking at a
                         # round of a thousand clients takes this process a while.
                         pace = self._ctx.settings.sweep_s
                         await asyncio.sleep(min(time.monotonic() - began, pace))
-                        await wait(bell, pace)
+                        rung = await wait(bell, pace)
                     else:
-                        self._grace_until = None
+                        self._grace_until, rung = None, True
                         await asyncio.sleep(self._ctx.settings.poll_s)
         finally:
             await self._leader.release()
 
-    async def _guarded_sweep(self) -> None:
+    async def _guarded_sweep(self, thorough: bool) -> None:
         try:
-            await self.sweep()
+            await self.sweep(thorough=thorough)
         except Exception:
             log.exception("sweep_failed")
 
-    async def sweep(self) -> None:
-        """Everything that is due now. Sites could not reach a coordinator that was down: after a
-        start nobody is declared late until the grace has passed.
+    async def sweep(self, *, thorough: bool = True) -> None:
+        """Everything that is due now; unless ``thorough``, of rounds that are under way only. Sites
+        could not reach a coordinator that was down: after a start nobody is declared late until the
+        grace has passed.
         """
         ctx = self._ctx
         async with ctx.database.read() as session:
@@ -113,7 +120,7 @@ class Sweeper:
             live = await rounds.live(session)
         if self._grace_until is None:
             self._grace_until = now + timedelta(seconds=ctx.settings.grace_s)
-        if now >= self._grace_until:
+        if thorough and now >= self._grace_until:
             async with ctx.database.write() as session:
                 await jobs.expire(ctx, session)
         self._rests = {run: until for run, until in self._rests.items() if until > now}
@@ -127,6 +134,11 @@ class Sweeper:
             except Exception:
                 log.exception("step_failed", run_id=str(run_id))
                 self._rests[run_id] = now + _REST
+        if thorough:
+            await self._chores(now)
+
+    async def _chores(self, now: datetime) -> None:
+        ctx = self._ctx
         await joins.place(ctx)
         async with ctx.database.write() as session:
             await outbox.announce_again(session, now, ctx.settings.resend_s)

@@ -79,11 +79,12 @@ class Hub:
             await asyncio.sleep(_RECONNECT_S)
 
 
-async def wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event or the time, whichever is first; the event is cleared."""
+async def wait(event: asyncio.Event, seconds: float) -> bool:
+    """Until the event or the time, whichever is first; was it the event? It is cleared."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
     except TimeoutError:
-        return
+        return False
     event.clear()
+    return True

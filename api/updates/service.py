@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import psycopg
-import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import audit
@@ -31,8 +30,6 @@ from core.federation import rounds as machine
 from core.federation.updates import UpdateExpectation, check_update
 from core.storage import ObjectStore, Stored, sha256_of
 from core.wire.messages import LEASE_HEADER, UpdateReceipt
-
-log = structlog.get_logger(__name__)
 
 
 def _receipt(to: Target, update_id: UUID, digest: str, size: int) -> UpdateReceipt:
@@ -156,8 +153,6 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
         raise
     if many_out is None:
         return await _not_counted(ctx, to, stored.digest), False
-    log.info("update_accepted", run_id=str(to.run_id), round=to.number, size=stored.size,
-             client_id=str(to.client_id), attempt=to.attempt)  # fmt: skip
     if not many_out:
         await _ring_if_last(ctx, to)
     return _receipt(to, to.update_id, stored.digest, stored.size), True
