@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -61,6 +62,15 @@ _TAGS = [
 ]
 
 
+def _settle_memory() -> None:
+    """What was made while the process started stays until it ends: modules, classes, routes, half a
+    million objects. The collector need not look through them again, which would stop every request
+    for a tenth of a second, several times a minute.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 async def _forever(name: str, task: Callable[[], Awaitable[None]]) -> None:
     """Background tasks end with the process. One that breaks is reported and started again."""
     while True:
@@ -89,6 +99,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             "dispatch": dispatcher.run,
         }
         tasks = [asyncio.create_task(_forever(*item)) for item in jobs_of_process.items()]
+        _settle_memory()
     log.info("started", version=VERSION)
     try:
         yield

@@ -17,6 +17,7 @@ from core.storage import ObjectStore
 # queues for itself, so that an operator's plan never holds up a site's update.
 _HEAVY_AT_ONCE = 2
 _CHECKS_AT_ONCE = 4
+_WOKEN_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Context:
     hub: Hub
     heavy: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_HEAVY_AT_ONCE))
     checks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CHECKS_AT_ONCE))
+    woken: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_WOKEN_AT_ONCE))
 
 
 async def context(request: Request) -> Context:

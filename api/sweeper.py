@@ -35,6 +35,7 @@ _STEPS_AT_ONCE = 100
 # After an error a run is left alone for a moment: the others go on, the log stays readable.
 _REST = timedelta(seconds=2)
 _HOUSEKEEPING = timedelta(minutes=10)
+_REST_SHARE = 20
 # How often what is not a round's is looked at if nobody rings: ends of jobs' leases, messages to
 # send again, joins that wait. Most of it has tens of seconds.
 _CHORES_S = 1.0
@@ -92,11 +93,12 @@ class Sweeper:
                         thorough = rung or began - did_all >= _CHORES_S
                         await self._guarded_sweep(thorough)
                         did_all = began if thorough else did_all
-                        # As long for others as for itself, however often it is woken: looking at a
-                        # round of a thousand clients takes this process a while.
-                        pace = self._ctx.settings.sweep_s
-                        await asyncio.sleep(min(time.monotonic() - began, pace))
-                        rung = await wait(bell, pace)
+                        # Looking at a round of a thousand clients takes this process a while: as
+                        # long for others as for itself, however often it is woken, and much longer
+                        # if nobody wakes it.
+                        pace, took = self._ctx.settings.sweep_s, time.monotonic() - began
+                        await asyncio.sleep(min(took, pace))
+                        rung = await wait(bell, max(pace, _REST_SHARE * took))
                     else:
                         self._grace_until, rung = None, True
                         await asyncio.sleep(self._ctx.settings.poll_s)

@@ -6,14 +6,14 @@ mistake fails). All times come from the database's clock, so replicas agree.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import TupleRow
-from sqlalchemy import func, select
+from sqlalchemy import ARRAY, Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from api.db.ping import check_when_taken
@@ -106,6 +106,12 @@ class Database:
 async def ring(session: AsyncSession, topic: str) -> None:
     """Wake whoever waits for ``topic``, in all replicas, when this transaction commits."""
     await session.execute(select(func.pg_notify(CHANNEL, topic)))
+
+
+async def ring_all(session: AsyncSession, topics: Sequence[str]) -> None:
+    """Wake whoever waits for any of them, as ``ring`` does."""
+    each = func.unnest(cast(list(topics), ARRAY(Text))).column_valued("topic")
+    await session.execute(select(func.pg_notify(CHANNEL, each)))
 
 
 CHANNEL = "fedhypevae"

@@ -7,13 +7,14 @@ what counts, so a message too many is harmless and a lost one is sent again afte
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
-from sqlalchemy import delete, exists, func, or_, select, update
+from sqlalchemy import delete, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.base import uuid7
@@ -44,10 +45,24 @@ async def _announce(session: AsyncSession, task: str, queue: str, subject: UUID)
     await ring(session, TOPIC_OUTBOX)
 
 
-async def announce_work(session: AsyncSession, work: WorkItem, now: datetime) -> None:
-    """Tell the queue ``train`` about a managed client's work."""
-    work.queued_at, work.queued_count = now, (work.queued_count or 0) + 1
-    await _announce(session, TASK_TRAIN, QUEUE_TRAIN, work.id)
+async def announce_works(session: AsyncSession, work_ids: Sequence[UUID], now: datetime) -> None:
+    """Tell the queue ``train`` about managed clients' work."""
+    if not work_ids:
+        return
+    await session.execute(
+        update(WorkItem)
+        .where(WorkItem.id.in_(work_ids))
+        .values(queued_at=now, queued_count=WorkItem.queued_count + 1)
+        .execution_options(synchronize_session=False)
+    )
+    await session.execute(
+        insert(OutboxMessage),
+        [
+            {"id": uuid7(), "task": TASK_TRAIN, "queue": QUEUE_TRAIN, "subject": work_id}
+            for work_id in work_ids
+        ],
+    )
+    await ring(session, TOPIC_OUTBOX)
 
 
 async def announce_consent(session: AsyncSession, consent: Consent, now: datetime) -> None:
@@ -75,9 +90,8 @@ async def announce_again(session: AsyncSession, now: datetime, resend_s: float) 
 
     Not while a message about them still waits to be sent: then the broker is away.
     """
-    count = 0
-    works = await session.scalars(
-        select(WorkItem)
+    works = await session.execute(
+        select(WorkItem.id, WorkItem.queued_at, WorkItem.queued_count)
         .join(Client, Client.id == WorkItem.client_id)
         .join(
             Round,
@@ -94,10 +108,9 @@ async def announce_again(session: AsyncSession, now: datetime, resend_s: float) 
         )
         .with_for_update(of=WorkItem, key_share=True, skip_locked=True)
     )
-    for work in works.all():
-        if due(work.queued_at, work.queued_count, now, resend_s):
-            await announce_work(session, work, now)
-            count += 1
+    again = [work_id for work_id, queued_at, sent in works if due(queued_at, sent, now, resend_s)]
+    await announce_works(session, again, now)
+    count = len(again)
     jobs = await session.scalars(
         select(Job)
         .join(Round, (Round.run_id == Job.run_id) & (Round.number == Job.round_number))

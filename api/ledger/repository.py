@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import and_, func, select, text
+from sqlalchemy import Text, cast, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.base import uuid7
@@ -13,12 +14,16 @@ from api.db.models import Account, Client
 from api.db.run_models import LedgerEntry, Run, WorkItem
 
 
-async def lock_account(session: AsyncSession, account_id: UUID) -> None:
+async def lock_accounts(session: AsyncSession, account_ids: Iterable[UUID]) -> None:
     """Reservations of one account happen one after the other. (Outcomes need no lock: they do not
     change the worst case. FOR NO KEY UPDATE, so that their foreign keys do not wait either.)
+    Locked in the order of their ids, so that two who lock several never wait for each other.
     """
     await session.execute(
-        select(Account.id).where(Account.id == account_id).with_for_update(key_share=True)
+        select(Account.id)
+        .where(Account.id.in_(account_ids))
+        .order_by(Account.id)
+        .with_for_update(key_share=True)
     )
 
 
@@ -36,20 +41,21 @@ async def reservations(session: AsyncSession, account_id: UUID) -> list[dict[str
     return [event for event in await session.scalars(query) if event is not None]
 
 
-async def reserved_by(
-    session: AsyncSession, account_id: UUID, run_id: UUID, client_id: UUID
-) -> list[tuple[dict[str, object], bool, int]]:
-    """(event, whether this client's part of this run, how often) of every reservation: what the
-    account was charged, counted by the database, so that a long run stays cheap to check.
+async def charged(
+    session: AsyncSession, account_ids: Iterable[UUID], run_id: UUID
+) -> list[tuple[UUID, UUID, bool, str, int]]:
+    """(account, client, whether by this run, event as JSON, how often) of every reservation: what
+    the accounts were charged, counted by the database, so that a long run stays cheap to check.
     """
-    own = and_(LedgerEntry.run_id == run_id, LedgerEntry.client_id == client_id).label("own")
+    own = (LedgerEntry.run_id == run_id).label("own")
+    event = cast(LedgerEntry.event, Text).label("event")
     query = (
-        select(LedgerEntry.event, own, func.count())
-        .where(LedgerEntry.account_id == account_id, LedgerEntry.kind == "reserve")
-        .group_by(LedgerEntry.event, own)
+        select(LedgerEntry.account_id, LedgerEntry.client_id, own, event, func.count())
+        .where(LedgerEntry.account_id.in_(account_ids), LedgerEntry.kind == "reserve")
+        .group_by(LedgerEntry.account_id, LedgerEntry.client_id, own, event)
     )
     rows = await session.execute(query)
-    return [(event, mine, count) for event, mine, count in rows if event is not None]
+    return [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
 
 
 async def reservations_of_run(
@@ -64,9 +70,43 @@ async def reservations_of_run(
     return [(account, event) for account, event in await session.execute(query) if event]
 
 
-async def add(session: AsyncSession, entry: LedgerEntry) -> None:
-    session.add(entry)
-    await session.flush()
+_RESERVE = text(
+    """
+    INSERT INTO ledger_entries
+        (id, account_id, client_id, run_id, round_number, attempt, kind, event)
+    SELECT r.id, r.account_id, r.client_id, :run_id, :number, r.attempt, 'reserve',
+           CAST(:event AS jsonb)
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:accounts AS uuid[]), CAST(:clients AS uuid[]),
+                CAST(:attempts AS smallint[])) AS r (id, account_id, client_id, attempt)
+    """
+)
+
+
+@dataclass(frozen=True)
+class Reservation:
+    id: UUID
+    account_id: UUID
+    client_id: UUID
+    attempt: int
+
+
+async def reserve(
+    session: AsyncSession,
+    reservations: Sequence[Reservation],
+    *,
+    run_id: UUID,
+    number: int,
+    event: str,
+) -> None:
+    """All of them in one statement; ``event`` as JSON."""
+    values = {
+        "ids": [r.id for r in reservations],
+        "accounts": [r.account_id for r in reservations],
+        "clients": [r.client_id for r in reservations],
+        "attempts": [r.attempt for r in reservations],
+        "run_id": run_id, "number": number, "event": event,
+    }  # fmt: skip
+    await session.execute(_RESERVE, values)
 
 
 _SETTLE = text(

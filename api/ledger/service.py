@@ -1,4 +1,4 @@
-"""Reserve before work is handed out; commit with the update; what is lost stays spent.
+"""What an account was charged, the outcomes of its reservations, and its statement.
 
 What a budget is compared with is the account's worst case: every reservation, whatever became of
 it. Two clients over one population share the account, each is held to its own budget.
@@ -7,35 +7,20 @@ it. Two clients over one population share the account, each is held to its own b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.clients.service import Budget
-from api.db.base import uuid7
 from api.db.models import Client
-from api.db.run_models import LedgerEntry
 from api.ledger import repository
 from core.privacy import budget, ledger
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
-
-
-class Charged(Protocol):
-    """Whoever is charged: a client's row, or its plain values."""
-
-    @property
-    def id(self) -> UUID: ...
-    @property
-    def account_id(self) -> UUID: ...
-    @property
-    def budget_epsilon(self) -> float: ...
-    @property
-    def budget_delta(self) -> float: ...
 
 
 class AccountView(BaseModel):
@@ -100,63 +85,6 @@ async def check(session: AsyncSession, client: Client, wanted: Iterable[PrivacyE
         epsilon_budget=client.budget_epsilon,
         delta=client.budget_delta,
     )
-
-
-async def _require(
-    session: AsyncSession,
-    client: Charged,
-    run_id: UUID,
-    event: PrivacyEvent,
-    planned: Sequence[PrivacyEvent],
-) -> None:
-    own: list[PrivacyEvent] = []
-    others: list[PrivacyEvent] = []
-    for data, mine, count in await repository.reserved_by(
-        session, client.account_id, run_id, client.id
-    ):
-        one = _event(data)
-        charged = one.model_copy(update={"steps": one.steps * count})
-        (own if mine else others).append(charged)
-    await asyncio.to_thread(
-        budget.require_within_budget,
-        own=own,
-        others=others,
-        wanted=[event],
-        planned=planned,
-        epsilon_budget=client.budget_epsilon,
-        delta=client.budget_delta,
-    )
-
-
-async def reserve(
-    session: AsyncSession,
-    client: Charged,
-    *,
-    run_id: UUID,
-    round_number: int,
-    attempt: int,
-    event: PrivacyEvent,
-    planned: Sequence[PrivacyEvent],
-) -> LedgerEntry:
-    """Set the event aside for one attempt, under the account's lock. Raises ``BudgetExceeded``.
-
-    ``planned``: what this client's part of the run is if nothing is lost. It decides nothing; it
-    lets all rounds of a run be answered by one evaluation (``core.privacy.budget``).
-    """
-    await repository.lock_account(session, client.account_id)
-    await _require(session, client, run_id, event, planned)
-    entry = LedgerEntry(
-        id=uuid7(),
-        account_id=client.account_id,
-        client_id=client.id,
-        run_id=run_id,
-        round_number=round_number,
-        attempt=attempt,
-        kind="reserve",
-        event=event.model_dump(mode="json"),
-    )
-    await repository.add(session, entry)
-    return entry
 
 
 async def settle(

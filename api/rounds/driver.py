@@ -65,8 +65,12 @@ async def _apply(at: Moment, decision: rounds.Accept, who: Principal | None = No
         row.opened_at = now
     if decision.next is not RoundState.OPEN and before == RoundState.OPEN:
         row.closed_at = now
+    issue = [effect for effect in decision.effects if isinstance(effect, rounds.IssueWork)]
     for effect in decision.effects:
-        await _carry_out(at, effect)
+        if not isinstance(effect, rounds.IssueWork):
+            await _carry_out(at, effect)
+    if issue:
+        await orders.issue(at, issue)
     await at.session.flush()
     if before != row.state:
         log.info("round_moved", run_id=str(row.run_id), round=row.number, state=row.state)
@@ -86,8 +90,6 @@ async def _carry_out(at: Moment, effect: rounds.Effect) -> None:
         case rounds.SetDeadline(until, extended):
             at.row.deadline = until
             at.row.extended = at.row.extended or extended
-        case rounds.IssueWork(client, attempt):
-            await orders.issue(at, client, attempt)
         case rounds.ExpireLease(client):
             await orders.expire(at, client)
         case rounds.LoseOpenWork():
@@ -106,8 +108,8 @@ async def _carry_out(at: Moment, effect: rounds.Effect) -> None:
             await _end(at, "failed", f"round {at.row.number}: {why}")
         case rounds.CancelRun(why):
             await _end(at, "cancelled", why)
-        case rounds.RecordUpdate():
-            raise RuntimeError("updates are recorded by api.updates, not by the driver")
+        case rounds.IssueWork() | rounds.RecordUpdate():
+            raise RuntimeError(f"{effect} is not carried out one by one, here")
 
 
 async def _end(at: Moment, state: str, why: str) -> None:

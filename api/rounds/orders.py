@@ -6,6 +6,7 @@ with a reservation in the ledger, and each reservation gets exactly one outcome.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -14,67 +15,85 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import audit
 from api.db.base import uuid7
-from api.db.engine import ring, topic_of_client
-from api.db.outbox import announce_work
+from api.db.engine import ring, ring_all, topic_of_client
+from api.db.outbox import announce_works
 from api.db.run_models import WorkItem
+from api.ledger import reservations
 from api.ledger import service as ledger
 from api.rounds import repository
 from api.rounds.moment import Moment
-from api.rounds.repository import PlaceWork
+from api.rounds.repository import Offer, PlaceWork
 from core.errors import BudgetExceeded
+from core.federation.rounds import IssueWork
 
 log = structlog.get_logger(__name__)
 _BACKOFF_LIMIT_S = 300.0
 _NO_CODE = "it posted no sketch, so the run has no code for it"
 
 
-async def issue(at: Moment, name: str, attempt: int) -> None:
-    """Reserve, then offer the work; without a reservation the client is left out, with a reason."""
-    place = at.place(name)
-    client = place.client
+async def issue(at: Moment, wanted: Sequence[IssueWork]) -> None:
+    """Reserve, then offer the work; who gets no reservation is left out, with a reason. All clients
+    together: a round of a thousand is opened by a handful of statements.
+    """
+    needs_code = at.spec.kind(at.row.number) in ("spread", "train", "validate")
+    coded = await at.with_code() if needs_code else set()
+    asked = []
+    for each in wanted:
+        if needs_code and at.place(each.client).client.id not in coded:
+            # The site could not train; asking it would spend its budget for nothing.
+            await _leave_out(at, each, _NO_CODE)
+        else:
+            asked.append(each)
+    reserved = await reservations.reserve(
+        at.session,
+        [reservations.Attempt(at.place(each.client).client, each.attempt) for each in asked],
+        run_id=at.run.id,
+        round_number=at.row.number,
+        event=at.spec.event(at.row.number),
+        planned=at.planned,
+    )
+    offers = []
+    for each, reservation in zip(asked, reserved, strict=True):
+        if isinstance(reservation, BudgetExceeded):
+            await _leave_out(at, each, reservation.message)
+        else:
+            offers.append(_offer(at, each, reservation))
+    await repository.offer(at.session, at.run.id, at.row.number, offers)
+    # Those whose time has not come yet are announced by the sweeper when it has.
+    now = [offer for offer in offers if offer.available_at <= at.now]
+    await announce_works(at.session, [offer.id for offer in now if offer.managed], at.now)
+    await ring_all(
+        at.session, [topic_of_client(offer.client_id) for offer in now if not offer.managed]
+    )
+
+
+def _offer(at: Moment, wanted: IssueWork, reservation: UUID) -> Offer:
+    place = at.place(wanted.client)
+    return Offer(
+        id=uuid7(),
+        client_id=place.client.id,
+        managed=place.client.managed,
+        attempt=wanted.attempt,
+        available_at=at.now + _pause(at, place.work),
+        reservation_id=reservation,
+    )
+
+
+async def _leave_out(at: Moment, wanted: IssueWork, reason: str) -> None:
     work = WorkItem(
         id=uuid7(),
         run_id=at.run.id,
         round_number=at.row.number,
-        client_id=client.id,
-        attempt=attempt,
-        available_at=at.now + _pause(at, place.work),
-        state="ready",
+        client_id=at.place(wanted.client).client.id,
+        attempt=wanted.attempt,
+        available_at=at.now,
+        state="excluded",
+        reason=reason,
+        finished_at=at.now,
     )
-    needs_code = at.spec.kind(at.row.number) in ("spread", "train", "validate")
-    if needs_code and client.id not in await at.with_code():
-        # The site could not train; asking it would spend its budget for nothing.
-        await _leave_out(at, work, name, _NO_CODE)
-        return
-    try:
-        reservation = await ledger.reserve(
-            at.session,
-            client,
-            run_id=at.run.id,
-            round_number=at.row.number,
-            attempt=attempt,
-            event=at.spec.event(at.row.number),
-            planned=at.planned,
-        )
-    except BudgetExceeded as error:
-        await _leave_out(at, work, name, error.message)
-        return
-    work.reservation_id = reservation.id
-    at.session.add(work)
-    await at.session.flush()
-    if client.managed and work.available_at > at.now:
-        return  # announced by the sweeper when its time has come
-    if client.managed:
-        await announce_work(at.session, work, at.now)
-    else:
-        await ring(at.session, topic_of_client(client.id))
-
-
-async def _leave_out(at: Moment, work: WorkItem, name: str, reason: str) -> None:
-    work.state, work.reason, work.finished_at = "excluded", reason, at.now
     at.session.add(work)
     await _told(at, "client-left-out", work)
-    log.warning("client_left_out", run_id=str(at.run.id), round=at.row.number, client=name)
+    log.warning("client_left_out", run_id=str(at.run.id), round=at.row.number, client=wanted.client)
 
 
 def _pause(at: Moment, previous: PlaceWork | None) -> timedelta:

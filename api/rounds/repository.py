@@ -150,6 +150,45 @@ async def places(session: AsyncSession, run_id: UUID, number: int, *, join: bool
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An order that is about to be made; its reservation is in the ledger."""
+
+    id: UUID
+    client_id: UUID
+    managed: bool
+    attempt: int
+    available_at: datetime
+    reservation_id: UUID
+
+
+_OFFER = text(
+    """
+    INSERT INTO work_items
+        (id, run_id, round_number, client_id, attempt, state, reason, available_at, reservation_id,
+         queued_count)
+    SELECT o.id, :run_id, :number, o.client_id, o.attempt, 'ready', '', o.available_at,
+           o.reservation_id, 0
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:clients AS uuid[]), CAST(:attempts AS smallint[]),
+                CAST(:times AS timestamptz[]), CAST(:reservations AS uuid[]))
+         AS o (id, client_id, attempt, available_at, reservation_id)
+    """
+)
+
+
+async def offer(session: AsyncSession, run_id: UUID, number: int, offers: Sequence[Offer]) -> None:
+    """Orders that wait to be taken, all in one statement."""
+    values = {
+        "run_id": run_id, "number": number,
+        "ids": [each.id for each in offers],
+        "clients": [each.client_id for each in offers],
+        "attempts": [each.attempt for each in offers],
+        "times": [each.available_at for each in offers],
+        "reservations": [each.reservation_id for each in offers],
+    }  # fmt: skip
+    await session.execute(_OFFER, values)
+
+
 async def lock_open_work(
     session: AsyncSession, run_id: UUID, number: int, client_id: UUID | None = None
 ) -> Sequence[WorkItem]:

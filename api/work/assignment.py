@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth import lease_token
-from api.db.run_models import WorkItem
+from api.db.engine import Database
 from api.problems import NotFound
 from api.rounds import repository as rounds
 from api.runs import repository as runs
@@ -37,11 +38,27 @@ class Common:
     inputs: tuple[ObjectRef, ...]
 
 
-async def common(session: AsyncSession, work: WorkItem) -> Common:
-    """Of the round of this work, which must be open (its row is locked, or about to be judged)."""
+class Attempt(Protocol):
+    """A client's attempt at a round."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def run_id(self) -> UUID: ...
+    @property
+    def round_number(self) -> int: ...
+    @property
+    def client_id(self) -> UUID: ...
+    @property
+    def attempt(self) -> int: ...
+
+
+async def common(database: Database, work: Attempt) -> Common:
+    """Of the round of this work, which must be open, or have been so when the work was leased."""
     key = (work.run_id, work.round_number)
     if (known := _kept.get(key)) is None:
-        known = _kept[key] = await _read(session, *key)
+        async with database.read() as session:
+            known = _kept[key] = await _read(session, *key)
         if len(_kept) > _MOST:
             _kept.popitem(last=False)
     return known
@@ -72,7 +89,7 @@ async def _read(session: AsyncSession, run_id: UUID, number: int) -> Common:
     )
 
 
-def order(of: Common, work: WorkItem, client: str, position: int, pepper: bytes) -> WorkOrder:
+def order(of: Common, work: Attempt, client: str, position: int, pepper: bytes) -> WorkOrder:
     """The order of one attempt. ``client``, ``position``: the client's name and place in the run.
 
     The place is told where the plan selects clients, so that the site can check its turn.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from api import examples
-from api.auth import ClientOnly, ClientOrWorker, WorkerOnly
+from api.auth import ClientOnly, ClientOrWorker, Principal, WorkerOnly
 from api.consents import service as consents
 from api.consents import views
-from api.context import Ctx
+from api.context import Context, Ctx
 from api.db.engine import topic_of_client
 from api.db.hub import wait as pause
 from api.openapi import answers, example
@@ -67,24 +69,43 @@ async def poll(
 ) -> OfferedOrder | OfferedPlan | WorkOrder | Response:
     who.must_be_client(client_id)
     until = time.monotonic() + min(wait, ctx.settings.max_wait_s)
+    rung = False
     with ctx.hub.subscribe(topic_of_client(client_id)) as bell:
         while True:
-            order, plan = None, None
-            if await service.may_have_work(ctx, client_id):
-                async with ctx.database.write() as session:
-                    if protocol < CONSENT:
-                        await consents.speak_for_old_agent(ctx, session, who, client_id, run)
-                    order = await service.poll(ctx, session, who, client_id, run)
-                    if order is None and protocol >= CONSENT:
-                        plan = await consents.next_plan(session, client_id, run, seen or ())
-            if order is not None:
-                return OfferedOrder(order=order) if protocol >= CONSENT else order
-            if plan is not None:
-                return OfferedPlan(plan=await views.offer(plan))
+            # A round that opens wakes all its sites at once: they look a few at a time, so that
+            # whoever comes by meanwhile need not wait for all of them.
+            async with ctx.woken if rung else nullcontext():
+                found = await _look(ctx, who, protocol, client_id, run, seen or ())
+            if found is not None:
+                return found
             left = until - time.monotonic()
             if left <= 0 or ctx.hub.closing or await request.is_disconnected():
                 return Response(status_code=204)
-            await pause(bell, min(left, ctx.hub.pace(ctx.settings.poll_s)))
+            rung = await pause(bell, min(left, ctx.hub.pace(ctx.settings.poll_s)))
+
+
+async def _look(
+    ctx: Context,
+    who: Principal,
+    protocol: int,
+    client_id: UUID,
+    run: UUID | None,
+    seen: Sequence[UUID],
+) -> OfferedOrder | OfferedPlan | WorkOrder | None:
+    """What there is for the client now."""
+    if not await service.may_have_work(ctx, client_id):
+        return None
+    if protocol < CONSENT:
+        async with ctx.database.write() as session:
+            await consents.speak_for_old_agent(ctx, session, who, client_id, run)
+    order = await service.poll(ctx, who, client_id, run)
+    if order is not None:
+        return OfferedOrder(order=order) if protocol >= CONSENT else order
+    if protocol < CONSENT:
+        return None
+    async with ctx.database.read() as session:
+        plan = await consents.next_plan(session, client_id, run, seen)
+    return None if plan is None else OfferedPlan(plan=await views.offer(plan))
 
 
 @router.post(

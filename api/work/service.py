@@ -67,20 +67,16 @@ async def may_have_work(ctx: Context, client_id: UUID) -> bool:
 
 
 async def poll(
-    ctx: Context,
-    session: AsyncSession,
-    who: Principal,
-    client_id: UUID,
-    run_id: UUID | None = None,
+    ctx: Context, who: Principal, client_id: UUID, run_id: UUID | None = None
 ) -> WorkOrder | None:
     """The client's next order (of one run), leased from now; one that it holds comes again."""
-    offered = await repository.next_for(session, client_id, ctx.database.clock_offset, run_id)
-    if offered is None:
+    told = audit.row("work-leased", who)
+    leased = await repository.lease_next(ctx.database, client_id, run_id, told)
+    if leased is None:
         return None
-    work, of = offered.work, await assignment.common(session, offered.work)
-    order = assignment.order(of, work, offered.client, offered.position, ctx.settings.pepper)
-    await _lease(session, who, work, order, offered.now)
-    return order
+    of = await assignment.common(ctx.database, leased)
+    log.info("work_leased", work_id=str(leased.id), client=leased.client, round=leased.round_number)
+    return assignment.order(of, leased, leased.client, leased.position, ctx.settings.pepper)
 
 
 async def claim(ctx: Context, session: AsyncSession, who: Principal, work_id: UUID) -> WorkOrder:
@@ -101,7 +97,7 @@ async def claim(ctx: Context, session: AsyncSession, who: Principal, work_id: UU
     position = await runs.position(session, work.run_id, client.id)
     if position is None:
         raise RuntimeError(f"work {work.id} is of a client without a place in its run")
-    of = await assignment.common(session, work)
+    of = await assignment.common(ctx.database, work)
     order = assignment.order(of, work, client.name, position, ctx.settings.pepper)
     await _lease(session, who, work, order, await ctx.database.now(session))
     return order

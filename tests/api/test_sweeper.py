@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.context import Context
 from api.db import outbox
@@ -123,31 +126,31 @@ async def test_creating_a_run_counts_what_the_account_has_spent(coordinator: Coo
 async def test_a_step_that_dies_is_taken_again(
     coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kill the driver after every effect in turn: the round opens once, with one reservation."""
+    """Kill the driver after every statement in turn: the round opens once, with one reservation."""
     await coordinator.enrol("site-a", "site-b")
     run = await coordinator.run("site-a", "site-b", start=False)
     await coordinator.ok("POST", f"/v1/runs/{run['id']}/start")
-    real = driver._carry_out
-    for survive in range(4):
-        left = survive
+    real, died = AsyncSession.execute, 0
+    while (await coordinator.round(run, 0))["state"] == "draft":
+        left = died
 
-        async def dying(here: driver.Step, effect: object) -> None:
+        async def dying(session: AsyncSession, *args: Any, **options: Any) -> Any:
             nonlocal left
-            await real(here, effect)  # type: ignore[arg-type]
+            result = await real(session, *args, **options)
             if left == 0:
                 raise KeyboardInterrupt
             left -= 1
+            return result
 
-        monkeypatch.setattr(driver, "_carry_out", dying)
-        if survive < 3:
-            with pytest.raises(KeyboardInterrupt):
-                await coordinator.sweep()
-            assert (await coordinator.round(run, 0))["state"] == "draft"
-        else:
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(AsyncSession, "execute", dying)
             await coordinator.sweep()
+        if (await coordinator.round(run, 0))["state"] == "draft":
+            assert await coordinator.kinds("site-a") == []
+        died += 1
+    assert died > 10
     assert (await coordinator.round(run, 0))["state"] == "open"
     assert await coordinator.kinds("site-a") == ["reserve"]
-    monkeypatch.setattr(driver, "_carry_out", real)
     ended = await coordinator.finish(run, "site-a", "site-b")
     assert ended["state"] == "completed"
     assert await coordinator.kinds("site-a") == ["reserve", "commit"] * 2
