@@ -165,6 +165,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "internal-error": (500, "Something went wrong here"),
     "object-missing": (500, "A stored object is missing"),
     "object-corrupt": (500, "A stored object is damaged"),
+    "store-unavailable": (503, "The object store takes no bytes"),
     "not-ready": (503, "The service is not ready"),
 }
 

@@ -163,6 +163,12 @@ class ObjectMissing(DomainError):
     code = "object-missing"
 
 
+class StoreUnavailable(DomainError):
+    """The object store took no bytes: a full disk, a bucket out of reach. Nothing was kept."""
+
+    code = "store-unavailable"
+
+
 class ObjectCorrupt(DomainError):
     """Stored bytes do not have the digest under which they are filed."""
 

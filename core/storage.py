@@ -15,10 +15,11 @@ from urllib.parse import unquote, urlparse
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.exceptions import BaseError as BackendError
 from obstore.store import LocalStore, from_url
 from obstore.store import ObjectStore as Backend
 
-from core.errors import ObjectCorrupt, ObjectMissing
+from core.errors import ObjectCorrupt, ObjectMissing, StoreUnavailable
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,19 @@ class ObjectStore:
             )
 
     def put(self, body: bytes) -> Stored:
-        """Store bytes unless they are there; they are durable when this returns."""
+        """Store bytes unless they are there; they are durable when this returns. Raises
+        ``StoreUnavailable``; then nothing counts as stored.
+        """
+        try:
+            return self._put(body)
+        except (BackendError, OSError) as error:
+            said = str(error).partition("\n")[0]
+            raise StoreUnavailable(
+                f"the object store cannot be written: {said}",
+                mend="Free space on it or reach it again; nothing was accepted, so send it again.",
+            ) from error
+
+    def _put(self, body: bytes) -> Stored:
         digest = sha256_of(body)
         key = _key(digest)
         try:

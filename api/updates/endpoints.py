@@ -97,6 +97,7 @@ async def rejected(
             "round-closed",
             "lease-lost",
             "payload-too-large",
+            "store-unavailable",
             "unsupported-media-type",
             *_REJECTIONS,
         ),

@@ -279,3 +279,18 @@ async def test_a_connection_that_ends_while_an_update_counts_counts_it_once(
         assert (await sending).status_code == 201
     assert await coordinator.kinds("site-a") == ["reserve", "commit"]
     assert len(await coordinator.sql("SELECT 1 FROM updates")) == 1
+
+
+async def test_a_store_that_takes_no_bytes_accepts_no_update(
+    coordinator: Coordinator, order: dict
+) -> None:
+    folder = coordinator.ctx.store._folder
+    assert folder is not None
+    blocked = folder / "sha256"
+    assert not blocked.exists()
+    blocked.write_text("a file where a folder belongs")
+    refused = problem(await coordinator.send(order), 503, "store-unavailable")
+    assert "send it again" in refused["mend"]
+    await _untouched(coordinator)
+    blocked.unlink()
+    assert (await coordinator.send(order)).status_code == 201

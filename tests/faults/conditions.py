@@ -187,7 +187,7 @@ def full_store_for_an_update(world: World) -> Outcome:
     world.store.fill()
     fault.forward()
     try:
-        _until_seen(world, AGENT, PUT_UPDATE, before, lambda status: status >= 500)
+        _until_seen(world, AGENT, PUT_UPDATE, before, lambda status: status == 503)
     finally:
         world.store.free()
     return conclude(world, run_id)

@@ -146,7 +146,7 @@ class Disk:
     def fill(self) -> None:
         """Until not one byte more fits."""
         with self._filler.open("wb", buffering=0) as file:
-            for size in (2**16, 2**12, 1):
+            for size in (2**20, 2**12, 1):
                 try:
                     while True:
                         file.write(b"\0" * size)

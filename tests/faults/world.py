@@ -256,7 +256,7 @@ def _unsettled(member: Member) -> int:
 def _made(folder: Path, exits: ExitStack) -> World:
     database = exits.enter_context(postgres(folder / "pg"))
     broker = exits.enter_context(valkey(folder / "valkey"))
-    store = Disk(folder / "store", "8m")
+    store = Disk(folder / "store", "64m")  # all cells of a process may share it
     sites = {name: Disk(folder / name, "8m") for name in (TRAIN, AGENT)}
     for disk in (store, *sites.values()):
         exits.callback(disk.unmount)
