@@ -3,7 +3,7 @@
 Ends at the first repetition that fails and says how to repeat it (pytest-randomly's seed). The
 tests of the protocol and of recovery are played every time. Those that take minutes are shared out
 over the repetitions: twenty of them play each cell of the fault matrix, the kills of whole
-federations and the short soak twice, and the protocol machine five times.
+federations and the short soak once, and the protocol machine four times.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ ALWAYS = (
 )
 # In how many parts these are played, one part a repetition.
 SHARED = (
-    (10, ("tests/faults", "tests/e2e/test_kill_coordinator.py")),
-    (4, ("tests/api/test_protocol_machine.py", "tests/api/test_coordinator_process.py")),
+    (20, ("tests/faults", "tests/e2e/test_kill_coordinator.py")),
+    (5, ("tests/api/test_protocol_machine.py", "tests/api/test_coordinator_process.py")),
 )
 _SUMMARY = re.compile(r"^=* ?(.*\b(?:passed|failed|error)\b.*) in [0-9.]+s.*$", re.MULTILINE)
 
