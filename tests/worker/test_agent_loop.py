@@ -134,7 +134,14 @@ def test_without_its_data_file_no_work_is_asked_for(
     hidden = config.data.with_suffix(".away")
     config.data.rename(hidden)
     script = Script(orders=[make_order()])
-    threading.Timer(0.3, lambda: hidden.rename(config.data)).start()
+
+    def put_back() -> None:
+        deadline = time.monotonic() + 20.0
+        while "data_not_there" not in events(log) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        hidden.rename(config.data)
+
+    threading.Thread(target=put_back, daemon=True).start()
     agent(script, until=lambda: bool(script.accepted))
     assert "data_not_there" in events(log)
     with Site.open(state_dir) as site:
