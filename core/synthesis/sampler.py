@@ -2,9 +2,8 @@
 
 x = sqrt(d) * unit( base_y(v) + s e + F^T f + Q^T A g(z, y, v) ), z ~ prior of (y, v), e and f
 standard normal: the class mean under code v, the released spread (isotropic and along factors),
-and the decoder's residual in its directions, in units of that spread. Rows are made in blocks of
-a fixed size, each from its own counter-based stream, so that a row depends on (model, request,
-seed, its place) and on nothing else.
+and the decoder's residual in its directions, in units of that spread. Rows are made in blocks
+(``core.synthesis.rows``), so that a row depends on (model, request, seed, its place) only.
 
 Where the run trained a classifier, it decides which rows carry which label
 (``core.synthesis.guidance``).
@@ -14,6 +13,7 @@ Sampling is post-processing of released values: it costs no privacy, whatever th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,9 +28,11 @@ from core.models.codes import AVERAGE, read_offsets
 from core.models.frame import Frame
 from core.models.label_shift import curvature, read_label_shift, shifted
 from core.models.layout import shared_layout
-from core.synthesis.guidance import guided_rows, seen_proposals
-from core.synthesis.proposals import LABELS, Proposals, stream
+from core.synthesis.guidance import Guided
+from core.synthesis.labels import Counted, Drawn, LabelSource, apportioned
+from core.synthesis.proposals import Proposals
 from core.synthesis.request import SynthesisRequest
+from core.synthesis.rows import Rows, Source
 from core.wire import tensors
 
 
@@ -121,19 +123,56 @@ class Generator:
             blended = blended + weight * rows[self.clients.index(name)]
         return blended
 
+    def rows(self, request: SynthesisRequest, seed: int) -> Rows:
+        """The rows of a request, made when they are asked for. Raises ``InvalidMixture`` or
+        ``InvalidSynthesisRequest``.
+        """
+        codes: dict[str, str | dict[str, float]] = {"": request.mixture}
+        shares = [1.0]
+        if request.mode == "sample" and not isinstance(request.mixture, str):
+            drawn = {name: share for name, share in request.mixture.items() if share > 0}
+            codes = {name: {name: 1.0} for name in drawn}
+            shares = list(drawn.values())
+            self.code(request.mixture)  # also clients of weight 0 must be known
+        sources = tuple(
+            self._source(mixture, number, request, seed)
+            for number, mixture in enumerate(codes.values())
+        )
+        return Rows(sources, np.asarray(shares), self._labels(request, seed), seed)
+
+    def _source(
+        self, mixture: str | dict[str, float], number: int, request: SynthesisRequest, seed: int
+    ) -> Source:
+        proposals = Proposals(
+            spec=self.spec,
+            frame=self.frame,
+            weights=self.weights,
+            code=self.code(mixture),
+            network_code=self.network_code(mixture),
+            seed=seed,
+            number=number,
+            temperature=request.temperature,
+        )
+        if not self._guides(request):
+            return proposals
+        return Guided(proposals, self.classifier(mixture))
+
+    def _guides(self, request: SynthesisRequest) -> bool:
+        return self.guided and request.guidance == "model"
+
     def sample(self, request: SynthesisRequest, seed: int) -> Samples:
-        """Rows for a request. Raises ``InvalidMixture`` or ``InvalidSynthesisRequest``."""
-        code = self.code(request.mixture)
-        labels = self._labels(request, seed)
-        network_code = self.network_code(request.mixture)
-        proposals = Proposals(self.spec, self.frame, self.weights, code, network_code, seed)
-        guided = self.guided and request.guidance == "model"
-        if guided:
-            x = guided_rows(proposals, self.classifier(request.mixture), labels)
-        else:
-            x = proposals.rows(labels)
+        """All rows of a request at once. Raises as ``rows`` does."""
+        blocks = list(self.rows(request, seed))
         mixture = {} if isinstance(request.mixture, str) else dict(request.mixture)
-        return Samples(x, labels, self.spec.space.classes, mixture, seed, guided, self.caveat)
+        return Samples(
+            x=np.concatenate([block.x for block in blocks]),
+            y=np.concatenate([block.y for block in blocks]),
+            classes=self.spec.space.classes,
+            weights=mixture,
+            seed=seed,
+            guided=self._guides(request),
+            caveat=self.caveat,
+        )
 
     def classifier(self, mixture: str | dict[str, float] = "neutral") -> Linear:
         """The classifier that labels rows of a mixture: rounds train one for all, and a client's
@@ -156,20 +195,29 @@ class Generator:
         """
         neutral = self.code("neutral")
         made = Proposals(self.spec, self.frame, self.weights, neutral, neutral, self.spec.plan.seed)
-        return curvature(self._trained, seen_proposals(made, self._trained))
+        return curvature(self._trained, Guided(made, self._trained).seen())
 
-    def _labels(self, request: SynthesisRequest, seed: int) -> NDArray[np.int64]:
+    def _labels(self, request: SynthesisRequest, seed: int) -> LabelSource:
         classes = self.spec.space.classes
-        if request.class_counts is None:
-            draw = stream(seed, LABELS, 0)
-            probabilities = self.frame.class_probs / self.frame.class_probs.sum()
-            return np.asarray(draw.choice(len(classes), size=request.n, p=probabilities))
-        unknown = sorted(set(request.class_counts) - set(classes))
-        if unknown:
+        if request.class_counts is not None:
+            self._must_know(request.class_counts, "class_counts")
+            return Counted(tuple(request.class_counts.get(name, 0) for name in classes), seed)
+        if request.n is None:
+            raise InvalidSynthesisRequest("give exactly one of n and class_counts")
+        if request.labels == "model":
+            probabilities = np.asarray(self.frame.class_probs, np.float64)
+            return Drawn(request.n, probabilities / probabilities.sum(), seed)
+        shares = dict.fromkeys(classes, 1.0)
+        if not isinstance(request.labels, str):
+            self._must_know(request.labels, "labels")
+            shares = {name: request.labels.get(name, 0.0) for name in classes}
+        return Counted(apportioned(request.n, list(shares.values())), seed)
+
+    def _must_know(self, named: Iterable[str], field: str) -> None:
+        classes = self.spec.space.classes
+        if unknown := sorted(set(named) - set(classes)):
             raise InvalidSynthesisRequest(
                 f"class {unknown[0]!r} is not in the vocabulary.",
-                field=f"class_counts.{unknown[0]}",
+                field=f"{field}.{unknown[0]}",
                 mend=f"Use {', '.join(classes[:10])}{' ...' if len(classes) > 10 else ''}.",
             )
-        counts = [request.class_counts.get(name, 0) for name in classes]
-        return np.repeat(np.arange(len(classes), dtype=np.int64), counts)
