@@ -60,7 +60,7 @@ class Rows:
         if not 0 <= block < len(self):
             raise IndexError(f"there are {len(self)} blocks, numbered from 0, not one {block}")
         y = self.labels.block(block)
-        source = self._sources(block)[: len(y)]
+        source = self.sources_of(block)
         with one_thread():
             if len(self.sources) == 1:
                 return Block(self.sources[0].rows(y, block), y, source)
@@ -73,8 +73,11 @@ class Rows:
             x[source == number] = rows
         return Block(x, y, source)
 
-    def _sources(self, block: int) -> NDArray[np.int64]:
+    def sources_of(self, block: int) -> NDArray[np.int64]:
+        """[n] which code each row of a block is made under."""
+        count = min(BLOCK_ROWS, self.n - block * BLOCK_ROWS)
         if len(self.sources) == 1:
-            return np.zeros(BLOCK_ROWS, np.int64)
+            return np.zeros(count, np.int64)
         draw = stream(self.seed, DOMAINS, block)
-        return np.asarray(draw.choice(len(self.sources), size=BLOCK_ROWS, p=self.shares), np.int64)
+        drawn = draw.choice(len(self.sources), size=BLOCK_ROWS, p=self.shares)
+        return np.asarray(drawn[:count], np.int64)
