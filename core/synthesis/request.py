@@ -9,8 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from core.federation.plan import Frozen, Name
 
-# Rows of one answer; ask again with another seed for more.
-MAX_ROWS = 50_000
+MAX_ROWS = 10_000_000  # of one answer; ask again with another seed for more
 
 Weight = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
 
@@ -56,7 +55,16 @@ class SynthesisRequest(Frozen):
         description="'model': labels as the model was published to make them, by its trained "
         "classifier if it has one. 'none': the class from which each row was drawn.",
     )
-    format: Literal["json", "parquet"] = "json"
+    format: Literal["json", "parquet", "arrow", "npz"] | None = Field(
+        default=None, description="Absent: what `Accept` names first, JSON if it names nothing."
+    )
+    dtype: Literal["float16", "float32", "float64"] = Field(
+        default="float32", description="Number type of the embeddings; rows are made in float32."
+    )
+    columns: tuple[Literal["domain", "code_id"], ...] = Field(
+        default=(),
+        description="More about each row: 'domain', whose code made it; 'code_id', which code.",
+    )
 
     @field_validator("mixture", "labels")
     @classmethod
@@ -67,6 +75,18 @@ class SynthesisRequest(Frozen):
         if not total > 0:
             raise ValueError("at least one weight must be above 0")
         return {name: weight / total for name, weight in weights.items()}
+
+    @field_validator("columns")
+    @classmethod
+    def _each_once(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(columns)) < len(columns):
+            raise ValueError("name each column once")
+        return columns
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.n if self.n is not None else sum((self.class_counts or {}).values())
 
     @model_validator(mode="after")
     def _one_size(self) -> SynthesisRequest:

@@ -13,7 +13,8 @@ Sampling is post-processing of released values: it costs no privacy, whatever th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,12 +29,15 @@ from core.models.codes import AVERAGE, read_offsets
 from core.models.frame import Frame
 from core.models.label_shift import curvature, read_label_shift, shifted
 from core.models.layout import shared_layout
+from core.synthesis.formats.document import Document
 from core.synthesis.guidance import Guided
 from core.synthesis.labels import Counted, Drawn, LabelSource, apportioned
 from core.synthesis.proposals import Proposals
 from core.synthesis.request import SynthesisRequest
 from core.synthesis.rows import Rows, Source
 from core.wire import tensors
+
+_ID_DIGITS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +61,18 @@ class Samples:
         """Class names [n]."""
         return [self.classes[i] for i in self.y]
 
-    def marked(self, receipt: dict[str, Any]) -> dict[str, Any]:
-        """The receipt, with the caveat if there is one."""
-        return receipt | {"caveat": self.caveat} if self.caveat else receipt
+
+@dataclass(frozen=True)
+class Code:
+    """A code that rows are made under: its ``domain`` (the client, "neutral" or "blend"), the
+    mixture that it is, its share of the rows, and an id that two codes share only if they are
+    equal.
+    """
+
+    domain: str
+    mixture: str | dict[str, float]
+    share: float
+    id: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,22 +136,49 @@ class Generator:
             blended = blended + weight * rows[self.clients.index(name)]
         return blended
 
+    def codes(self, request: SynthesisRequest) -> tuple[Code, ...]:
+        """The codes that a request's rows are made under. Raises ``UnknownMixtureClient``."""
+        self.code(request.mixture)  # also clients of weight 0 must be known
+        if isinstance(request.mixture, str):
+            return (self._code_of("neutral", "neutral", 1.0),)
+        named = {name: share for name, share in request.mixture.items() if share > 0}
+        if request.mode == "sample":
+            return tuple(self._code_of(name, {name: 1.0}, share) for name, share in named.items())
+        domain = next(iter(named)) if len(named) == 1 else "blend"
+        return (self._code_of(domain, request.mixture, 1.0),)
+
+    def _code_of(self, domain: str, mixture: str | dict[str, float], share: float) -> Code:
+        made = hashlib.sha256()
+        for part in (self.code(mixture), self.network_code(mixture)):
+            made.update(np.ascontiguousarray(part, "<f8").tobytes())
+        return Code(domain, mixture, share, made.hexdigest()[:_ID_DIGITS])
+
     def rows(self, request: SynthesisRequest, seed: int) -> Rows:
         """The rows of a request, made when they are asked for. Raises ``InvalidMixture`` or
         ``InvalidSynthesisRequest``.
         """
-        codes: dict[str, str | dict[str, float]] = {"": request.mixture}
-        shares = [1.0]
-        if request.mode == "sample" and not isinstance(request.mixture, str):
-            drawn = {name: share for name, share in request.mixture.items() if share > 0}
-            codes = {name: {name: 1.0} for name in drawn}
-            shares = list(drawn.values())
-            self.code(request.mixture)  # also clients of weight 0 must be known
+        codes = self.codes(request)
         sources = tuple(
-            self._source(mixture, number, request, seed)
-            for number, mixture in enumerate(codes.values())
+            self._source(code.mixture, number, request, seed) for number, code in enumerate(codes)
         )
-        return Rows(sources, np.asarray(shares), self._labels(request, seed), seed)
+        shares = np.array([code.share for code in codes])
+        return Rows(sources, shares, self._labels(request, seed), seed)
+
+    def document(
+        self, request: SynthesisRequest, seed: int, receipt: Mapping[str, Any]
+    ) -> Document:
+        """The rows of a request, ready to be written in any format. Raises as ``rows`` does."""
+        codes = self.codes(request)
+        return Document(
+            rows=self.rows(request, seed),
+            classes=self.spec.space.classes,
+            domains=tuple(code.domain for code in codes),
+            code_ids=tuple(code.id for code in codes),
+            dim=self.spec.space.dim,
+            receipt=dict(receipt) | ({"caveat": self.caveat} if self.caveat else {}),
+            dtype=request.dtype,
+            columns=request.columns,
+        )
 
     def _source(
         self, mixture: str | dict[str, float], number: int, request: SynthesisRequest, seed: int
@@ -153,11 +193,12 @@ class Generator:
             number=number,
             temperature=request.temperature,
         )
-        if not self._guides(request):
+        if not self.guides(request):
             return proposals
         return Guided(proposals, self.classifier(mixture))
 
-    def _guides(self, request: SynthesisRequest) -> bool:
+    def guides(self, request: SynthesisRequest) -> bool:
+        """Does the trained classifier choose the labels of this request?"""
         return self.guided and request.guidance == "model"
 
     def sample(self, request: SynthesisRequest, seed: int) -> Samples:
@@ -170,7 +211,7 @@ class Generator:
             classes=self.spec.space.classes,
             weights=mixture,
             seed=seed,
-            guided=self._guides(request),
+            guided=self.guides(request),
             caveat=self.caveat,
         )
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -22,7 +18,6 @@ from core.privacy import accounting
 from core.privacy.noise import csprng, seeded
 from core.simulation import Simulated, SimulatedSite, simulate
 from core.storage import sha256_of
-from core.synthesis.formats import RECEIPT_KEY, to_json, to_parquet
 from core.synthesis.request import MAX_ROWS, SynthesisRequest
 from core.synthesis.sampler import Generator
 from core.synthesis.streams import BLOCK_ROWS
@@ -244,16 +239,3 @@ def test_unknown_clients_and_classes_name_the_field(run: Simulated) -> None:
 def test_bad_requests_say_what_is_wrong(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         request(**change)
-
-
-def test_files_hold_rows_labels_and_receipt(run: Simulated) -> None:
-    samples = run.generator.sample(request(n=20), 0)
-    receipt = {"model": "sha256:x", "seed": 0}
-    table = pq.read_table(io.BytesIO(to_parquet(samples, receipt)))
-    np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), samples.x)
-    assert table["label"].to_pylist() == samples.labels()
-    assert json.loads(table.schema.metadata[RECEIPT_KEY.encode()]) == receipt
-    document = json.loads(json.dumps(to_json(samples, receipt)))
-    np.testing.assert_allclose(document["embeddings"], samples.x, rtol=1e-6)
-    assert document["labels"] == samples.labels()
-    assert document["receipt"] == receipt

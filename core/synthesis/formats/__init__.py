@@ -21,10 +21,12 @@ class Format:
 
 FORMATS: Mapping[str, Format] = {
     "json": Format("application/json", "json", text.json_pieces),
-    "ndjson": Format("application/x-ndjson", "ndjson", text.ndjson_pieces),
-    "csv": Format("text/csv", "csv", tables.csv_pieces),
     "arrow": Format("application/vnd.apache.arrow.stream", "arrows", tables.arrow_pieces),
     "parquet": Format("application/vnd.apache.parquet", "parquet", tables.parquet_pieces),
-    "npy": Format("application/x-npy", "npy", arrays.npy_pieces),
     "npz": Format("application/x-npz", "npz", arrays.npz_pieces),
 }
+
+
+def whole(kind: str, document: Document) -> bytes:
+    """All bytes of a document at once."""
+    return b"".join(FORMATS[kind].pieces(document))

@@ -1,4 +1,4 @@
-"""numpy's own files: ``npy`` holds the embeddings alone, ``npz`` labels and receipt too."""
+"""numpy's own archive of arrays."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     return head.getvalue()
 
 
-def npy_pieces(document: Document) -> Iterator[bytes]:
-    """[n, d] embeddings in order of rows. Labels: ask for ``npz``."""
+def _embeddings(document: Document) -> Iterator[bytes]:
+    """[n, d] in numpy's own format, in order of rows."""
     yield _header(np.dtype(document.dtype), (document.n, document.dim))
     for block in document.rows:
         yield document.embeddings(block).tobytes()
@@ -35,7 +35,7 @@ def npz_pieces(document: Document) -> Iterator[bytes]:
     sink = Sink()
     with zipfile.ZipFile(sink, "w") as archive:
         with archive.open(_entry("embeddings"), "w", force_zip64=True) as file:
-            for piece in npy_pieces(document):
+            for piece in _embeddings(document):
                 file.write(piece)
                 yield sink.take()
         for name, values in _small(document).items():

@@ -1,5 +1,5 @@
-"""Arrow streams, Parquet and CSV: columns ``embedding``, ``label``, ``label_id`` and those that
-were asked for. The receipt is in the schema's metadata (CSV has no place for it).
+"""Arrow streams and Parquet: columns ``embedding``, ``label``, ``label_id`` and those that were
+asked for. The receipt is in the schema's metadata.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
@@ -73,22 +72,3 @@ def parquet_pieces(document: Document) -> Iterator[bytes]:
                 waiting = []
                 yield sink.take()
     yield sink.take()
-
-
-def csv_pieces(document: Document) -> Iterator[bytes]:
-    """RFC 4180 with a header: ``e0`` ... , ``label``, ``label_id`` and the columns asked for."""
-    names = [f"e{place}" for place in range(document.dim)]
-    options = pa.csv.WriteOptions(include_header=True)
-    for block in document.rows:
-        x = document.embeddings(block)
-        if x.dtype == np.float16:
-            x = x.astype(np.float32)  # the same numbers; the writer knows no half ones
-        columns = {name: pa.array(x[:, place]) for place, name in enumerate(names)}
-        columns["label"] = pa.array(document.classes).take(pa.array(block.y))
-        columns["label_id"] = pa.array(block.y, pa.int32())
-        for column in document.columns:
-            columns[column] = pa.array(document.names(column)).take(pa.array(block.source))
-        sink = Sink()
-        pa.csv.write_csv(pa.table(columns), sink, options)
-        yield sink.take()
-        options = pa.csv.WriteOptions(include_header=False)

@@ -1,4 +1,4 @@
-"""JSON: one document, or one object a line (https://github.com/ndjson/ndjson-spec)."""
+"""One JSON document."""
 
 from __future__ import annotations
 
@@ -37,19 +37,3 @@ def json_pieces(document: Document) -> Iterator[bytes]:
         inner = orjson.dumps(_embeddings(document, block), option=_NUMPY)[1:-1]
         yield (b"," if number else b"") + inner
     yield b"]}"
-
-
-def ndjson_pieces(document: Document) -> Iterator[bytes]:
-    """Each line one row: ``label``, ``label_id``, the columns asked for, ``embedding``. No line
-    holds the receipt; answers carry it in a header.
-    """
-    for block in document.rows:
-        x = _embeddings(document, block)
-        lines = []
-        for place, label in enumerate(block.y.tolist()):
-            row: dict[str, object] = {"label": document.classes[label], "label_id": label}
-            for column in document.columns:
-                row[column] = document.names(column)[block.source[place]]
-            row["embedding"] = x[place]
-            lines.append(orjson.dumps(row, option=_NUMPY))
-        yield b"\n".join(lines) + b"\n"
