@@ -23,7 +23,7 @@ def chosen(named: str | None, accept: str | None) -> str:
         quality = _quality(rest)
         found = _matching(media.strip().lower())
         exact = 2 if "*" not in media else 1 if media.strip() != "*/*" else 0
-        if found is not None and (quality, exact) > best:
+        if found is not None and quality > 0 and (quality, exact) > best:
             best, kind = (quality, exact), found
     if kind is None:
         served = ", ".join(each.media for each in FORMATS.values())
