@@ -44,6 +44,10 @@ class PayloadTooLarge(DomainError):
     code = "payload-too-large"
 
 
+class NotAcceptable(DomainError):
+    code = "not-acceptable"
+
+
 class UnsupportedMediaType(DomainError):
     code = "unsupported-media-type"
 

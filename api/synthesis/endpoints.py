@@ -6,24 +6,27 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from api import examples
 from api.auth import Scientist
 from api.context import Ctx
 from api.openapi import answers, example
 from api.synthesis import service
-from core.synthesis import formats
+from api.synthesis.negotiation import chosen
+from core.synthesis.formats import FORMATS, whole
 from core.synthesis.request import SynthesisRequest
+from core.synthesis.streams import BLOCK_ROWS
 
 router = APIRouter(tags=["synthesis"])
-PARQUET = "application/vnd.apache.parquet"
 SEED_HEADER, MODEL_HEADER = "X-FHV-Seed", "X-FHV-Model"
 
 _DESCRIPTION = (
-    "Labelled rows under the neutral code, one client's code or a blend of codes. JSON, or "
-    "Parquet with `format: parquet` or `Accept: application/vnd.apache.parquet`. The receipt is "
-    "in the body (JSON) or in the schema's metadata (Parquet). Without a seed one is drawn."
+    "Labelled rows under the neutral code, or under clients' codes: a blend of them, or each row "
+    "under one (`mode`). `format`, or `Accept`: JSON, Parquet, an Arrow IPC stream or numpy's npz; "
+    "all but short answers are streamed while rows are made. The receipt is in the body (JSON, "
+    "npz) or in the schema's metadata (Parquet, Arrow). The same request with the same seed gives "
+    "the same rows in every format; without a seed one is drawn, and told."
 )
 
 
@@ -36,8 +39,12 @@ def _documented() -> dict[int | str, dict[str, Any]]:
         "invalid-mixture",
         "unknown-mixture-client",
         "invalid-synthesis-request",
+        "not-acceptable",
     )
-    documented[200]["content"][PARQUET] = {"schema": {"type": "string", "format": "binary"}}
+    for kind, each in FORMATS.items():
+        if kind != "json":
+            content = {"schema": {"type": "string", "format": "binary"}}
+            documented[200]["content"][each.media] = content
     documented[200]["headers"] = {
         SEED_HEADER: {"description": "The seed used.", "schema": {"type": "string"}},
         MODEL_HEADER: {"description": "Digest of the weights.", "schema": {"type": "string"}},
@@ -52,16 +59,15 @@ async def _synthesise(
     body: Annotated[SynthesisRequest, example(examples.SYNTHESIS)],
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    parquet = body.format == "parquet" or PARQUET in (accept or "")
-    made = await service.synthesise(
-        ctx, who, request.app.state.generators, body, as_json=not parquet
-    )
-    headers = {SEED_HEADER: str(made.samples.seed), MODEL_HEADER: made.model.weights.digest}
-    if parquet:
-        content = await asyncio.to_thread(formats.to_parquet, made.samples, made.receipt)
-        return Response(content, 200, headers, PARQUET)
-    document = await asyncio.to_thread(formats.to_json, made.samples, made.receipt)
-    return await asyncio.to_thread(JSONResponse, document, 200, headers)
+    kind = chosen(body.format, accept)
+    made = await service.synthesise(ctx, who, request.app.state.generators, body, kind)
+    headers = {SEED_HEADER: str(made.seed), MODEL_HEADER: made.model.weights.digest}
+    media = FORMATS[kind].media
+    if body.size <= BLOCK_ROWS:
+        async with ctx.heavy:
+            content = await asyncio.to_thread(whole, kind, made.document)
+        return Response(content, 200, headers, media)
+    return StreamingResponse(service.written(ctx, made.document, kind), 200, headers, media)
 
 
 for path, operation in (("/v1/synthesize", "synthesize"), ("/synthesize", "synthesizeUnversioned")):

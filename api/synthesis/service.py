@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -26,18 +27,19 @@ from api.runs import repository as runs
 from api.runs.specs import spec_of
 from core.errors import InvalidSynthesisRequest
 from core.federation.plan import RunSpec
+from core.synthesis.formats import FORMATS, Document
 from core.synthesis.request import SynthesisRequest
-from core.synthesis.sampler import Generator, Samples
+from core.synthesis.sampler import Generator
 
 _KEPT_GENERATORS = 8
-# JSON spells every number: about 20 characters each. More than this belongs into Parquet.
+# JSON spells every number: about 12 characters each. More than this belongs into other formats.
 MAX_JSON_NUMBERS = 8_000_000
 
 
 @dataclass(frozen=True)
 class Synthesised:
-    samples: Samples
-    receipt: dict[str, Any]
+    document: Document
+    seed: int
     model: ModelView
 
 
@@ -75,7 +77,9 @@ async def _run(session: AsyncSession, id_or_name: str) -> Run:
     return found
 
 
-def _receipt(run: Run, model: ModelView, samples: Samples) -> dict[str, Any]:
+def _receipt(
+    run: Run, model: ModelView, generator: Generator, request: SynthesisRequest, seed: int
+) -> dict[str, Any]:
     return {
         "run_id": str(run.id),
         "run": run.name,
@@ -83,9 +87,16 @@ def _receipt(run: Run, model: ModelView, samples: Samples) -> dict[str, Any]:
         "spec_digest": model.spec_digest,
         "frame_digest": model.frame.digest,
         "weights_digest": model.weights.digest,
-        "mixture": samples.weights or "neutral",
-        "seed": samples.seed,
-        "labels": "trained classifier" if samples.guided else "generator",
+        "n": request.size,
+        "mixture": request.mixture,
+        "mode": request.mode,
+        "codes": [
+            {"domain": code.domain, "share": code.share, "code_id": code.id}
+            for code in generator.codes(request)
+        ],
+        "temperature": request.temperature,
+        "seed": seed,
+        "labels": "trained classifier" if generator.guides(request) else "generator",
         "per_client": [spent.model_dump(mode="json") for spent in model.per_client],
         "relation": model.relation,
         "noise_mode": model.noise_mode,
@@ -94,30 +105,27 @@ def _receipt(run: Run, model: ModelView, samples: Samples) -> dict[str, Any]:
 
 
 async def synthesise(
-    ctx: Context,
-    who: Principal,
-    generators: Generators,
-    request: SynthesisRequest,
-    *,
-    as_json: bool,
+    ctx: Context, who: Principal, generators: Generators, request: SynthesisRequest, kind: str
 ) -> Synthesised:
-    """Rows and receipt. Without a seed in the request one is drawn, and told."""
+    """Rows that are made when they are read, and their receipt. Without a seed in the request one
+    is drawn, and told.
+    """
     async with ctx.database.read() as session:
         run = await _run(session, request.run)
         number = None if request.round == "latest" else request.round
         model = await rounds.model(session, who, run, number)
     spec = spec_of(run)
-    rows = request.n or sum((request.class_counts or {}).values())
-    if as_json and rows * spec.space.dim > MAX_JSON_NUMBERS:
+    if kind == "json" and request.size * spec.space.dim > MAX_JSON_NUMBERS:
         raise InvalidSynthesisRequest(
-            f"{rows} rows of {spec.space.dim} numbers are too many for JSON",
+            f"{request.size} rows of {spec.space.dim} numbers are too many for JSON",
             field="n" if request.n else "class_counts",
-            mend="Ask for format 'parquet'.",
+            mend="Ask for format 'parquet', 'arrow' or 'npz'.",
         )
     seed = secrets.randbelow(2**63) if request.seed is None else request.seed
     async with ctx.heavy:
         generator = await generators.get(ctx, model, spec)
-        samples = await asyncio.to_thread(generator.sample, request, seed)
+        receipt = _receipt(run, model, generator, request, seed)
+        document = await asyncio.to_thread(generator.document, request, seed, receipt)
     async with ctx.database.write() as session:
         await audit.record(
             session,
@@ -125,7 +133,19 @@ async def synthesise(
             who,
             run_id=run.id,
             round_number=model.round,
-            n=rows,
+            n=request.size,
             weights=model.weights.digest,
         )
-    return Synthesised(samples, _receipt(run, model, samples), model)
+    return Synthesised(document, seed, model)
+
+
+async def written(ctx: Context, document: Document, kind: str) -> AsyncIterator[bytes]:
+    """The bytes, a block of rows at a time; between blocks others have their turn."""
+    pieces = FORMATS[kind].pieces(document)
+    while True:
+        async with ctx.heavy:
+            piece = await asyncio.to_thread(next, pieces, None)
+        if piece is None:
+            return
+        if piece:
+            yield piece

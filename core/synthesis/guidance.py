@@ -3,10 +3,10 @@
 A generator knows where classes lie, the classifier where one ends and the next begins; the second
 is what the training rounds measured well. Proposals are made wide in the few directions that the
 classifier looks at (as wide as the class means lie apart, times ``guidance.widen``), so that they
-cross its boundaries, and keep the generator's spread in all others. Row k of class y is the
-k-th of all proposals that the classifier calls y, from whatever class they started: so a request
-of n rows is a prefix of a longer one, class by class, and labels are exactly those that were asked
-for. (Starting more proposals from the class itself would be cheaper, and cost 1.4 points of
+cross its boundaries, and keep the generator's spread in all others. The k-th row of class y in a
+block is the k-th of the block's proposals that the classifier calls y, from whatever class they
+started: so a shorter request is a prefix of a longer one, and labels are exactly those that were
+asked for. (Starting more proposals from the class itself would be cheaper, and cost 1.4 points of
 accuracy: where rows start must say nothing about their label.) Proposals come in pairs that
 differ in the sign of what the classifier does not look at: a classifier fitted to the rows then
 finds these directions empty, as they are, and not filled by the accidents of a finite sample.
@@ -17,94 +17,108 @@ those of the generator. Post-processing of released values throughout.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.models.classifier import Linear, features
-from core.synthesis.proposals import GUIDED, Proposals, on_sphere, stream
+from core.synthesis.proposals import Proposals, on_sphere
+from core.synthesis.streams import CHUNK_ROWS, GUIDED
 
 if TYPE_CHECKING:
     from core.models.frame import Frame
 
 Vector = NDArray[np.float64]
 
-_BLOCK = 4_096  # proposals: one shape for all products, so that a row's bits do not depend on n
-_KNOWN = 1 / 8  # of a fair share of the first block: below it a class is left to the generator
+_SEEN_CHUNKS = 8  # of which it is judged what a classifier knows
+_KNOWN = 1 / 8  # of a fair share of what was seen: below it a class is left to the generator
+_PATIENCE = 4  # times as many chunks as a block of the rarest known class needs on average
 _NEGLIGIBLE = 1e-6  # singular values of the classifier, relative, that are rounding only
 
 
-def guided_rows(
-    proposals: Proposals, classifier: Linear, labels: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """x [n, d] of norm sqrt(d) for labels [n], each called its label by ``classifier`` where that
-    knows the class.
-    """
-    x = np.empty((len(labels), proposals.spec.space.dim), np.float32)
-    looks = _Looks.of(proposals, classifier)
-    places = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
-    filled = dict.fromkeys(places, 0)
-    open_classes, block = set(places), 0
-    while open_classes:
-        rows, called = looks.block(block)
-        if block == 0:
-            least = _KNOWN * _BLOCK / len(classifier.bias)
-            counts = np.bincount(called, minlength=len(classifier.bias))
-            open_classes = {label for label in open_classes if counts[label] >= least}
-        for label in sorted(open_classes):
-            begin, wanted = filled[label], places[label]
-            found = rows[called == label][: len(wanted) - begin]
-            x[wanted[begin : begin + len(found)]] = found
-            filled[label] = begin + len(found)
-        open_classes = {label for label in open_classes if filled[label] < len(places[label])}
-        block += 1
-    unknown = np.isin(labels, [label for label, count in filled.items() if count == 0])
-    if unknown.any():
-        x[unknown] = proposals.rows(labels)[unknown]
-    return x
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """Proposals under one code, and the classifier that labels them."""
 
+    proposals: Proposals
+    classifier: Linear
 
-def seen_proposals(proposals: Proposals, classifier: Linear) -> Vector:
-    """[n, d] what the classifier sees of the first block of proposals."""
-    rows, _ = _Looks.of(proposals, classifier).block(0)
-    return features(proposals.frame, rows / np.sqrt(rows.shape[1]))
+    def rows(self, labels: NDArray[np.int64], block: int = 0) -> NDArray[np.float32]:
+        """x [n, d] of norm sqrt(d), the rows of one block, each called its label by the
+        classifier where that knows the class.
+        """
+        x = np.empty((len(labels), self.proposals.spec.space.dim), np.float32)
+        left = np.zeros(len(labels), bool)
+        places = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
+        for label in [label for label in places if not self.known[label]]:
+            left[places.pop(label)] = True
+        for chunk in range(self._most_chunks):
+            if not places:
+                break
+            rows, called = self._chunk(block, chunk)
+            for label in sorted(places):
+                found = rows[called == label][: len(places[label])]
+                x[places[label][: len(found)]] = found
+                places[label] = places[label][len(found) :]
+            places = {label: open_ for label, open_ in places.items() if len(open_)}
+        for open_ in places.values():
+            left[open_] = True
+        if left.any():
+            x[left] = self.proposals.rows(labels, block)[left]
+        return x
 
+    @cached_property
+    def known(self) -> NDArray[np.bool_]:
+        """[C] whether the classifier gives the class its share. A property of model and code: the
+        plan's public seed draws what is judged.
+        """
+        counts = np.zeros(len(self.classifier.bias))
+        judged = replace(self.proposals, seed=self.proposals.spec.plan.seed)
+        for chunk in range(_SEEN_CHUNKS):
+            _, called = Guided(judged, self.classifier)._chunk(0, chunk)
+            counts += np.bincount(called, minlength=len(counts))
+        return counts >= _KNOWN * _SEEN_CHUNKS * CHUNK_ROWS / len(counts)
 
-class _Looks:
-    """The classifier's view of proposals: its directions, and how wide proposals are in them."""
+    def seen(self) -> Vector:
+        """[n, d] what the classifier sees of the first proposals."""
+        rows = np.concatenate([self._chunk(0, chunk)[0] for chunk in range(_SEEN_CHUNKS)])
+        return features(self.proposals.frame, rows / np.sqrt(rows.shape[1]))
 
-    def __init__(
-        self, proposals: Proposals, classifier: Linear, directions: Vector, width: float
-    ) -> None:
-        self._proposals, self._classifier = proposals, classifier
-        self._directions, self._width = directions, width
-        probs = np.asarray(proposals.frame.class_probs, np.float64)
-        self._probs = probs / probs.sum()
+    @property
+    def _most_chunks(self) -> int:
+        return round(_PATIENCE * _SEEN_CHUNKS * len(self.classifier.bias) / _KNOWN)
 
-    @classmethod
-    def of(cls, proposals: Proposals, classifier: Linear) -> _Looks:
-        # What all classes have in common decides nothing.
-        contrasts = classifier.weight - classifier.weight.mean(axis=0)
+    @cached_property
+    def _directions(self) -> Vector:
+        """[k, d] what the classifier looks at: what all classes have in common decides nothing."""
+        contrasts = self.classifier.weight - self.classifier.weight.mean(axis=0)
         _, values, rows = np.linalg.svd(contrasts, full_matrices=False)
-        directions = rows[values > _NEGLIGIBLE * max(float(values[0]), 1e-300)]
-        apart = _distance_of_means(proposals.frame) / np.sqrt(len(proposals.frame.class_probs))
-        width = proposals.spec.plan.guidance.widen * apart
-        return cls(proposals, classifier, directions, width)
+        return np.asarray(rows[values > _NEGLIGIBLE * max(float(values[0]), 1e-300)])
 
-    def block(self, block: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The proposals [n, d] of a block, and what the classifier calls them [n]."""
-        made, draw = self._proposals, stream(self._proposals.seed, GUIDED, block)
-        pairs = _BLOCK // 2
-        origin = draw.choice(len(self._probs), size=pairs, p=self._probs)
-        spread, decoded = made.residuals(origin, draw, draw, draw_rows=pairs)
+    @cached_property
+    def _width(self) -> float:
+        frame = self.proposals.frame
+        apart = _distance_of_means(frame) / np.sqrt(len(frame.class_probs))
+        return float(self.proposals.spec.plan.guidance.widen * apart)
+
+    def _chunk(self, block: int, chunk: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Proposals [n, d] of one place, and what the classifier calls them [n]."""
+        made = self.proposals
+        draw = made.draws(GUIDED, block, chunk)
+        pairs = CHUNK_ROWS // 2
+        probs = np.asarray(made.frame.class_probs, np.float64)
+        origin = draw.choice(len(probs), size=pairs, p=probs / probs.sum())
+        spread, decoded = made.residuals(origin, draw)
         wide = self._width * draw.standard_normal((pairs, len(self._directions)))
         outside = spread - (spread @ self._directions.T) @ self._directions
         middle = made.base[origin] + decoded + wide @ self._directions
         mirrored = np.stack([middle + outside, middle - outside], axis=1)
-        rows = on_sphere(mirrored.reshape(_BLOCK, -1))
+        rows = on_sphere(mirrored.reshape(CHUNK_ROWS, -1))
         seen = features(made.frame, rows / np.sqrt(rows.shape[1]))
-        return rows, self._classifier.labels(seen)
+        return rows, self.classifier.labels(seen)
 
 
 def _distance_of_means(frame: Frame) -> float:

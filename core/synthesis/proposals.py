@@ -1,7 +1,6 @@
-"""Rows that the generator proposes for given classes, block by block, each from its own stream.
+"""Rows that the generator proposes for given classes, chunk by chunk, each from its own streams.
 
-x = base_y(v) + s e + F^T f + Q^T A g(z, y, v): see ``core.synthesis.sampler``. Draws are made for a
-whole block, so a shorter request is a prefix of a longer one.
+x = base_y(v) + s e + F^T f + Q^T A g(z, y, v): see ``core.synthesis.sampler``.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ from core.federation.plan import RunSpec
 from core.models.architecture import architecture_of
 from core.models.frame import Frame
 from core.models.generator import Generated, Weights, decode, generate
+from core.synthesis.streams import CHUNK_ROWS, ROWS, stream
 
 Vector = NDArray[np.float64]
-
-BLOCK_ROWS = 4_096
-LABELS, _ROWS, _ALONG, GUIDED = 1, 2, 3, 4  # purposes of the streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +25,8 @@ class Proposals:
     """What a model (``spec``, ``frame``, ``weights``) makes under one code and seed.
 
     ``code`` [c] is the frame's, ``network_code`` [c] the hypernetwork's: they differ where codes
-    are trained.
+    are trained. ``number``: which one of the request's codes this is. ``temperature`` scales the
+    standard deviations of latents and spread; 1 is the model.
     """
 
     spec: RunSpec
@@ -37,6 +35,8 @@ class Proposals:
     code: Vector
     network_code: Vector
     seed: int
+    number: int = 0
+    temperature: float = 1.0
 
     @cached_property
     def _theta(self) -> Generated:
@@ -49,40 +49,43 @@ class Proposals:
 
     @cached_property
     def _spread(self) -> tuple[float, Vector]:
-        return self.frame.scale_under(self.code), self.frame.factors_under(self.code)
+        scale, factors = self.frame.scale_under(self.code), self.frame.factors_under(self.code)
+        return self.temperature * scale, self.temperature * factors
 
-    def rows(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        """x [n, d] of norm sqrt(d): each row drawn from the class that its label names."""
+    def draws(self, purpose: int, block: int, chunk: int) -> np.random.Generator:
+        return stream(self.seed, purpose, block, chunk=chunk, code=self.number)
+
+    def rows(self, labels: NDArray[np.int64], block: int = 0) -> NDArray[np.float32]:
+        """x [n, d] of norm sqrt(d), the rows of one block: each is drawn from the class that its
+        label names.
+        """
         x = np.empty((len(labels), self.spec.space.dim), np.float32)
-        for start in range(0, len(labels), BLOCK_ROWS):
-            part = labels[start : start + BLOCK_ROWS]
-            block = start // BLOCK_ROWS
-            draws = (stream(self.seed, _ROWS, block), stream(self.seed, _ALONG, block))
-            spread, decoded = self.residuals(part, *draws, draw_rows=BLOCK_ROWS)
-            x[start : start + len(part)] = on_sphere(self.base[part] + spread + decoded)
+        for chunk, start in enumerate(range(0, len(labels), CHUNK_ROWS)):
+            part = labels[start : start + CHUNK_ROWS]
+            whole = np.zeros(CHUNK_ROWS, np.int64)
+            whole[: len(part)] = part
+            spread, decoded = self.residuals(whole, self.draws(ROWS, block, chunk))
+            x[start : start + len(part)] = on_sphere(self.base[whole] + spread + decoded)[
+                : len(part)
+            ]
         return x
 
     def residuals(
-        self,
-        labels: NDArray[np.int64],
-        own: np.random.Generator,
-        along: np.random.Generator,
-        *,
-        draw_rows: int,
+        self, labels: NDArray[np.int64], draw: np.random.Generator
     ) -> tuple[Vector, Vector]:
         """What rows add to the means of their classes [n]: (spread, decoder's part), [n, d] each.
 
-        The spread is symmetric around 0. ``own`` gives latent and isotropic draws (``draw_rows``
-        >= n latent ones, where the next draw must not depend on n), ``along`` those of factors.
+        The spread is symmetric around 0. Whoever draws for the same n gets the same rows.
         """
         scale, factors = self._spread
-        theta, dim = self._theta, self.spec.space.dim
-        normal = own.standard_normal((draw_rows, self.spec.plan.model.latent_dim))[: len(labels)]
-        isotropic = own.standard_normal((len(labels), dim), dtype=np.float32)
-        z = theta.prior_mean[labels] + np.exp(theta.prior_log_std[labels]) * normal
-        wide = along.standard_normal((len(labels), len(factors)))
+        theta, n = self._theta, len(labels)
+        normal = draw.standard_normal((n, self.spec.plan.model.latent_dim))
+        isotropic = draw.standard_normal((n, self.spec.space.dim), dtype=np.float32)
+        along = draw.standard_normal((n, len(factors)))
+        deviations = self.temperature * np.exp(theta.prior_log_std[labels])
+        z = theta.prior_mean[labels] + deviations * normal
         decoded = self.frame.colour(decode(theta, z, labels))
-        return np.asarray(scale * isotropic + wide @ factors), decoded
+        return np.asarray(scale * isotropic + along @ factors), decoded
 
 
 def on_sphere(rows: Vector) -> NDArray[np.float32]:
@@ -90,8 +93,3 @@ def on_sphere(rows: Vector) -> NDArray[np.float32]:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     scaled = np.sqrt(rows.shape[1]) * rows / np.where(norms > 0, norms, 1.0)
     return np.asarray(scaled, np.float32)
-
-
-def stream(seed: int, purpose: int, block: int) -> np.random.Generator:
-    """The draws of one purpose and block: counter-based, independent of all others."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, block, purpose]))

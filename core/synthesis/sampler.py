@@ -2,9 +2,8 @@
 
 x = sqrt(d) * unit( base_y(v) + s e + F^T f + Q^T A g(z, y, v) ), z ~ prior of (y, v), e and f
 standard normal: the class mean under code v, the released spread (isotropic and along factors),
-and the decoder's residual in its directions, in units of that spread. Rows are made in blocks of
-a fixed size, each from its own counter-based stream, so that a row depends on (model, request,
-seed, its place) and on nothing else.
+and the decoder's residual in its directions, in units of that spread. Rows are made in blocks
+(``core.synthesis.rows``), so that a row depends on (model, request, seed, its place) only.
 
 Where the run trained a classifier, it decides which rows carry which label
 (``core.synthesis.guidance``).
@@ -14,6 +13,8 @@ Sampling is post-processing of released values: it costs no privacy, whatever th
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,10 +29,15 @@ from core.models.codes import AVERAGE, read_offsets
 from core.models.frame import Frame
 from core.models.label_shift import curvature, read_label_shift, shifted
 from core.models.layout import shared_layout
-from core.synthesis.guidance import guided_rows, seen_proposals
-from core.synthesis.proposals import LABELS, Proposals, stream
+from core.synthesis.formats.document import Document
+from core.synthesis.guidance import Guided
+from core.synthesis.labels import Counted, Drawn, LabelSource, apportioned
+from core.synthesis.proposals import Proposals
 from core.synthesis.request import SynthesisRequest
+from core.synthesis.rows import Rows, Source
 from core.wire import tensors
+
+_ID_DIGITS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +61,18 @@ class Samples:
         """Class names [n]."""
         return [self.classes[i] for i in self.y]
 
-    def marked(self, receipt: dict[str, Any]) -> dict[str, Any]:
-        """The receipt, with the caveat if there is one."""
-        return receipt | {"caveat": self.caveat} if self.caveat else receipt
+
+@dataclass(frozen=True)
+class Code:
+    """A code that rows are made under: its ``domain`` (the client, "neutral" or "blend"), the
+    mixture that it is, its share of the rows, and an id that two codes share only if they are
+    equal.
+    """
+
+    domain: str
+    mixture: str | dict[str, float]
+    share: float
+    id: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,19 +136,84 @@ class Generator:
             blended = blended + weight * rows[self.clients.index(name)]
         return blended
 
+    def codes(self, request: SynthesisRequest) -> tuple[Code, ...]:
+        """The codes that a request's rows are made under. Raises ``UnknownMixtureClient``."""
+        self.code(request.mixture)  # also clients of weight 0 must be known
+        if isinstance(request.mixture, str):
+            return (self._code_of("neutral", "neutral", 1.0),)
+        named = {name: share for name, share in request.mixture.items() if share > 0}
+        if request.mode == "sample":
+            return tuple(self._code_of(name, {name: 1.0}, share) for name, share in named.items())
+        domain = next(iter(named)) if len(named) == 1 else "blend"
+        return (self._code_of(domain, request.mixture, 1.0),)
+
+    def _code_of(self, domain: str, mixture: str | dict[str, float], share: float) -> Code:
+        made = hashlib.sha256()
+        for part in (self.code(mixture), self.network_code(mixture)):
+            made.update(np.ascontiguousarray(part, "<f8").tobytes())
+        return Code(domain, mixture, share, made.hexdigest()[:_ID_DIGITS])
+
+    def rows(self, request: SynthesisRequest, seed: int) -> Rows:
+        """The rows of a request, made when they are asked for. Raises ``InvalidMixture`` or
+        ``InvalidSynthesisRequest``.
+        """
+        codes = self.codes(request)
+        sources = tuple(
+            self._source(code.mixture, number, request, seed) for number, code in enumerate(codes)
+        )
+        shares = np.array([code.share for code in codes])
+        return Rows(sources, shares, self._labels(request, seed), seed)
+
+    def document(
+        self, request: SynthesisRequest, seed: int, receipt: Mapping[str, Any]
+    ) -> Document:
+        """The rows of a request, ready to be written in any format. Raises as ``rows`` does."""
+        codes = self.codes(request)
+        return Document(
+            rows=self.rows(request, seed),
+            classes=self.spec.space.classes,
+            domains=tuple(code.domain for code in codes),
+            code_ids=tuple(code.id for code in codes),
+            dim=self.spec.space.dim,
+            receipt=dict(receipt) | ({"caveat": self.caveat} if self.caveat else {}),
+            dtype=request.dtype,
+            columns=request.columns,
+        )
+
+    def _source(
+        self, mixture: str | dict[str, float], number: int, request: SynthesisRequest, seed: int
+    ) -> Source:
+        proposals = Proposals(
+            spec=self.spec,
+            frame=self.frame,
+            weights=self.weights,
+            code=self.code(mixture),
+            network_code=self.network_code(mixture),
+            seed=seed,
+            number=number,
+            temperature=request.temperature,
+        )
+        if not self.guides(request):
+            return proposals
+        return Guided(proposals, self.classifier(mixture))
+
+    def guides(self, request: SynthesisRequest) -> bool:
+        """Does the trained classifier choose the labels of this request?"""
+        return self.guided and request.guidance == "model"
+
     def sample(self, request: SynthesisRequest, seed: int) -> Samples:
-        """Rows for a request. Raises ``InvalidMixture`` or ``InvalidSynthesisRequest``."""
-        code = self.code(request.mixture)
-        labels = self._labels(request, seed)
-        network_code = self.network_code(request.mixture)
-        proposals = Proposals(self.spec, self.frame, self.weights, code, network_code, seed)
-        guided = self.guided and request.guidance == "model"
-        if guided:
-            x = guided_rows(proposals, self.classifier(request.mixture), labels)
-        else:
-            x = proposals.rows(labels)
+        """All rows of a request at once. Raises as ``rows`` does."""
+        blocks = list(self.rows(request, seed))
         mixture = {} if isinstance(request.mixture, str) else dict(request.mixture)
-        return Samples(x, labels, self.spec.space.classes, mixture, seed, guided, self.caveat)
+        return Samples(
+            x=np.concatenate([block.x for block in blocks]),
+            y=np.concatenate([block.y for block in blocks]),
+            classes=self.spec.space.classes,
+            weights=mixture,
+            seed=seed,
+            guided=self.guides(request),
+            caveat=self.caveat,
+        )
 
     def classifier(self, mixture: str | dict[str, float] = "neutral") -> Linear:
         """The classifier that labels rows of a mixture: rounds train one for all, and a client's
@@ -156,20 +236,29 @@ class Generator:
         """
         neutral = self.code("neutral")
         made = Proposals(self.spec, self.frame, self.weights, neutral, neutral, self.spec.plan.seed)
-        return curvature(self._trained, seen_proposals(made, self._trained))
+        return curvature(self._trained, Guided(made, self._trained).seen())
 
-    def _labels(self, request: SynthesisRequest, seed: int) -> NDArray[np.int64]:
+    def _labels(self, request: SynthesisRequest, seed: int) -> LabelSource:
         classes = self.spec.space.classes
-        if request.class_counts is None:
-            draw = stream(seed, LABELS, 0)
-            probabilities = self.frame.class_probs / self.frame.class_probs.sum()
-            return np.asarray(draw.choice(len(classes), size=request.n, p=probabilities))
-        unknown = sorted(set(request.class_counts) - set(classes))
-        if unknown:
+        if request.class_counts is not None:
+            self._must_know(request.class_counts, "class_counts")
+            return Counted(tuple(request.class_counts.get(name, 0) for name in classes), seed)
+        if request.n is None:
+            raise InvalidSynthesisRequest("give exactly one of n and class_counts")
+        if request.labels == "model":
+            probabilities = np.asarray(self.frame.class_probs, np.float64)
+            return Drawn(request.n, probabilities / probabilities.sum(), seed)
+        shares = dict.fromkeys(classes, 1.0)
+        if not isinstance(request.labels, str):
+            self._must_know(request.labels, "labels")
+            shares = {name: request.labels.get(name, 0.0) for name in classes}
+        return Counted(apportioned(request.n, list(shares.values())), seed)
+
+    def _must_know(self, named: Iterable[str], field: str) -> None:
+        classes = self.spec.space.classes
+        if unknown := sorted(set(named) - set(classes)):
             raise InvalidSynthesisRequest(
                 f"class {unknown[0]!r} is not in the vocabulary.",
-                field=f"class_counts.{unknown[0]}",
+                field=f"{field}.{unknown[0]}",
                 mend=f"Use {', '.join(classes[:10])}{' ...' if len(classes) > 10 else ''}.",
             )
-        counts = [request.class_counts.get(name, 0) for name in classes]
-        return np.repeat(np.arange(len(classes), dtype=np.int64), counts)

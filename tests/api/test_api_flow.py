@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
+from api.problems import NotAcceptable
+from api.synthesis.negotiation import chosen
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
 from core.storage import sha256_of
-from core.synthesis.formats import RECEIPT_KEY
+from core.synthesis.formats import FORMATS, RECEIPT_KEY
 from core.synthesis.request import MAX_ROWS
 from tests.api.support import Coordinator, problem
 
@@ -145,13 +151,88 @@ async def test_synthesis_in_json_and_parquet_with_receipts(coordinator: Coordina
     assert RECEIPT_KEY.encode() in table.schema.metadata
 
 
+async def test_long_answers_are_streamed_and_equal_in_every_format(
+    coordinator: Coordinator,
+) -> None:
+    await coordinator.enrol("site-a", "site-b")
+    run = await coordinator.run("site-a", "site-b", privacy={"rounds": 0})
+    await coordinator.finish(run, "site-a", "site-b")
+    body = {
+        "run": "run-1", "mixture": {"site-a": 3, "site-b": 1}, "mode": "sample", "n": 9_000,
+        "seed": 7, "columns": ["domain"], "labels": "uniform",
+    }  # fmt: skip
+    answers = {
+        kind: await coordinator.call(
+            "POST", "/synthesize", "scientist", json=body | {"format": kind}
+        )
+        for kind in FORMATS
+    }
+    for kind, answer in answers.items():
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == FORMATS[kind].media
+        assert ("content-length" in answer.headers) is False
+    document = answers["json"].json()
+    parquet = pq.read_table(io.BytesIO(answers["parquet"].content))
+    arrow = pa.ipc.open_stream(answers["arrow"].content).read_all()
+    npz = np.load(io.BytesIO(answers["npz"].content))
+    x = npz["embeddings"]
+    assert x.shape == (9_000, 6)
+    for table in (parquet, arrow):
+        np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), x)
+        assert table["domain"].to_pylist() == document["domains"]
+        assert table["label_id"].to_pylist() == document["label_ids"]
+        assert json.loads(table.schema.metadata[RECEIPT_KEY.encode()]) == document["receipt"]
+    np.testing.assert_array_equal(np.asarray(document["embeddings"], np.float32), x)
+    assert npz["label_ids"].tolist() == document["label_ids"]
+    assert [str(npz["domains"][i]) for i in npz["sources"]] == document["domains"]
+    assert json.loads(str(npz["receipt"])) == {RECEIPT_KEY: document["receipt"]}
+    assert document["receipt"]["mixture"] == {"site-a": 0.75, "site-b": 0.25}
+    assert [code["domain"] for code in document["receipt"]["codes"]] == ["site-a", "site-b"]
+    short = await coordinator.call("POST", "/synthesize", "scientist", json=body | {"n": 1_000})
+    assert short.headers["content-length"] == str(len(short.content))
+
+
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        ("*/*", "application/json"),
+        ("application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.stream"),
+        ("text/html, application/x-npz;q=0.3, */*;q=0.1", "application/x-npz"),
+        (
+            "application/json;q=0.5, application/vnd.apache.parquet",
+            "application/vnd.apache.parquet",
+        ),
+        ("application/*, application/x-npz", "application/x-npz"),
+        ("image/png", None),
+        ("application/json;q=0", None),
+        ("application/json;q=much", None),
+    ],
+)
+def test_accept_chooses_the_format(accept: str, media: str | None) -> None:
+    if media is None:
+        with pytest.raises(NotAcceptable, match="served as application/json"):
+            chosen(None, accept)
+    else:
+        assert FORMATS[chosen(None, accept)].media == media
+    assert chosen("npz", accept) == "npz"
+    assert chosen(None, None) == "json"
+
+
 @pytest.mark.parametrize(
     ("change", "status", "code", "field"),
     [
         ({"n": 0}, 422, "invalid-request", "n"),
         ({"n": MAX_ROWS + 1}, 422, "invalid-request", "n"),
-        ({"mixture": {"site-a": 0.7, "site-b": 0.7}}, 422, "invalid-request", None),
+        ({"mixture": {"site-a": 0.0}}, 422, "invalid-request", None),
         ({"mixture": {"site-a": 1.5, "site-b": -0.5}}, 422, "invalid-request", None),
+        ({"mode": "sample"}, 422, "invalid-request", None),
+        ({"labels": {"z": 1.0}}, 422, "invalid-synthesis-request", "labels.z"),
+        ({"temperature": 0}, 422, "invalid-request", "temperature"),
+        ({"dtype": "int8"}, 422, "invalid-request", "dtype"),
+        ({"columns": ["colour"]}, 422, "invalid-request", "columns.0"),
+        ({"columns": ["domain", "domain"]}, 422, "invalid-request", "columns"),
+        ({"format": "xlsx"}, 422, "invalid-request", "format"),
+        ({"n": 2_000_000}, 422, "invalid-synthesis-request", "n"),
         ({"mixture": {"nobody": 1.0}}, 422, "unknown-mixture-client", None),
         ({"n": None, "class_counts": {"z": 1}}, 422, "invalid-synthesis-request", None),
         ({"n": None}, 422, "invalid-request", None),

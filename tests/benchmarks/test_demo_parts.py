@@ -21,8 +21,9 @@ from benchmarks.demo.small import clusters
 from core.data import load
 from core.evaluation.utility import tstr
 from core.federation.rule import spec_for
-from core.synthesis.formats import to_parquet
-from core.synthesis.sampler import Samples
+from core.synthesis.formats import Document, whole
+from core.synthesis.rows import Rows
+from core.synthesis.streams import BLOCK_ROWS
 from worker.config import load_site
 
 
@@ -85,12 +86,33 @@ def test_the_baseline_beats_chance_by_far() -> None:
     assert evaluation.score("class means", rows, data, private=True).accuracy > 0.75
 
 
+class Given:
+    """Rows that are there already, as a source of rows and of their labels."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.x, self.y, self.n = x, np.asarray(y, np.int64), len(y)
+
+    def rows(self, labels: np.ndarray, block: int = 0) -> np.ndarray:
+        return self.x[block * BLOCK_ROWS :][: len(labels)]
+
+    def block(self, block: int) -> np.ndarray:
+        return self.y[block * BLOCK_ROWS :][:BLOCK_ROWS]
+
+
 def test_a_table_is_read_back_as_it_was_made(tmp_path: Path) -> None:
     data = clusters()
     x, y = data.sites[0].test_x, data.sites[0].test_y
-    samples = Samples(x=x, y=y, classes=data.space.classes, weights={"site-a": 1.0}, seed=3)
+    given = Given(x, y)
+    document = Document(
+        rows=Rows((given,), np.ones(1), given, 3),
+        classes=data.space.classes,
+        domains=("site-a",),
+        code_ids=("",),
+        dim=x.shape[1],
+        receipt={"seed": 3},
+    )
     path = tmp_path / "t.parquet"
-    path.write_bytes(to_parquet(samples, {"seed": 3}))
+    path.write_bytes(whole("parquet", document))
     read_x, read_y = evaluation.read_table(path, data.space)
     np.testing.assert_array_equal(read_x, x)
     np.testing.assert_array_equal(read_y, y)

@@ -31,7 +31,7 @@ from core.privacy.coins import CoinStream
 from core.privacy.mechanism import sensitivity
 from core.privacy.noise import csprng, seeded
 from core.simulation import SimulatedSite, simulate
-from core.synthesis.formats import RECEIPT_KEY, to_json, to_parquet
+from core.synthesis.formats import RECEIPT_KEY, whole
 from core.synthesis.request import SynthesisRequest
 from core.synthesis.sampler import Generator
 from core.training.gradients import Batch, clipped_sum
@@ -162,8 +162,9 @@ def test_a_simulated_run_makes_rows_that_say_what_they_are(form: str) -> None:
     for samples in (neutral, own):
         assert samples.caveat == NO_GUARANTEE
         np.testing.assert_allclose(np.linalg.norm(samples.x, axis=1), np.sqrt(12), rtol=1e-5)
-        assert to_json(samples, {"seed": 1})["receipt"] == {"seed": 1, "caveat": NO_GUARANTEE}
-    table = pq.read_table(io.BytesIO(to_parquet(own, {"seed": 1})))
+    document = run.generator.document(request({"a": 1.0}), 1, {"seed": 1})
+    assert document.receipt == {"seed": 1, "caveat": NO_GUARANTEE}
+    table = pq.read_table(io.BytesIO(whole("parquet", document)))
     assert json.loads(table.schema.metadata[RECEIPT_KEY.encode()])["caveat"] == NO_GUARANTEE
     # Files keep the label, whatever plan they are read with.
     assert Generator.load(
@@ -178,7 +179,7 @@ def test_a_joint_run_has_no_caveat() -> None:
     assert done.generator.caveat == ""
     _, metadata = tensors.unpack(done.rounds[-1].weights)
     assert "caveat" not in metadata
-    assert to_json(done.generator.sample(request("neutral"), 1), {})["receipt"] == {}
+    assert done.generator.document(request("neutral"), 1, {}).receipt == {}
 
 
 def test_the_frame_is_that_of_a_joint_run_and_codes_are_private() -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -22,10 +18,9 @@ from core.privacy import accounting
 from core.privacy.noise import csprng, seeded
 from core.simulation import Simulated, SimulatedSite, simulate
 from core.storage import sha256_of
-from core.synthesis.formats import RECEIPT_KEY, to_json, to_parquet
-from core.synthesis.proposals import BLOCK_ROWS
 from core.synthesis.request import MAX_ROWS, SynthesisRequest
 from core.synthesis.sampler import Generator
+from core.synthesis.streams import BLOCK_ROWS
 from core.training.local import execute, release
 from core.wire.messages import AggregateInput, AggregateJob, WorkOrder
 from tests.core import worlds
@@ -176,9 +171,8 @@ def test_the_same_request_and_seed_give_the_same_rows(run: Simulated) -> None:
 def test_rows_lie_on_the_sphere_and_a_longer_request_begins_with_the_shorter(
     run: Simulated,
 ) -> None:
-    counts = {"class-0": BLOCK_ROWS + 10}
-    long = run.generator.sample(request(n=None, class_counts=counts), 1).x
-    short = run.generator.sample(request(n=None, class_counts={"class-0": 50}), 1).x
+    long = run.generator.sample(request(n=BLOCK_ROWS + 10), 1).x
+    short = run.generator.sample(request(n=50), 1).x
     np.testing.assert_allclose(np.linalg.norm(long, axis=1), np.sqrt(12), rtol=1e-5)
     np.testing.assert_array_equal(long[:50], short)
     assert not np.allclose(long[:10], long[BLOCK_ROWS:])
@@ -186,7 +180,7 @@ def test_rows_lie_on_the_sphere_and_a_longer_request_begins_with_the_shorter(
 
 def test_class_counts_are_exact_and_proportions_follow_the_pool(run: Simulated) -> None:
     samples = run.generator.sample(request(n=None, class_counts={"class-1": 3, "class-2": 2}), 0)
-    assert samples.labels() == ["class-1"] * 3 + ["class-2"] * 2
+    assert sorted(samples.labels()) == ["class-1"] * 3 + ["class-2"] * 2
     drawn = np.bincount(run.generator.sample(request(n=6_000), 0).y, minlength=3) / 6_000
     np.testing.assert_allclose(drawn, run.generator.frame.class_probs, atol=0.03)
 
@@ -209,6 +203,11 @@ def test_unknown_clients_and_classes_name_the_field(run: Simulated) -> None:
     with pytest.raises(errors.InvalidSynthesisRequest) as wrong:
         run.generator.sample(request(n=None, class_counts={"cat": 1}), 0)
     assert wrong.value.field == "class_counts.cat"
+    with pytest.raises(errors.InvalidSynthesisRequest) as wrong:
+        run.generator.sample(request(labels={"class-1": 1, "cat": 1}), 0)
+    assert wrong.value.field == "labels.cat"
+    with pytest.raises(errors.UnknownMixtureClient):
+        run.generator.rows(request(mode="sample", mixture={"a": 1, "zebra": 0}), 0)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +219,18 @@ def test_unknown_clients_and_classes_name_the_field(run: Simulated) -> None:
         ({"class_counts": {"a": 1}}, "exactly one"),
         ({"n": None, "class_counts": {"a": 0}}, "sum to"),
         ({"n": None, "class_counts": {"a": -1}}, "greater than or equal to 0"),
-        ({"mixture": {"a": 0.5, "b": 0.6}}, "sum to 1"),
-        ({"mixture": {"a": 1.5, "b": -0.5}}, "negative"),
+        ({"mixture": {"a": 1.5, "b": -0.5}}, "greater than or equal to 0"),
+        ({"mixture": {"a": 0.0}}, "at least one"),
+        ({"mixture": "everybody"}, "neutral"),
+        ({"mode": "sample"}, "needs a mixture"),
+        ({"mode": "mix"}, "blend"),
+        ({"labels": {"a": -1}}, "greater than or equal to 0"),
+        ({"labels": {}}, "at least one"),
+        ({"labels": "balanced"}, "uniform"),
+        ({"n": None, "class_counts": {"a": 1}, "labels": "uniform"}, "says already"),
+        ({"temperature": 0}, "greater than 0"),
+        ({"temperature": 4.1}, "less than or equal to 4"),
+        ({"temperature": float("inf")}, "finite"),
         ({"mixture": {"a": float("nan")}}, "finite"),
         ({"mixture": {}}, "at least one"),
         ({"seed": -1}, "greater than or equal to 0"),
@@ -230,16 +239,3 @@ def test_unknown_clients_and_classes_name_the_field(run: Simulated) -> None:
 def test_bad_requests_say_what_is_wrong(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         request(**change)
-
-
-def test_files_hold_rows_labels_and_receipt(run: Simulated) -> None:
-    samples = run.generator.sample(request(n=20), 0)
-    receipt = {"model": "sha256:x", "seed": 0}
-    table = pq.read_table(io.BytesIO(to_parquet(samples, receipt)))
-    np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), samples.x)
-    assert table["label"].to_pylist() == samples.labels()
-    assert json.loads(table.schema.metadata[RECEIPT_KEY.encode()]) == receipt
-    document = json.loads(json.dumps(to_json(samples, receipt)))
-    np.testing.assert_allclose(document["embeddings"], samples.x, rtol=1e-6)
-    assert document["labels"] == samples.labels()
-    assert document["receipt"] == receipt

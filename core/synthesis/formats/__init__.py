@@ -1,0 +1,32 @@
+"""Rows as files and streams: a writer for each format, in constant memory, with the receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from core.synthesis.formats import arrays, tables, text
+from core.synthesis.formats.document import RECEIPT_KEY as RECEIPT_KEY
+from core.synthesis.formats.document import Document as Document
+
+
+@dataclass(frozen=True)
+class Format:
+    """``pieces`` of a document are its bytes in order; the first ones come after one block."""
+
+    media: str
+    suffix: str
+    pieces: Callable[[Document], Iterator[bytes]]
+
+
+FORMATS: Mapping[str, Format] = {
+    "json": Format("application/json", "json", text.json_pieces),
+    "arrow": Format("application/vnd.apache.arrow.stream", "arrows", tables.arrow_pieces),
+    "parquet": Format("application/vnd.apache.parquet", "parquet", tables.parquet_pieces),
+    "npz": Format("application/x-npz", "npz", arrays.npz_pieces),
+}
+
+
+def whole(kind: str, document: Document) -> bytes:
+    """All bytes of a document at once."""
+    return b"".join(FORMATS[kind].pieces(document))
