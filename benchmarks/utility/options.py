@@ -12,7 +12,8 @@ from typing import cast
 from benchmarks.last_line import RESULTS
 from benchmarks.utility.splits import Settings
 from core.federation.rule import NoiseMode
-from core.synthesis.request import MAX_ROWS
+
+_MOST_ROWS = 50_000  # held in memory, and fitted by a classifier, for every cell
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
@@ -56,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--epsilons", type=number(0, 100), nargs="+", help="instead of the standard plan's")
     add("--delta", type=number(0, 1), default=standard.delta)
     add("--seeds", type=count(), help="how many (0, 1, ...), instead of the standard plan's")
-    add("--rows", type=count(MAX_ROWS), default=standard.rows,
+    add("--rows", type=count(_MOST_ROWS), default=standard.rows,
         help="synthetic records for the classifier")  # fmt: skip
     add("--n-max", type=count(),
         help="declared public bound on a client's units; default: the smallest of 1, 2, 5 times a "

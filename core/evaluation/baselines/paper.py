@@ -26,10 +26,12 @@ from core.federation.plan import (
 from core.federation.rule import spec_for
 from core.models.architecture import Form
 from core.privacy.noise import NoiseSource
-from core.synthesis.request import MAX_ROWS, SynthesisRequest
+from core.synthesis.request import SynthesisRequest
 
 if TYPE_CHECKING:
     from core.paper import PaperRun
+
+_AT_ONCE = 50_000  # rows of one request
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ class Paper:
         xs = [np.zeros((0, generator.spec.space.dim), np.float32)]
         ys = [np.zeros(0, np.int64)]
         for mixture, rows in wanted:
-            for start in range(0, rows, MAX_ROWS):
-                some = min(MAX_ROWS, rows - start)
+            for start in range(0, rows, _AT_ONCE):
+                some = min(_AT_ONCE, rows - start)
                 request = SynthesisRequest.model_validate(
                     {"run": "paper", "mixture": mixture, "n": some}
                 )
