@@ -39,9 +39,11 @@ _KEEP_SENT = timedelta(days=1)
 _KEEP_KEYS = timedelta(days=7)
 
 
-async def _announce(session: AsyncSession, task: str, queue: str, subject: UUID) -> None:
-    session.add(OutboxMessage(id=uuid7(), task=task, queue=queue, subject=subject))
-    await session.flush()
+async def _announce(session: AsyncSession, task: str, queue: str, *subjects: UUID) -> None:
+    messages = [
+        {"id": uuid7(), "task": task, "queue": queue, "subject": subject} for subject in subjects
+    ]
+    await session.execute(insert(OutboxMessage), messages)
     await ring(session, TOPIC_OUTBOX)
 
 
@@ -55,14 +57,7 @@ async def announce_works(session: AsyncSession, work_ids: Sequence[UUID], now: d
         .values(queued_at=now, queued_count=WorkItem.queued_count + 1)
         .execution_options(synchronize_session=False)
     )
-    await session.execute(
-        insert(OutboxMessage),
-        [
-            {"id": uuid7(), "task": TASK_TRAIN, "queue": QUEUE_TRAIN, "subject": work_id}
-            for work_id in work_ids
-        ],
-    )
-    await ring(session, TOPIC_OUTBOX)
+    await _announce(session, TASK_TRAIN, QUEUE_TRAIN, *work_ids)
 
 
 async def announce_consent(session: AsyncSession, consent: Consent, now: datetime) -> None:

@@ -27,6 +27,7 @@ def test_a_process_dies(cell: Cell, world: World) -> None:
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.id)
 def test_something_else_goes_wrong(condition: Condition, world: World) -> None:
+    # Full for real: nothing that only pretends to be a full disk fails as one does, at each write.
     if condition.needs_disk and not world.store.mounted:
         pytest.skip("a disk that can be filled needs the right to mount one")
     outcome = condition.run(world)

@@ -12,18 +12,17 @@ from core.synthesis.formats.document import Document as Document
 
 @dataclass(frozen=True)
 class Format:
-    """``pieces`` of a document are its bytes in order; the first ones come after one block."""
+    """``pieces`` of a document are its bytes in order; the first ones come after a few blocks."""
 
     media: str
-    suffix: str
     pieces: Callable[[Document], Iterator[bytes]]
 
 
 FORMATS: Mapping[str, Format] = {
-    "json": Format("application/json", "json", text.json_pieces),
-    "arrow": Format("application/vnd.apache.arrow.stream", "arrows", tables.arrow_pieces),
-    "parquet": Format("application/vnd.apache.parquet", "parquet", tables.parquet_pieces),
-    "npz": Format("application/x-npz", "npz", arrays.npz_pieces),
+    "json": Format("application/json", text.json_pieces),
+    "arrow": Format("application/vnd.apache.arrow.stream", tables.arrow_pieces),
+    "parquet": Format("application/vnd.apache.parquet", tables.parquet_pieces),
+    "npz": Format("application/x-npz", arrays.npz_pieces),
 }
 
 
