@@ -147,6 +147,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "invalid-mixture": (422, "The mixture is not valid"),
     "unknown-mixture-client": (422, "The mixture names an unknown client"),
     "invalid-synthesis-request": (422, "The synthesis request is not valid"),
+    "receipt-invalid": (422, "The receipt cannot be verified"),
     "update-rejected": (422, "The update does not count"),
     "update-unreadable": (422, "The update cannot be read"),
     "update-wrong-layout": (422, "The update has another layout"),

@@ -96,6 +96,12 @@ class InvalidSynthesisRequest(DomainError):
     code = "invalid-synthesis-request"
 
 
+class ReceiptInvalid(DomainError):
+    """A receipt that nobody here has signed, or not as it is."""
+
+    code = "receipt-invalid"
+
+
 # --- updates ---
 
 

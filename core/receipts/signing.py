@@ -1,0 +1,91 @@
+"""Ed25519 signatures (RFC 8032) of receipts. A key has an id; old keys go on verifying."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import ValidationError
+
+from core.errors import ReceiptInvalid
+from core.federation.plan import Frozen
+from core.receipts.receipt import Receipt, canonical
+
+_CONTEXT = b"fedhypevae receipt 1\n"  # no signature of anything else is one of a receipt
+_ID_DIGITS = 16
+
+
+class Signed(Frozen):
+    """A receipt as it is handed out. ``signature``: base64 of 64 bytes."""
+
+    receipt: dict[str, object]
+    key_id: str
+    algorithm: Literal["ed25519"] = "ed25519"
+    signature: str
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """The private half. ``seed``: 32 secret bytes."""
+
+    seed: bytes
+
+    @classmethod
+    def new(cls) -> SigningKey:
+        return cls(Ed25519PrivateKey.generate().private_bytes_raw())
+
+    @property
+    def public(self) -> bytes:
+        """32 bytes that anybody may have."""
+        return Ed25519PrivateKey.from_private_bytes(self.seed).public_key().public_bytes_raw()
+
+    def sign(self, receipt: Receipt) -> Signed:
+        key = Ed25519PrivateKey.from_private_bytes(self.seed)
+        content = receipt.model_dump(mode="json")
+        signature = key.sign(_CONTEXT + canonical(content))
+        return Signed(
+            receipt=content,
+            key_id=key_id(self.public),
+            signature=base64.b64encode(signature).decode(),
+        )
+
+
+def key_id(public: bytes) -> str:
+    """The name of a public key: the beginning of its SHA-256."""
+    return hashlib.sha256(public).hexdigest()[:_ID_DIGITS]
+
+
+def verified(signed: Signed, keys: Mapping[str, bytes]) -> Receipt:
+    """The receipt, if one of these keys (id -> 32 public bytes) signed it as it is; raises
+    ``ReceiptInvalid``, which says what is wrong.
+    """
+    public = keys.get(signed.key_id)
+    if public is None:
+        raise ReceiptInvalid(
+            f"the key {signed.key_id!r} is not known here",
+            field="key_id",
+            mend="Fetch the coordinator's public keys again.",
+        )
+    if key_id(public) != signed.key_id:
+        raise ReceiptInvalid(f"the key under {signed.key_id!r} has another id", field="key_id")
+    try:
+        signature = base64.b64decode(signed.signature, validate=True)
+        content = _CONTEXT + canonical(signed.receipt)
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, content)
+    except (binascii.Error, ValueError, InvalidSignature) as error:
+        raise ReceiptInvalid(
+            "the signature does not belong to this receipt: one of them was changed",
+            field="signature",
+        ) from error
+    try:
+        return Receipt.model_validate(signed.receipt)
+    except ValidationError as error:
+        raise ReceiptInvalid(
+            "a receipt of another version: this program is too old for it", field="receipt"
+        ) from error
