@@ -28,13 +28,15 @@ from api.joins import endpoints as joins
 from api.ledger import endpoints as ledger
 from api.observability import configure
 from api.planner import endpoints as planner
+from api.receipts import endpoints as receipts
+from api.receipts.keys import Keyring
 from api.replays import endpoints as replays
 from api.rounds import endpoints as rounds
 from api.runs import control_endpoints as control
 from api.runs import endpoints as runs
 from api.sweeper import Sweeper
 from api.synthesis import endpoints as synthesis
-from api.synthesis.service import Generators
+from api.synthesis.models import Generators
 from api.updates import endpoints as updates
 from api.work import endpoints as work
 from core.storage import ObjectStore
@@ -56,6 +58,7 @@ _TAGS = [
     {"name": "jobs", "description": "The coordinator's own jobs."},
     {"name": "objects", "description": "Downloads."},
     {"name": "synthesis", "description": "Synthetic embeddings."},
+    {"name": "receipts", "description": "What rows are of, and proof of it."},
     {"name": "events", "description": "Who did what, when; live and afterwards."},
     {"name": "tokens", "description": "Bearer tokens."},
     {"name": "health", "description": "For machines that watch machines."},
@@ -90,6 +93,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     ctx = Context(settings=settings, database=database, store=store, hub=hub)
     dispatcher = Dispatcher(database, hub, settings.broker_url, settings.poll_s)
     app.state.context, app.state.dispatcher, app.state.generators = ctx, dispatcher, Generators()
+    app.state.keyring = Keyring(database, settings.pepper)
     app.state.feeds = Feeds(settings.max_streams)
     tasks = []
     if app.state.background:
@@ -137,7 +141,8 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         app.include_router(module.router)
     for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
         app.include_router(module.router)
-    app.include_router(synthesis.router)
+    for module in (synthesis, receipts):
+        app.include_router(module.router)
     app.include_router(health.router)
     return app
 

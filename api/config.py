@@ -82,6 +82,10 @@ class Settings(Secrets):
         description="Bytes of updates are erased so long after their round has ended; "
         "unset: they are kept, and every round can be replayed.",
     )
+    serve_not_private: bool = Field(
+        default=False,
+        description="Serve rows of models without a privacy guarantee, stamped NOT PRIVATE.",
+    )
 
     @field_validator("object_store_url")
     @classmethod

@@ -468,31 +468,86 @@ SYNTHESIS = {
     "n": 2,
     "seed": 7,
 }
+RECEIPT_ID = "rcp_" + "9c56cc51b374c3ba" * 2
+SIGNING_KEY = "5f0d1a9c7e34b286"
+ROWS_CONTENT = {"algorithm": "fhv-rows-1", "n": 2, "digest": "sha256:" + "07" * 32}
+MADE_WITH = {
+    "fedhypevae": "0.1.0",
+    "numpy": "2.4.6",
+    "instruction_set": "x86_64 Haswell X86_V3",
+}
+SIGNED_RECEIPT: dict[str, Any] = {
+    "id": RECEIPT_ID,
+    "receipt": {
+        "version": 1,
+        "model": {
+            "run_id": RUN_ID,
+            "run": "digits-1",
+            "round": 3,
+            "plan_digest": SPEC,
+            "frame_digest": FRAME,
+            "weights_digest": WEIGHTS,
+        },
+        "asked": {
+            "mixture": {"site-a": 0.7, "site-b": 0.3},
+            "mode": "blend",
+            "n": 2,
+            "labels": "model",
+            "class_counts": None,
+            "temperature": 1.0,
+            "guidance": "model",
+            "seed": 7,
+        },
+        "n": 2,
+        "codes": [{"domain": "blend", "share": 1.0, "code_id": "9c56cc51b374c3ba"}],
+        "labels_by": "trained classifier",
+        "per_client": [SPENT, {**SPENT, "client": "site-b"}],
+        "relation": "add-remove-one-unit",
+        "noise_mode": "csprng",
+        "label": "",
+        "caveat": "",
+        "withdrawn": [],
+        "made_with": MADE_WITH,
+        "content": ROWS_CONTENT,
+    },
+    "key_id": SIGNING_KEY,
+    "algorithm": "ed25519",
+    "signature": "c2lnbmVk" * 11,
+}
+VERDICT = {
+    "valid": True,
+    "why": "",
+    "key_id": SIGNING_KEY,
+    "recorded": True,
+    "rows": "as recorded",
+}
+PROOF = {
+    "receipt_id": RECEIPT_ID,
+    "same": True,
+    "why": "",
+    "recorded": ROWS_CONTENT,
+    "found": ROWS_CONTENT,
+    "made_with": MADE_WITH,
+}
+RECEIPT_KEYS = {
+    "items": [
+        {
+            "id": SIGNING_KEY,
+            "algorithm": "ed25519",
+            "public": "1f" * 32,
+            "created_at": AT,
+            "retired_at": None,
+            "revoked_at": None,
+        }
+    ]
+}
 SYNTHESISED = {
     "n": 2,
     "classes": ["zero", "one", "two"],
     "labels": ["zero", "two"],
     "label_ids": [0, 2],
     "embeddings": [[0.12, -0.4], [0.08, 0.31]],
-    "receipt": {
-        "run_id": RUN_ID,
-        "run": "digits-1",
-        "round": 3,
-        "spec_digest": SPEC,
-        "frame_digest": FRAME,
-        "weights_digest": WEIGHTS,
-        "n": 2,
-        "mixture": {"site-a": 0.7, "site-b": 0.3},
-        "mode": "blend",
-        "codes": [{"domain": "blend", "share": 1.0, "code_id": "9c56cc51b374c3ba"}],
-        "temperature": 1.0,
-        "seed": 7,
-        "labels": "trained classifier",
-        "per_client": [SPENT, {**SPENT, "client": "site-b"}],
-        "relation": "add-remove-one-unit",
-        "noise_mode": "csprng",
-        "not_private": False,
-    },
+    "receipt": SIGNED_RECEIPT,
 }
 
 

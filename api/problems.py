@@ -104,6 +104,14 @@ class NotReady(DomainError):
     code = "not-ready"
 
 
+class NotPrivate(DomainError):
+    code = "not-private"
+
+
+class SigningKeySealed(DomainError):
+    code = "signing-key-sealed"
+
+
 class NotReplayable(Conflict):
     """A round that cannot be recomputed: it is not published, or bytes that it needs are gone."""
 
@@ -121,6 +129,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "domain-error": (400, "The request cannot be carried out"),
     "unauthenticated": (401, "A valid bearer token is needed"),
     "forbidden": (403, "This token may not do that"),
+    "not-private": (403, "The model has no privacy guarantee"),
     "not-found": (404, "There is no such thing"),
     "method-not-allowed": (405, "The method is not allowed here"),
     "not-acceptable": (406, "None of the accepted formats is served"),
@@ -168,6 +177,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "tensor-file-unreadable": (422, "The tensor file cannot be read"),
     "too-many-streams": (429, "Too many event streams are open"),
     "internal-error": (500, "Something went wrong here"),
+    "signing-key-sealed": (500, "The signing key cannot be opened"),
     "object-missing": (500, "A stored object is missing"),
     "object-corrupt": (500, "A stored object is damaged"),
     "store-unavailable": (503, "The object store takes no bytes"),

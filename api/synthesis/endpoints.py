@@ -9,47 +9,100 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from api import examples
-from api.auth import Scientist
-from api.context import Ctx
+from api.auth import Principal, Scientist
+from api.context import Context, Ctx
 from api.openapi import answers, example
 from api.synthesis import service
+from api.synthesis.encoding import coding_of, compress, compressed
 from api.synthesis.negotiation import chosen
-from core.synthesis.formats import FORMATS, whole
+from api.synthesis.query import Asked
+from core.synthesis.formats import FORMATS
 from core.synthesis.request import SynthesisRequest
 from core.synthesis.streams import BLOCK_ROWS
 
 router = APIRouter(tags=["synthesis"])
-SEED_HEADER, MODEL_HEADER = "X-FHV-Seed", "X-FHV-Model"
+SEED_HEADER, MODEL_HEADER, RECEIPT_HEADER = "X-FHV-Seed", "X-FHV-Model", "X-FHV-Receipt"
+LABEL_HEADER = "X-FHV-Label"
 
 _DESCRIPTION = (
     "Labelled rows under the neutral code, or under clients' codes: a blend of them, or each row "
-    "under one (`mode`). `format`, or `Accept`: JSON, Parquet, an Arrow IPC stream or numpy's npz; "
-    "all but short answers are streamed while rows are made. The receipt is in the body (JSON, "
-    "npz) or in the schema's metadata (Parquet, Arrow). The same request with the same seed gives "
-    "the same rows in every format; without a seed one is drawn, and told."
+    "under one (`mode`). `format`, or `Accept`: JSON, NDJSON, CSV, Parquet, an Arrow IPC stream, "
+    "numpy's npz or npy; all but short answers are streamed while rows are made. The signed "
+    "receipt has the address in `Link`; JSON, npz and Parquet hold it too. The same request with "
+    "the same seed gives the same rows in every format; without a seed one is drawn, and told."
+)
+_PROBLEMS = (
+    "not-found",
+    "not-private",
+    "invalid-mixture",
+    "unknown-mixture-client",
+    "invalid-synthesis-request",
+    "not-acceptable",
 )
 
 
 def _documented() -> dict[int | str, dict[str, Any]]:
-    documented = answers(
-        200,
-        examples.SYNTHESISED,
-        "Rows and receipt.",
-        "not-found",
-        "invalid-mixture",
-        "unknown-mixture-client",
-        "invalid-synthesis-request",
-        "not-acceptable",
-    )
+    documented = answers(200, examples.SYNTHESISED, "Rows and receipt.", *_PROBLEMS)
     for kind, each in FORMATS.items():
         if kind != "json":
             content = {"schema": {"type": "string", "format": "binary"}}
             documented[200]["content"][each.media] = content
+    text = {"type": "string"}
     documented[200]["headers"] = {
-        SEED_HEADER: {"description": "The seed used.", "schema": {"type": "string"}},
-        MODEL_HEADER: {"description": "Digest of the weights.", "schema": {"type": "string"}},
+        SEED_HEADER: {"description": "The seed used.", "schema": text},
+        MODEL_HEADER: {"description": "Digest of the weights.", "schema": text},
+        RECEIPT_HEADER: {"description": "Id of the receipt.", "schema": text},
+        LABEL_HEADER: {"description": "NOT PRIVATE, where the model is not.", "schema": text},
     }
     return documented
+
+
+def _headers(draft: service.Draft, coding: str | None) -> dict[str, str]:
+    receipt = draft.receipt
+    headers = {
+        SEED_HEADER: str(draft.seed),
+        MODEL_HEADER: draft.of.model.weights.digest,
+        RECEIPT_HEADER: receipt.id,
+        "Link": f'</v1/receipts/{receipt.id}>; rel="describedby"',
+        "Vary": "Accept, Accept-Encoding, Authorization",
+        "Cache-Control": "private, no-cache",
+    }
+    if receipt.label:
+        headers[LABEL_HEADER] = receipt.label
+    if coding is None:
+        headers["ETag"] = draft.etag
+    else:
+        headers["Content-Encoding"] = coding
+        headers["ETag"] = "W/" + draft.etag
+    return headers
+
+
+async def _answer(
+    ctx: Context,
+    who: Principal,
+    request: Request,
+    body: SynthesisRequest,
+) -> Response:
+    kind = chosen(body.format, request.headers.get("accept"))
+    coding = coding_of(request.headers.get("accept-encoding"), kind)
+    state = request.app.state
+    draft = await service.drafted(ctx, who, state.generators, state.keyring, body, kind)
+    headers, media = _headers(draft, coding), FORMATS[kind].media
+    known = [
+        tag.strip().removeprefix("W/")
+        for tag in request.headers.get("if-none-match", "").split(",")
+    ]
+    if request.method == "GET" and draft.etag in known:
+        return Response(status_code=304, headers=headers)
+    if body.size > BLOCK_ROWS:
+        pieces = await service.streamed(ctx, who, draft)
+        if coding is not None:
+            pieces = compress(pieces, coding)
+        return StreamingResponse(pieces, 200, headers, media)
+    content = await service.at_once(ctx, who, draft)
+    if coding is not None:
+        content = await asyncio.to_thread(compressed, content, coding)
+    return Response(content, 200, headers, media)
 
 
 async def _synthesise(
@@ -59,25 +112,39 @@ async def _synthesise(
     body: Annotated[SynthesisRequest, example(examples.SYNTHESIS)],
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    kind = chosen(body.format, accept)
-    made = await service.synthesise(ctx, who, request.app.state.generators, body, kind)
-    headers = {SEED_HEADER: str(made.seed), MODEL_HEADER: made.model.weights.digest}
-    media = FORMATS[kind].media
-    if body.size <= BLOCK_ROWS:
-        async with ctx.heavy:
-            content = await asyncio.to_thread(whole, kind, made.document)
-        return Response(content, 200, headers, media)
-    return StreamingResponse(service.written(ctx, made.document, kind), 200, headers, media)
+    return await _answer(ctx, who, request, body)
 
 
-for path, operation in (("/v1/synthesize", "synthesize"), ("/synthesize", "synthesizeUnversioned")):
+async def _synthesise_by_url(
+    ctx: Ctx,
+    who: Scientist,
+    request: Request,
+    asked: Asked,
+    accept: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    return await _answer(ctx, who, request, asked.request())
+
+
+for path, suffix in (("/v1/synthesize", ""), ("/synthesize", "Unversioned")):
     router.add_api_route(
         path,
         _synthesise,
         methods=["POST"],
-        operation_id=operation,
+        operation_id=f"synthesize{suffix}",
         summary="Synthesise labelled embeddings",
         description=_DESCRIPTION,
         response_class=JSONResponse,
         responses=_documented(),
+    )
+    router.add_api_route(
+        path,
+        _synthesise_by_url,
+        methods=["GET"],
+        operation_id=f"synthesizeByUrl{suffix}",
+        summary="Synthesise, by a URL",
+        description="The same for tools that read from a URL, such as `pandas.read_parquet`. With "
+        "a seed, an answer that the caller has already (`If-None-Match`) is not made again.",
+        response_class=JSONResponse,
+        responses={**_documented(), 304: {"description": "The caller has these rows already."}},
     )

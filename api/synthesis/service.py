@@ -8,143 +8,173 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Any
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import audit
 from api.auth import Principal
 from api.context import Context
-from api.db.run_models import Run
-from api.problems import NotFound
-from api.rounds import service as rounds
-from api.rounds.service import ModelView
-from api.runs import repository as runs
-from api.runs.specs import spec_of
+from api.receipts import repository as issued
+from api.receipts import service as receipts
+from api.receipts.keys import Keyring
+from api.synthesis.models import Generators, Published, published
 from core.errors import InvalidSynthesisRequest
-from core.federation.plan import RunSpec
-from core.synthesis.formats import FORMATS, Document
+from core.receipts.content import Content
+from core.receipts.opening import opening
+from core.receipts.receipt import Receipt
+from core.receipts.signing import SigningKey
+from core.synthesis.codes import Code
+from core.synthesis.formats import FORMATS, Document, whole
+from core.synthesis.formats.document import Receipt as Written
 from core.synthesis.request import SynthesisRequest
 from core.synthesis.sampler import Generator
 
-_KEPT_GENERATORS = 8
 # JSON spells every number: about 12 characters each. More than this belongs into other formats.
 MAX_JSON_NUMBERS = 8_000_000
 
 
+class Receipting:
+    """Opens the receipt of a request when its codes are known, and closes it when its rows are."""
+
+    def __init__(
+        self,
+        found: Published,
+        generator: Generator,
+        request: SynthesisRequest,
+        seed: int,
+        key: SigningKey,
+    ) -> None:
+        self._found, self._generator, self._request = found, generator, request
+        self._seed, self._key = seed, key
+        self._now: Receipt | None = None
+
+    def open(self, codes: tuple[Code, ...]) -> Written:
+        self._now = opening(self._found.facts, self._generator, self._request, self._seed, codes)
+        return self._signed(self._now)
+
+    def close(self, content: Content) -> Written:
+        self._now = self.receipt.model_copy(update={"content": content})
+        return self._signed(self._now)
+
+    def _signed(self, receipt: Receipt) -> Written:
+        return self._key.sign(receipt).model_dump(mode="json")
+
+    @property
+    def receipt(self) -> Receipt:
+        """As it is now."""
+        if self._now is None:
+            raise RuntimeError("the receipt is opened with the codes of the request")
+        return self._now
+
+
 @dataclass(frozen=True)
-class Synthesised:
+class Draft:
+    """An answer whose rows are made when they are read."""
+
+    of: Published
     document: Document
+    kind: str
     seed: int
-    model: ModelView
+    receipting: Receipting
+
+    @property
+    def receipt(self) -> Receipt:
+        return self.receipting.receipt
+
+    @property
+    def etag(self) -> str:
+        """Equal for equal bytes: of the same rows, in the same form."""
+        columns = "+".join(self.document.columns)
+        return f'"{self.receipt.id}.{self.kind}.{self.document.dtype}.{columns}"'
 
 
-class Generators:
-    """Loaded models by their digests; the least recently used one goes."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str, str], Generator] = OrderedDict()
-
-    async def get(self, ctx: Context, model: ModelView, spec: RunSpec) -> Generator:
-        key = (model.frame.digest, model.weights.digest, model.spec_digest)
-        found = self._kept.get(key)
-        if found is None:
-            found = await asyncio.to_thread(_load, ctx, model, spec)
-            self._kept[key] = found
-        self._kept.move_to_end(key)
-        while len(self._kept) > _KEPT_GENERATORS:
-            self._kept.popitem(last=False)
-        return found
-
-
-def _load(ctx: Context, model: ModelView, spec: RunSpec) -> Generator:
-    frame, weights = ctx.store.get(model.frame.digest), ctx.store.get(model.weights.digest)
-    return Generator.load(frame, weights, spec)
-
-
-async def _run(session: AsyncSession, id_or_name: str) -> Run:
-    try:
-        found = await runs.one(session, UUID(id_or_name))
-    except ValueError:
-        found = None
-    found = found or await runs.by_name(session, id_or_name)
-    if found is None:
-        raise NotFound(f"there is no run {id_or_name!r}", field="run")
-    return found
-
-
-def _receipt(
-    run: Run, model: ModelView, generator: Generator, request: SynthesisRequest, seed: int
-) -> dict[str, Any]:
-    return {
-        "run_id": str(run.id),
-        "run": run.name,
-        "round": model.round,
-        "spec_digest": model.spec_digest,
-        "frame_digest": model.frame.digest,
-        "weights_digest": model.weights.digest,
-        "n": request.size,
-        "mixture": request.mixture,
-        "mode": request.mode,
-        "codes": [
-            {"domain": code.domain, "share": code.share, "code_id": code.id}
-            for code in generator.codes(request)
-        ],
-        "temperature": request.temperature,
-        "seed": seed,
-        "labels": "trained classifier" if generator.guides(request) else "generator",
-        "per_client": [spent.model_dump(mode="json") for spent in model.per_client],
-        "relation": model.relation,
-        "noise_mode": model.noise_mode,
-        "not_private": False,
-    }
-
-
-async def synthesise(
-    ctx: Context, who: Principal, generators: Generators, request: SynthesisRequest, kind: str
-) -> Synthesised:
-    """Rows that are made when they are read, and their receipt. Without a seed in the request one
-    is drawn, and told.
-    """
-    async with ctx.database.read() as session:
-        run = await _run(session, request.run)
-        number = None if request.round == "latest" else request.round
-        model = await rounds.model(session, who, run, number)
-    spec = spec_of(run)
-    if kind == "json" and request.size * spec.space.dim > MAX_JSON_NUMBERS:
+def _must_fit(request: SynthesisRequest, dim: int, kind: str) -> None:
+    if kind == "json" and request.size * dim > MAX_JSON_NUMBERS:
         raise InvalidSynthesisRequest(
-            f"{request.size} rows of {spec.space.dim} numbers are too many for JSON",
+            f"{request.size} rows of {dim} numbers are too many for one JSON document",
             field="n" if request.n else "class_counts",
-            mend="Ask for format 'parquet', 'arrow' or 'npz'.",
+            mend="Ask for format 'parquet', 'arrow', 'npz' or 'ndjson'.",
         )
+
+
+async def drafted(
+    ctx: Context,
+    who: Principal,
+    generators: Generators,
+    keyring: Keyring,
+    request: SynthesisRequest,
+    kind: str,
+) -> Draft:
+    """What will be answered. Without a seed in the request one is drawn, and told."""
+    async with ctx.database.read() as session:
+        number = None if request.round == "latest" else request.round
+        found = await published(session, who, request.run, number)
+    _must_fit(request, found.spec.space.dim, kind)
     seed = secrets.randbelow(2**63) if request.seed is None else request.seed
+    key = await keyring.active()
     async with ctx.heavy:
-        generator = await generators.get(ctx, model, spec)
-        receipt = _receipt(run, model, generator, request, seed)
-        document = await asyncio.to_thread(generator.document, request, seed, receipt)
+        generator = await generators.get(ctx, found)
+        return await asyncio.to_thread(_draft, found, generator, request, seed, kind, key)
+
+
+def _draft(
+    found: Published,
+    generator: Generator,
+    request: SynthesisRequest,
+    seed: int,
+    kind: str,
+    key: SigningKey,
+) -> Draft:
+    receipting = Receipting(found, generator, request, seed, key)
+    document = generator.document(request, seed, receipting.open, receipting.close)
+    return Draft(found, document, kind, seed, receipting)
+
+
+async def _recorded(session: AsyncSession, who: Principal, draft: Draft) -> None:
+    receipt = draft.receipt
+    await issued.remember(session, receipt)
+    await audit.record(
+        session,
+        "synthesis-served",
+        who,
+        run_id=draft.of.run.id,
+        round_number=draft.of.model.round,
+        n=draft.document.n,
+        weights=draft.of.model.weights.digest,
+        receipt=receipt.id,
+    )
+
+
+async def at_once(ctx: Context, who: Principal, draft: Draft) -> bytes:
+    """All bytes of a short answer; recorded before they are sent."""
+    async with ctx.heavy:
+        body = await asyncio.to_thread(whole, draft.kind, draft.document)
     async with ctx.database.write() as session:
-        await audit.record(
-            session,
-            "synthesis-served",
-            who,
-            run_id=run.id,
-            round_number=model.round,
-            n=request.size,
-            weights=model.weights.digest,
-        )
-    return Synthesised(document, seed, model)
+        await _recorded(session, who, draft)
+    return body
 
 
-async def written(ctx: Context, document: Document, kind: str) -> AsyncIterator[bytes]:
-    """The bytes, a block of rows at a time; between blocks others have their turn."""
-    pieces = FORMATS[kind].pieces(document)
+async def streamed(ctx: Context, who: Principal, draft: Draft) -> AsyncIterator[bytes]:
+    """The bytes of a long answer, a block of rows at a time; between blocks others have their
+    turn. The receipt is recorded before the first one, its content before the last.
+    """
+    async with ctx.database.write() as session:
+        await _recorded(session, who, draft)
+    return _pieces(ctx, draft)
+
+
+async def _pieces(ctx: Context, draft: Draft) -> AsyncIterator[bytes]:
+    pieces: Iterator[bytes] = FORMATS[draft.kind].pieces(draft.document)
+    is_closed = False
     while True:
         async with ctx.heavy:
             piece = await asyncio.to_thread(next, pieces, None)
+        content = draft.receipt.content
+        if content is not None and not is_closed:
+            await receipts.close(ctx, draft.receipt, content)
+            is_closed = True
         if piece is None:
             return
         if piece:

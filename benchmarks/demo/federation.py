@@ -205,6 +205,6 @@ def receipt_of(path: Path) -> dict[str, Any]:
 
     from core.synthesis.formats import RECEIPT_KEY
 
-    metadata = pq.read_schema(path).metadata or {}
+    metadata = pq.read_metadata(path).metadata or {}
     found: dict[str, Any] = json.loads(metadata[RECEIPT_KEY.encode()])
     return found

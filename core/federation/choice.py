@@ -56,8 +56,8 @@ def classifiers(
         weights = shared_layout(spec).split(values)
         generator = Generator(spec, frame, weights, offsets, shift, guided=candidate == "guided")
         request = SynthesisRequest(run=spec.run_id, n=ROWS)
+        samples = generator.sample(request, spec.plan.seed)
         with threadpool_limits(1):
-            samples = generator.sample(request, spec.plan.seed)
             fitted.append(_fit(samples.x, samples.y, len(spec.space.classes)))
     return np.asarray(fitted, np.float32)
 

@@ -2,24 +2,24 @@
 
 A receipt is a JSON object. What is signed are its canonical bytes: keys sorted, no spaces, UTF-8,
 numbers as Python's ``json`` writes them (the shortest decimal that reads back as the same float64).
+It holds no time and no number of the request: the same rows of the same model have one receipt,
+whoever asks for them and whenever.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
-from core.federation.plan import Frozen
-from core.synthesis.rows import Block
+from core.federation.values import Frozen
+from core.receipts.content import Content
+from core.synthesis.request import ClassCounts, Labels, Mixture
 
-ALGORITHM: Literal["fhv-rows-1"] = "fhv-rows-1"
 NOT_PRIVATE = "NOT PRIVATE"
+_ID_DIGITS = 32
 
 
 class CodeUsed(Frozen):
@@ -31,7 +31,9 @@ class CodeUsed(Frozen):
 
 
 class Spent(Frozen):
-    """What one client's population has paid for the model, whatever is sampled from it."""
+    """What one client's population has paid for the model, whatever is sampled from it: epsilon at
+    ``delta``, recomputed from the ledger's events, for adding or removing one ``unit``.
+    """
 
     client: str
     epsilon: float
@@ -47,50 +49,62 @@ class MadeWith(Frozen):
     instruction_set: str
 
 
-class Content(Frozen):
-    """The rows themselves. ``fhv-rows-1``: SHA-256 over, block by block of 4,096 rows, the
-    embeddings as little-endian float32 in order of rows, then class ids, then the numbers of the
-    codes, both as little-endian int32. The same for every format, number type and set of columns.
+class Model(Frozen):
+    """The published round: its run, and the digests of its specification (with the plan) and of
+    its two files.
     """
 
-    algorithm: Literal["fhv-rows-1"] = ALGORITHM
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-
-
-class Receipt(Frozen):
-    """``request``: what was asked for, with nothing left out, so that the rows can be made again.
-
-    ``per_client``: epsilon at ``delta``, recomputed from the ledger's events, for adding or
-    removing one ``unit`` (``relation``). ``label``: ``NOT_PRIVATE`` or empty. ``withdrawn``: who
-    of the model's clients has withdrawn since. ``content`` is missing while rows are streamed.
-    """
-
-    version: Literal[1] = 1
-    id: str
-    issued_at: datetime
     run_id: str
     run: str
     round: int
-    spec_digest: str
+    plan_digest: str
     frame_digest: str
     weights_digest: str
-    request: dict[str, Any]
+
+
+class Asked(Frozen):
+    """All that decides the rows, so that they can be made again. ``mixture`` is normalised."""
+
+    mixture: Mixture
+    mode: Literal["blend", "sample"]
+    n: int | None
+    labels: Labels
+    class_counts: ClassCounts | None
+    temperature: float
+    guidance: Literal["model", "none"]
     seed: int
+
+
+class Receipt(Frozen):
+    """``relation``: what is neighbouring in every epsilon of ``per_client``. ``label``:
+    ``NOT_PRIVATE`` or empty; then ``caveat`` says why. ``withdrawn``: clients whose releases are in
+    the shared weights, and who have withdrawn. ``content`` is missing until all rows are made.
+    """
+
+    version: Literal[1] = 1
+    model: Model
+    asked: Asked
     n: int
     codes: tuple[CodeUsed, ...]
     labels_by: Literal["trained classifier", "generator"]
     per_client: tuple[Spent, ...]
     relation: str
     noise_mode: str
-    label: str = ""
+    label: Literal["NOT PRIVATE", ""] = ""
     caveat: str = ""
     withdrawn: tuple[str, ...] = ()
     made_with: MadeWith
-    content: Content | None = None
+    content: Content | None = Field(default=None)
 
     def canonical(self) -> bytes:
         """The bytes that are signed."""
         return canonical(self.model_dump(mode="json"))
+
+    @property
+    def id(self) -> str:
+        """The same before and after the rows are made: a digest of all but ``content``."""
+        opening = self.model_copy(update={"content": None})
+        return "rcp_" + hashlib.sha256(opening.canonical()).hexdigest()[:_ID_DIGITS]
 
 
 def canonical(value: object) -> bytes:
@@ -99,25 +113,3 @@ def canonical(value: object) -> bytes:
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return text.encode()
-
-
-class RowsDigest:
-    """``Content`` of rows that come block by block."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def add(self, block: Block) -> None:
-        """Blocks in order."""
-        for part, dtype in ((block.x, "<f4"), (block.y, "<i4"), (block.source, "<i4")):
-            self._hash.update(np.ascontiguousarray(part, dtype).data)
-
-    def content(self) -> Content:
-        return Content(digest=f"sha256:{self._hash.hexdigest()}")
-
-
-def content_of(blocks: Iterable[Block]) -> Content:
-    digest = RowsDigest()
-    for block in blocks:
-        digest.add(block)
-    return digest.content()

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import ValidationError
 
 from core.errors import ReceiptInvalid
-from core.federation.plan import Frozen
+from core.federation.values import Frozen
 from core.receipts.receipt import Receipt, canonical
 
 _CONTEXT = b"fedhypevae receipt 1\n"  # no signature of anything else is one of a receipt
@@ -22,8 +22,9 @@ _ID_DIGITS = 16
 
 
 class Signed(Frozen):
-    """A receipt as it is handed out. ``signature``: base64 of 64 bytes."""
+    """A receipt as it is handed out. ``id``: ``Receipt.id``. ``signature``: base64 of 64 bytes."""
 
+    id: str
     receipt: dict[str, object]
     key_id: str
     algorithm: Literal["ed25519"] = "ed25519"
@@ -50,6 +51,7 @@ class SigningKey:
         content = receipt.model_dump(mode="json")
         signature = key.sign(_CONTEXT + canonical(content))
         return Signed(
+            id=receipt.id,
             receipt=content,
             key_id=key_id(self.public),
             signature=base64.b64encode(signature).decode(),
@@ -84,8 +86,11 @@ def verified(signed: Signed, keys: Mapping[str, bytes]) -> Receipt:
             field="signature",
         ) from error
     try:
-        return Receipt.model_validate(signed.receipt)
+        receipt = Receipt.model_validate(signed.receipt)
     except ValidationError as error:
         raise ReceiptInvalid(
             "a receipt of another version: this program is too old for it", field="receipt"
         ) from error
+    if receipt.id != signed.id:
+        raise ReceiptInvalid("the id is another receipt's", field="id")
+    return receipt

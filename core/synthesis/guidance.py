@@ -17,7 +17,7 @@ those of the generator. Post-processing of released values throughout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.models.classifier import Linear, features
-from core.synthesis.proposals import Proposals, on_sphere
-from core.synthesis.streams import CHUNK_ROWS, GUIDED
+from core.synthesis.decoding import Decoding, on_sphere
+from core.synthesis.proposals import Proposals
+from core.synthesis.streams import CHUNK_ROWS, GUIDED, stream
 
 if TYPE_CHECKING:
     from core.models.frame import Frame
@@ -40,35 +41,11 @@ _NEGLIGIBLE = 1e-6  # singular values of the classifier, relative, that are roun
 
 
 @dataclass(frozen=True, eq=False)
-class Guided:
-    """Proposals under one code, and the classifier that labels them."""
+class Guide:
+    """A classifier and what it labels under one code, whatever the seed: kept between requests."""
 
-    proposals: Proposals
+    decoding: Decoding
     classifier: Linear
-
-    def rows(self, labels: NDArray[np.int64], block: int = 0) -> NDArray[np.float32]:
-        """x [n, d] of norm sqrt(d), the rows of one block, each called its label by the
-        classifier where that knows the class.
-        """
-        x = np.empty((len(labels), self.proposals.spec.space.dim), np.float32)
-        left = np.zeros(len(labels), bool)
-        places = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
-        for label in [label for label in places if not self.known[label]]:
-            left[places.pop(label)] = True
-        for chunk in range(self._most_chunks):
-            if not places:
-                break
-            rows, called = self._chunk(block, chunk)
-            for label in sorted(places):
-                found = rows[called == label][: len(places[label])]
-                x[places[label][: len(found)]] = found
-                places[label] = places[label][len(found) :]
-            places = {label: open_ for label, open_ in places.items() if len(open_)}
-        for open_ in places.values():
-            left[open_] = True
-        if left.any():
-            x[left] = self.proposals.rows(labels, block)[left]
-        return x
 
     @cached_property
     def known(self) -> NDArray[np.bool_]:
@@ -76,19 +53,22 @@ class Guided:
         plan's public seed draws what is judged.
         """
         counts = np.zeros(len(self.classifier.bias))
-        judged = replace(self.proposals, seed=self.proposals.spec.plan.seed)
         for chunk in range(_SEEN_CHUNKS):
-            _, called = Guided(judged, self.classifier)._chunk(0, chunk)
+            _, called = self._judged(chunk)
             counts += np.bincount(called, minlength=len(counts))
         return counts >= _KNOWN * _SEEN_CHUNKS * CHUNK_ROWS / len(counts)
 
     def seen(self) -> Vector:
-        """[n, d] what the classifier sees of the first proposals."""
-        rows = np.concatenate([self._chunk(0, chunk)[0] for chunk in range(_SEEN_CHUNKS)])
-        return features(self.proposals.frame, rows / np.sqrt(rows.shape[1]))
+        """[n, d] what the classifier sees of what is judged."""
+        rows = np.concatenate([self._judged(chunk)[0] for chunk in range(_SEEN_CHUNKS)])
+        return features(self.decoding.frame, rows / np.sqrt(rows.shape[1]))
+
+    def _judged(self, chunk: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        return self.proposals(stream(self.decoding.spec.plan.seed, GUIDED, 0, chunk=chunk))
 
     @property
-    def _most_chunks(self) -> int:
+    def most_chunks(self) -> int:
+        """Of proposals for one block: then the classes that are still short are left alone."""
         return round(_PATIENCE * _SEEN_CHUNKS * len(self.classifier.bias) / _KNOWN)
 
     @cached_property
@@ -100,14 +80,13 @@ class Guided:
 
     @cached_property
     def _width(self) -> float:
-        frame = self.proposals.frame
+        frame = self.decoding.frame
         apart = _distance_of_means(frame) / np.sqrt(len(frame.class_probs))
-        return float(self.proposals.spec.plan.guidance.widen * apart)
+        return float(self.decoding.spec.plan.guidance.widen * apart)
 
-    def _chunk(self, block: int, chunk: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Proposals [n, d] of one place, and what the classifier calls them [n]."""
-        made = self.proposals
-        draw = made.draws(GUIDED, block, chunk)
+    def proposals(self, draw: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """A chunk of proposals [n, d], and what the classifier calls them [n]."""
+        made = self.decoding
         pairs = CHUNK_ROWS // 2
         probs = np.asarray(made.frame.class_probs, np.float64)
         origin = draw.choice(len(probs), size=pairs, p=probs / probs.sum())
@@ -119,6 +98,43 @@ class Guided:
         rows = on_sphere(mirrored.reshape(CHUNK_ROWS, -1))
         seen = features(made.frame, rows / np.sqrt(rows.shape[1]))
         return rows, self.classifier.labels(seen)
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """Rows under one code and seed that the classifier labels. ``number``: which one of the
+    request's codes this is.
+    """
+
+    guide: Guide
+    seed: int
+    number: int = 0
+
+    def rows(self, labels: NDArray[np.int64], block: int = 0) -> NDArray[np.float32]:
+        """x [n, d] of norm sqrt(d), the rows of one block, each called its label by the
+        classifier where that knows the class.
+        """
+        x = np.empty((len(labels), self.guide.decoding.spec.space.dim), np.float32)
+        left = np.zeros(len(labels), bool)
+        places = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
+        for label in [label for label in places if not self.guide.known[label]]:
+            left[places.pop(label)] = True
+        for chunk in range(self.guide.most_chunks):
+            if not places:
+                break
+            draw = stream(self.seed, GUIDED, block, chunk=chunk, code=self.number)
+            rows, called = self.guide.proposals(draw)
+            for label in sorted(places):
+                found = rows[called == label][: len(places[label])]
+                x[places[label][: len(found)]] = found
+                places[label] = places[label][len(found) :]
+            places = {label: open_ for label, open_ in places.items() if len(open_)}
+        for open_ in places.values():
+            left[open_] = True
+        if left.any():
+            own = Proposals(self.guide.decoding, self.seed, self.number)
+            x[left] = own.rows(labels, block)[left]
+        return x
 
 
 def _distance_of_means(frame: Frame) -> float:

@@ -7,11 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from core.federation.plan import Frozen, Name
+from core.federation.values import Frozen, Name
 
 MAX_ROWS = 10_000_000  # of one answer; ask again with another seed for more
 
 Weight = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
+Mixture = Literal["neutral"] | dict[Name, Weight]
+Labels = Literal["model", "uniform"] | dict[str, Weight]
+ClassCounts = dict[str, Annotated[int, Field(ge=0, le=MAX_ROWS)]]
 
 
 class SynthesisRequest(Frozen):
@@ -23,7 +26,7 @@ class SynthesisRequest(Frozen):
 
     run: str = Field(min_length=1, max_length=64, description="Run id or name.")
     round: Literal["latest"] | Annotated[int, Field(ge=0)] = "latest"
-    mixture: Literal["neutral"] | dict[Name, Weight] = Field(
+    mixture: Mixture = Field(
         default="neutral",
         description="'neutral', or client name -> weight. Weights are >= 0; they are divided by "
         "their sum, and echoed so.",
@@ -34,12 +37,12 @@ class SynthesisRequest(Frozen):
         "generator of one client, drawn by weight.",
     )
     n: int | None = Field(default=None, ge=1, le=MAX_ROWS)
-    labels: Literal["model", "uniform"] | dict[str, Weight] = Field(
+    labels: Labels = Field(
         default="model",
         description="How n rows are labelled. 'model': each drawn by the pooled noised class "
         "frequencies. 'uniform', or class -> share: exactly, to the nearest row.",
     )
-    class_counts: dict[str, Annotated[int, Field(ge=0, le=MAX_ROWS)]] | None = None
+    class_counts: ClassCounts | None = None
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Drawn and echoed when absent."
     )
@@ -55,7 +58,7 @@ class SynthesisRequest(Frozen):
         description="'model': labels as the model was published to make them, by its trained "
         "classifier if it has one. 'none': the class from which each row was drawn.",
     )
-    format: Literal["json", "parquet", "arrow", "npz"] | None = Field(
+    format: Literal["json", "ndjson", "csv", "parquet", "arrow", "npz", "npy"] | None = Field(
         default=None, description="Absent: what `Accept` names first, JSON if it names nothing."
     )
     dtype: Literal["float16", "float32", "float64"] = Field(

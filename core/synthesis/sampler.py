@@ -14,10 +14,11 @@ Sampling is post-processing of released values: it costs no privacy, whatever th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,11 @@ from core.models.codes import AVERAGE, read_offsets
 from core.models.frame import Frame
 from core.models.label_shift import curvature, read_label_shift, shifted
 from core.models.layout import shared_layout
-from core.synthesis.formats.document import Document
-from core.synthesis.guidance import Guided
+from core.receipts.content import Content
+from core.synthesis.codes import Code
+from core.synthesis.decoding import Decoding
+from core.synthesis.formats.document import Document, Receipt
+from core.synthesis.guidance import Guide, Guided
 from core.synthesis.labels import Counted, Drawn, LabelSource, apportioned
 from core.synthesis.proposals import Proposals
 from core.synthesis.request import SynthesisRequest
@@ -38,6 +42,11 @@ from core.synthesis.rows import Rows, Source
 from core.wire import tensors
 
 _ID_DIGITS = 16
+_KEPT_CODES = 32  # what was made ready for a code, of one generator
+
+
+def _no_receipt(_: Content) -> Receipt:
+    return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,19 +71,6 @@ class Samples:
         return [self.classes[i] for i in self.y]
 
 
-@dataclass(frozen=True)
-class Code:
-    """A code that rows are made under: its ``domain`` (the client, "neutral" or "blend"), the
-    mixture that it is, its share of the rows, and an id that two codes share only if they are
-    equal.
-    """
-
-    domain: str
-    mixture: str | dict[str, float]
-    share: float
-    id: str
-
-
 @dataclass(frozen=True, eq=False)
 class Generator:
     """A published model, ready to sample. Build it with ``load``.
@@ -90,6 +86,10 @@ class Generator:
     label_shift: NDArray[np.float64]  # [M, C] of ``core.models.label_shift``
     guided: bool = False
     caveat: str = ""
+    _kept: OrderedDict[tuple[str, float, bool], Decoding | Guide] = field(
+        init=False, repr=False, default_factory=OrderedDict
+    )
+    _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     @classmethod
     def load(cls, frame: bytes, weights: bytes, spec: RunSpec) -> Generator:
@@ -157,45 +157,67 @@ class Generator:
         """The rows of a request, made when they are asked for. Raises ``InvalidMixture`` or
         ``InvalidSynthesisRequest``.
         """
-        codes = self.codes(request)
+        return self._rows(request, seed, self.codes(request))
+
+    def _rows(self, request: SynthesisRequest, seed: int, codes: tuple[Code, ...]) -> Rows:
         sources = tuple(
-            self._source(code.mixture, number, request, seed) for number, code in enumerate(codes)
+            self._source(code, number, request, seed) for number, code in enumerate(codes)
         )
         shares = np.array([code.share for code in codes])
         return Rows(sources, shares, self._labels(request, seed), seed)
 
     def document(
-        self, request: SynthesisRequest, seed: int, receipt: Mapping[str, Any]
+        self,
+        request: SynthesisRequest,
+        seed: int,
+        receipt: Callable[[tuple[Code, ...]], Receipt] | None = None,
+        close: Callable[[Content], Receipt] = _no_receipt,
     ) -> Document:
-        """The rows of a request, ready to be written in any format. Raises as ``rows`` does."""
+        """The rows of a request, ready to be written in any format, with the ``receipt`` that is
+        made of their codes. Raises as ``rows`` does.
+        """
         codes = self.codes(request)
         return Document(
-            rows=self.rows(request, seed),
+            rows=self._rows(request, seed, codes),
             classes=self.spec.space.classes,
-            domains=tuple(code.domain for code in codes),
-            code_ids=tuple(code.id for code in codes),
+            codes=codes,
             dim=self.spec.space.dim,
-            receipt=dict(receipt) | ({"caveat": self.caveat} if self.caveat else {}),
+            receipt={} if receipt is None else receipt(codes),
+            close=close,
             dtype=request.dtype,
             columns=request.columns,
         )
 
-    def _source(
-        self, mixture: str | dict[str, float], number: int, request: SynthesisRequest, seed: int
-    ) -> Source:
-        proposals = Proposals(
+    def _source(self, code: Code, number: int, request: SynthesisRequest, seed: int) -> Source:
+        ready = self._ready(code, request.temperature, self.guides(request))
+        if isinstance(ready, Guide):
+            return Guided(ready, seed, number)
+        return Proposals(ready, seed, number)
+
+    def _ready(self, code: Code, temperature: float, guided: bool) -> Decoding | Guide:
+        """All about a code that no seed decides; the least recently used one goes."""
+        key = (code.id, temperature, guided)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                found = self._decoding(code, temperature)
+                if guided:
+                    found = Guide(found, self.classifier(code.mixture))
+                self._kept[key] = found
+            self._kept.move_to_end(key)
+            while len(self._kept) > _KEPT_CODES:
+                self._kept.popitem(last=False)
+        return found
+
+    def _decoding(self, code: Code, temperature: float) -> Decoding:
+        return Decoding(
             spec=self.spec,
             frame=self.frame,
             weights=self.weights,
-            code=self.code(mixture),
-            network_code=self.network_code(mixture),
-            seed=seed,
-            number=number,
-            temperature=request.temperature,
+            code=self.code(code.mixture),
+            network_code=self.network_code(code.mixture),
+            temperature=temperature,
         )
-        if not self.guides(request):
-            return proposals
-        return Guided(proposals, self.classifier(mixture))
 
     def guides(self, request: SynthesisRequest) -> bool:
         """Does the trained classifier choose the labels of this request?"""
@@ -235,8 +257,8 @@ class Generator:
         real records, while proposals of a class by itself are much farther from them.
         """
         neutral = self.code("neutral")
-        made = Proposals(self.spec, self.frame, self.weights, neutral, neutral, self.spec.plan.seed)
-        return curvature(self._trained, Guided(made, self._trained).seen())
+        made = Decoding(self.spec, self.frame, self.weights, neutral, neutral)
+        return curvature(self._trained, Guide(made, self._trained).seen())
 
     def _labels(self, request: SynthesisRequest, seed: int) -> LabelSource:
         classes = self.spec.space.classes

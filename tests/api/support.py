@@ -7,6 +7,8 @@ Everything goes through HTTP against the real application on a real database; on
 from __future__ import annotations
 
 import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -108,6 +110,16 @@ class Coordinator:
                 self.tokens[who] = await self.token(who)
             headers["Authorization"] = f"Bearer {self.tokens[who]}"
         return await self.http.request(method, path, headers=headers, **options)
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, path: str, who: str, headers: dict[str, str], **options: Any
+    ) -> AsyncIterator[httpx.Response]:
+        """The answer as it comes; its body is not decoded."""
+        self.tokens.setdefault(who, await self.token(who))
+        headers = {"Authorization": f"Bearer {self.tokens[who]}", **headers}
+        async with self.http.stream(method, path, headers=headers, **options) as answer:
+            yield answer
 
     async def ok(self, method: str, path: str, who: str | None = "admin", **options: Any) -> Any:
         response = await self.call(method, path, who, **options)

@@ -7,6 +7,7 @@ import io
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
@@ -125,18 +126,22 @@ async def test_synthesis_in_json_and_parquet_with_receipts(coordinator: Coordina
     second = await coordinator.call("POST", "/v1/synthesize", "scientist", json=body)
     assert first.json() == second.json()
     answer = first.json()
-    receipt = answer["receipt"]
+    receipt = answer["receipt"]["receipt"]
     assert (len(answer["embeddings"]), len(answer["embeddings"][0])) == (5, 6)
-    assert receipt["mixture"] == {"site-a": 0.7, "site-b": 0.3}
-    assert (receipt["run_id"], receipt["round"], receipt["seed"]) == (run["id"], 0, 7)
-    assert receipt["not_private"] is False
+    assert receipt["asked"]["mixture"] == {"site-a": 0.7, "site-b": 0.3}
+    assert (receipt["model"]["run_id"], receipt["model"]["round"]) == (run["id"], 0)
+    assert receipt["asked"]["seed"] == 7
+    assert receipt["label"] == ""
     assert first.headers["X-FHV-Seed"] == "7"
-    assert first.headers["X-FHV-Model"] == receipt["weights_digest"]
+    assert first.headers["X-FHV-Model"] == receipt["model"]["weights_digest"]
+    assert first.headers["X-FHV-Receipt"] == answer["receipt"]["id"]
+    assert "X-FHV-Label" not in first.headers
     drawn = await coordinator.call(
         "POST", "/synthesize", "scientist", json={"run": run["id"], "n": 2}
     )
-    assert drawn.headers["X-FHV-Seed"] == str(drawn.json()["receipt"]["seed"])
-    assert drawn.json()["receipt"]["mixture"] == "neutral"
+    asked = drawn.json()["receipt"]["receipt"]["asked"]
+    assert drawn.headers["X-FHV-Seed"] == str(asked["seed"])
+    assert asked["mixture"] == "neutral"
     counts = {"run": "run-1", "class_counts": {"a": 2, "c": 1}, "seed": 1}
     parquet = await coordinator.call(
         "POST",
@@ -148,7 +153,7 @@ async def test_synthesis_in_json_and_parquet_with_receipts(coordinator: Coordina
     assert parquet.headers["content-type"] == "application/vnd.apache.parquet"
     table = pq.read_table(io.BytesIO(parquet.content))
     assert sorted(table["label"].to_pylist()) == ["a", "a", "c"]
-    assert RECEIPT_KEY.encode() in table.schema.metadata
+    assert RECEIPT_KEY.encode() in pq.read_metadata(io.BytesIO(parquet.content)).metadata
 
 
 async def test_long_answers_are_streamed_and_equal_in_every_format(
@@ -169,7 +174,8 @@ async def test_long_answers_are_streamed_and_equal_in_every_format(
     }
     for kind, answer in answers.items():
         assert answer.status_code == 200
-        assert answer.headers["content-type"] == FORMATS[kind].media
+        text = "; charset=utf-8" if kind == "csv" else ""
+        assert answer.headers["content-type"] == FORMATS[kind].media + text
         assert ("content-length" in answer.headers) is False
     document = answers["json"].json()
     parquet = pq.read_table(io.BytesIO(answers["parquet"].content))
@@ -181,14 +187,31 @@ async def test_long_answers_are_streamed_and_equal_in_every_format(
         np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), x)
         assert table["domain"].to_pylist() == document["domains"]
         assert table["label_id"].to_pylist() == document["label_ids"]
-        assert json.loads(table.schema.metadata[RECEIPT_KEY.encode()]) == document["receipt"]
     np.testing.assert_array_equal(np.asarray(document["embeddings"], np.float32), x)
     assert npz["label_ids"].tolist() == document["label_ids"]
     assert [str(npz["domains"][i]) for i in npz["sources"]] == document["domains"]
-    assert json.loads(str(npz["receipt"])) == {RECEIPT_KEY: document["receipt"]}
-    assert document["receipt"]["mixture"] == {"site-a": 0.75, "site-b": 0.25}
-    assert [code["domain"] for code in document["receipt"]["codes"]] == ["site-a", "site-b"]
-    short = await coordinator.call("POST", "/synthesize", "scientist", json=body | {"n": 1_000})
+    footer = pq.read_metadata(io.BytesIO(answers["parquet"].content)).metadata
+    for closed in (footer[RECEIPT_KEY.encode()], str(npz["receipt"])):
+        assert json.loads(closed) == document["receipt"]
+    opening = json.loads(arrow.schema.metadata[RECEIPT_KEY.encode()])
+    assert opening["receipt"] == document["receipt"]["receipt"] | {"content": None}
+    lines = [json.loads(line) for line in answers["ndjson"].text.splitlines()]
+    assert [line["label_id"] for line in lines] == document["label_ids"]
+    records = np.load(io.BytesIO(answers["npy"].content))
+    np.testing.assert_array_equal(records["x"], x)
+    assert records["domain"].tolist() == document["domains"]
+    csv = pd.read_csv(io.BytesIO(answers["csv"].content), dtype={"e0": np.float32})
+    np.testing.assert_array_equal(csv["e0"], x[:, 0])
+    assert {answer.headers["X-FHV-Receipt"] for answer in answers.values()} == {
+        document["receipt"]["id"]
+    }
+    receipt = document["receipt"]["receipt"]
+    assert receipt["asked"]["mixture"] == {"site-a": 0.75, "site-b": 0.25}
+    assert [code["domain"] for code in receipt["codes"]] == ["site-a", "site-b"]
+    plain = {"Accept-Encoding": "identity"}
+    short = await coordinator.call(
+        "POST", "/synthesize", "scientist", json=body | {"n": 1_000}, headers=plain
+    )
     assert short.headers["content-length"] == str(len(short.content))
 
 

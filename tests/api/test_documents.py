@@ -27,6 +27,8 @@ from api.ledger import table
 from api.ledger.service import LedgerView
 from api.ledger.statement import StatementView
 from api.planner.service import PlannerRequest, PlannerView
+from api.receipts.endpoints import KeysView
+from api.receipts.service import Proof, Verdict
 from api.replays.service import ReplayView
 from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
@@ -34,6 +36,8 @@ from api.spaces import SpaceView
 from api.tokens import NewToken, TokenMade, TokenView
 from core.errors import DomainError
 from core.federation.plan import EmbeddingSpace
+from core.receipts.receipt import Receipt
+from core.receipts.signing import Signed
 from core.synthesis.request import SynthesisRequest
 from core.wire import messages
 from tests.api.support import Coordinator, problem
@@ -139,6 +143,11 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (PlannerRequest, examples.PLANNER),
         (PlannerView, examples.PLANNED),
         (SynthesisRequest, examples.SYNTHESIS),
+        (Signed, examples.SIGNED_RECEIPT),
+        (Receipt, examples.SIGNED_RECEIPT["receipt"]),
+        (Verdict, examples.VERDICT),
+        (Proof, examples.PROOF),
+        (KeysView, examples.RECEIPT_KEYS),
         (messages.WorkOrder, examples.ORDER),
         (messages.OfferedOrder, examples.OFFERED_ORDER),
         (messages.OfferedPlan, examples.OFFERED_PLAN),

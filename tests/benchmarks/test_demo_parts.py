@@ -21,6 +21,7 @@ from benchmarks.demo.small import clusters
 from core.data import load
 from core.evaluation.utility import tstr
 from core.federation.rule import spec_for
+from core.synthesis.codes import Code
 from core.synthesis.formats import Document, whole
 from core.synthesis.rows import Rows
 from core.synthesis.streams import BLOCK_ROWS
@@ -106,17 +107,17 @@ def test_a_table_is_read_back_as_it_was_made(tmp_path: Path) -> None:
     document = Document(
         rows=Rows((given,), np.ones(1), given, 3),
         classes=data.space.classes,
-        domains=("site-a",),
-        code_ids=("",),
+        codes=(Code("site-a", {"site-a": 1.0}, 1.0, ""),),
         dim=x.shape[1],
-        receipt={"seed": 3},
+        receipt={},
+        close=lambda content: {"rows": content.n},
     )
     path = tmp_path / "t.parquet"
     path.write_bytes(whole("parquet", document))
     read_x, read_y = evaluation.read_table(path, data.space)
     np.testing.assert_array_equal(read_x, x)
     np.testing.assert_array_equal(read_y, y)
-    assert federation.receipt_of(path) == {"seed": 3}
+    assert federation.receipt_of(path) == {"rows": len(y)}
 
 
 def test_every_object_is_counted_when_it_is_first_fetched() -> None:

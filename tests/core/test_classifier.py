@@ -26,6 +26,7 @@ from core.models.frame import Frame
 from core.models.layout import shared_layout, train_layout
 from core.privacy.noise import seeded
 from core.simulation import Simulated, SimulatedSite, simulate
+from core.synthesis.decoding import Decoding
 from core.synthesis.proposals import Proposals
 from core.synthesis.request import SynthesisRequest
 from core.wire import tensors
@@ -218,7 +219,8 @@ def test_a_class_that_the_classifier_never_names_keeps_the_generators_rows(
     assert samples.labels().count("class-1") == 50
     spec = run.generator.spec
     code = neutral(spec)
-    rows = Proposals(spec, blind.frame, weights, code, code, 1).rows(samples.y)
+    decoding = Decoding(spec, blind.frame, weights, code, code)
+    rows = Proposals(decoding, 1).rows(samples.y)
     own = samples.y == 1
     np.testing.assert_array_equal(samples.x[own], rows[own])
     assert not (samples.x[~own] == rows[~own]).all(axis=1).any()

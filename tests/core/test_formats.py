@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pytest
 
 from core.federation.plan import Noise
 from core.privacy.noise import seeded
+from core.receipts.content import content_of
 from core.simulation import SimulatedSite, simulate
 from core.synthesis.formats import FORMATS, RECEIPT_KEY, Document, whole
 from core.synthesis.request import SynthesisRequest
@@ -38,14 +40,24 @@ def generator() -> Generator:
 def document(generator: Generator, n: int = N, **asked: object) -> Document:
     usual = {"run": "r", "n": n, "mixture": {"a": 1, "b": 3}, "mode": "sample"}
     request = SynthesisRequest.model_validate(usual | asked)
-    return generator.document(request, 5, RECEIPT)
+    return generator.document(
+        request, 5, lambda _: RECEIPT, lambda content: RECEIPT | {"content": content.digest}
+    )
+
+
+def closed(made: Document) -> dict[str, object]:
+    return RECEIPT | {"content": content_of(made.rows).digest}
 
 
 def tables(made: Document) -> Iterator[pa.Table]:
     parquet = whole("parquet", made)
     assert pq.ParquetFile(io.BytesIO(parquet)).num_row_groups == -(-made.n // (4 * BLOCK_ROWS))
+    found = pq.read_metadata(io.BytesIO(parquet)).metadata[RECEIPT_KEY.encode()]
+    assert json.loads(found) == closed(made)
     yield pq.read_table(io.BytesIO(parquet))
-    yield pa.ipc.open_stream(whole("arrow", made)).read_all()
+    streamed = pa.ipc.open_stream(whole("arrow", made)).read_all()
+    assert json.loads(streamed.schema.metadata[RECEIPT_KEY.encode()]) == RECEIPT
+    yield streamed
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -53,7 +65,7 @@ def test_all_formats_say_the_same(generator: Generator, dtype: str) -> None:
     made = document(generator, dtype=dtype, columns=["code_id", "domain"])
     x = np.concatenate([block.x for block in made.rows]).astype(dtype)
     y = np.concatenate([block.y for block in made.rows])
-    domains = [made.domains[i] for i in np.concatenate([block.source for block in made.rows])]
+    domains = [made.codes[i].domain for i in np.concatenate([block.source for block in made.rows])]
     assert set(domains) == {"a", "b"}
     for table in tables(made):
         assert table.column_names == ["embedding", "label", "label_id", "code_id", "domain"]
@@ -63,7 +75,6 @@ def test_all_formats_say_the_same(generator: Generator, dtype: str) -> None:
         assert table["label"].to_pylist() == [made.classes[i] for i in y]
         assert table["label_id"].to_pylist() == y.tolist()
         assert table["domain"].to_pylist() == domains
-        assert json.loads(table.schema.metadata[RECEIPT_KEY.encode()]) == RECEIPT
     archive = np.load(io.BytesIO(whole("npz", made)), allow_pickle=False)
     assert archive["embeddings"].dtype == dtype
     np.testing.assert_array_equal(archive["embeddings"], x)
@@ -71,11 +82,26 @@ def test_all_formats_say_the_same(generator: Generator, dtype: str) -> None:
     assert archive["classes"].tolist() == list(made.classes)
     assert archive["domains"][archive["sources"]].tolist() == domains
     assert len(set(archive["code_ids"].tolist())) == 2
-    assert json.loads(str(archive["receipt"])) == {RECEIPT_KEY: RECEIPT}
+    assert json.loads(str(archive["receipt"])) == closed(made)
     text = json.loads(whole("json", made))
     np.testing.assert_array_equal(np.asarray(text["embeddings"], dtype), x)
     assert (text["label_ids"], text["domains"]) == (y.tolist(), domains)
-    assert (text["n"], text["classes"], text["receipt"]) == (N, list(made.classes), RECEIPT)
+    assert (text["n"], text["classes"], text["receipt"]) == (N, list(made.classes), closed(made))
+    lines = [json.loads(line) for line in whole("ndjson", made).splitlines()]
+    np.testing.assert_array_equal(np.asarray([line["embedding"] for line in lines], dtype), x)
+    assert [line["label_id"] for line in lines] == y.tolist()
+    assert [line["label"] for line in lines] == [made.classes[i] for i in y]
+    assert [line["domain"] for line in lines] == domains
+    records = np.load(io.BytesIO(whole("npy", made)), allow_pickle=False)
+    assert records["x"].dtype == dtype
+    np.testing.assert_array_equal(records["x"], x)
+    np.testing.assert_array_equal(records["y"], y)
+    assert records["domain"].tolist() == domains
+    frame = pd.read_csv(io.BytesIO(whole("csv", made)), dtype={f"e{i}": dtype for i in range(12)})
+    np.testing.assert_array_equal(frame.filter(regex=r"^e\d").to_numpy(), x)
+    assert frame["label_id"].tolist() == y.tolist()
+    assert frame["domain"].tolist() == domains
+    assert frame["label"].tolist() == [made.classes[i] for i in y]
 
 
 @pytest.mark.parametrize("n", [1, BLOCK_ROWS])
@@ -87,6 +113,12 @@ def test_without_more_columns_and_with_one_block(generator: Generator, n: int) -
     archive = np.load(io.BytesIO(whole("npz", made)))
     assert sorted(archive) == ["classes", "embeddings", "label_ids", "receipt"]
     assert "domains" not in json.loads(whole("json", made))
+    assert set(json.loads(whole("ndjson", made).splitlines()[0])) == {
+        "label", "label_id", "embedding",
+    }  # fmt: skip
+    assert np.load(io.BytesIO(whole("npy", made))).dtype.names == ("x", "y")
+    header = whole("csv", made).splitlines()[0].decode()
+    assert header.replace('"', "") == "label,label_id," + ",".join(f"e{i}" for i in range(12))
 
 
 @pytest.mark.parametrize("kind", sorted(FORMATS))

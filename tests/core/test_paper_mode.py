@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -30,8 +27,9 @@ from core.paper import PaperRun, simulate_paper
 from core.privacy.coins import CoinStream
 from core.privacy.mechanism import sensitivity
 from core.privacy.noise import csprng, seeded
+from core.receipts.opening import SEEDED, ModelFacts, opening
+from core.receipts.receipt import NOT_PRIVATE, Model, Receipt
 from core.simulation import SimulatedSite, simulate
-from core.synthesis.formats import RECEIPT_KEY, whole
 from core.synthesis.request import SynthesisRequest
 from core.synthesis.sampler import Generator
 from core.training.gradients import Batch, clipped_sum
@@ -162,10 +160,8 @@ def test_a_simulated_run_makes_rows_that_say_what_they_are(form: str) -> None:
     for samples in (neutral, own):
         assert samples.caveat == NO_GUARANTEE
         np.testing.assert_allclose(np.linalg.norm(samples.x, axis=1), np.sqrt(12), rtol=1e-5)
-    document = run.generator.document(request({"a": 1.0}), 1, {"seed": 1})
-    assert document.receipt == {"seed": 1, "caveat": NO_GUARANTEE}
-    table = pq.read_table(io.BytesIO(whole("parquet", document)))
-    assert json.loads(table.schema.metadata[RECEIPT_KEY.encode()])["caveat"] == NO_GUARANTEE
+    receipt = receipt_of(run.generator)
+    assert (receipt.label, receipt.caveat) == (NOT_PRIVATE, NO_GUARANTEE)
     # Files keep the label, whatever plan they are read with.
     assert Generator.load(
         run.frame, run.weights, spec_of(mode="joint", model={"form": form})
@@ -174,12 +170,21 @@ def test_a_simulated_run_makes_rows_that_say_what_they_are(form: str) -> None:
     assert run_of(spec, seed=1).weights != run.weights
 
 
+def receipt_of(generator: Generator, noise_mode: str = "csprng") -> Receipt:
+    model = Model(run_id="1", run="r", round=1, plan_digest="", frame_digest="", weights_digest="")
+    facts = ModelFacts(model, (), "add-or-remove-unit", noise_mode)
+    asked = request("neutral")
+    return opening(facts, generator, asked, 1, generator.codes(asked))
+
+
 def test_a_joint_run_has_no_caveat() -> None:
     done = simulate(spec_of(mode="joint"), SITES, noise=seeded(0), secret=worlds.SECRET)
     assert done.generator.caveat == ""
     _, metadata = tensors.unpack(done.rounds[-1].weights)
     assert "caveat" not in metadata
-    assert done.generator.document(request("neutral"), 1, {}).receipt == {}
+    private, seeded_noise = receipt_of(done.generator), receipt_of(done.generator, "seeded")
+    assert (private.label, private.caveat) == ("", "")
+    assert (seeded_noise.label, seeded_noise.caveat) == (NOT_PRIVATE, SEEDED)
 
 
 def test_the_frame_is_that_of_a_joint_run_and_codes_are_private() -> None:

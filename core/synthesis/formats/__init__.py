@@ -1,4 +1,8 @@
-"""Rows as files and streams: a writer for each format, in constant memory, with the receipt."""
+"""Rows as files and streams: a writer for each format, in constant memory.
+
+JSON, Parquet and npz hold the closed receipt, an Arrow stream the opening one in its schema. The
+others are plain tables; whoever hands them out says where the receipt is.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,12 @@ class Format:
 
 FORMATS: Mapping[str, Format] = {
     "json": Format("application/json", text.json_pieces),
+    "ndjson": Format("application/x-ndjson", text.ndjson_pieces),
+    "csv": Format("text/csv", tables.csv_pieces),
     "arrow": Format("application/vnd.apache.arrow.stream", tables.arrow_pieces),
     "parquet": Format("application/vnd.apache.parquet", tables.parquet_pieces),
     "npz": Format("application/x-npz", arrays.npz_pieces),
+    "npy": Format("application/x-npy", arrays.npy_pieces),
 }
 
 

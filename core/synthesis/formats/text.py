@@ -1,4 +1,4 @@
-"""One JSON document."""
+"""JSON: one document, or one object a line."""
 
 from __future__ import annotations
 
@@ -31,9 +31,23 @@ def json_pieces(document: Document) -> Iterator[bytes]:
         for column in document.columns:
             names = document.names(column)
             head[f"{column}s"] = [names[source] for source in sources]
-    head["receipt"] = document.receipt
     yield orjson.dumps(head, option=_NUMPY)[:-1] + b',"embeddings":['
-    for number, block in enumerate(rows):
+    reading = document.read()
+    for number, block in enumerate(reading):
         inner = orjson.dumps(_embeddings(document, block), option=_NUMPY)[1:-1]
         yield (b"," if number else b"") + inner
-    yield b"]}"
+    yield b'],"receipt":' + orjson.dumps(dict(reading.receipt)) + b"}"
+
+
+def ndjson_pieces(document: Document) -> Iterator[bytes]:
+    """Each line one row: ``label``, ``label_id``, the columns asked for, ``embedding``."""
+    names = {column: document.names(column) for column in document.columns}
+    for block in document.read():
+        x, y, source = _embeddings(document, block), block.y.tolist(), block.source.tolist()
+        lines = []
+        for place, label in enumerate(y):
+            row: dict[str, object] = {"label": document.classes[label], "label_id": label}
+            row |= {column: texts[source[place]] for column, texts in names.items()}
+            row["embedding"] = x[place]
+            lines.append(orjson.dumps(row, option=_NUMPY | orjson.OPT_APPEND_NEWLINE))
+        yield b"".join(lines)

@@ -1,0 +1,1 @@
+"""Receipts of synthetic rows, and the keys that sign them."""

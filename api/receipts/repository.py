@@ -1,0 +1,61 @@
+"""SQL of receipts."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.context import Context
+from api.db.synthesis_models import IssuedReceipt
+from core.receipts.content import Content
+from core.receipts.receipt import Receipt
+
+_CLOSE = """
+    UPDATE receipts SET content = %(content)s::jsonb WHERE id = %(id)s AND content IS NULL
+    RETURNING id
+"""
+_CONTENT = "SELECT content FROM receipts WHERE id = %(id)s"
+
+
+async def remember(session: AsyncSession, receipt: Receipt) -> None:
+    """Nothing happens if it is known: one receipt for the same rows, whoever asks."""
+    body = receipt.model_dump(mode="json", exclude={"content"})
+    content = None if receipt.content is None else receipt.content.model_dump(mode="json")
+    values = {
+        "id": receipt.id,
+        "run_id": UUID(receipt.model.run_id),
+        "round_number": receipt.model.round,
+        "body": body,
+    }
+    if content is not None:
+        values["content"] = content
+    new = insert(IssuedReceipt).values(values)
+    if content is None:
+        await session.execute(new.on_conflict_do_nothing())
+        return
+    await session.execute(
+        new.on_conflict_do_update(
+            index_elements=["id"],
+            set_={"content": new.excluded.content},
+            where=IssuedReceipt.content.is_(None),
+        )
+    )
+
+
+async def close(ctx: Context, receipt_id: str, content: Content) -> Content | None:
+    """Add what the rows hold; what was recorded before, if it is something else."""
+    closed = await ctx.database.act(_CLOSE, id=receipt_id, content=content.model_dump_json())
+    if closed:
+        return None
+    found = await ctx.database.glance(_CONTENT, id=receipt_id)
+    recorded = Content.model_validate(found[0][0]) if found else None
+    return recorded if recorded != content else None
+
+
+async def one(session: AsyncSession, receipt_id: str) -> Receipt | None:
+    row = await session.get(IssuedReceipt, receipt_id)
+    if row is None:
+        return None
+    return Receipt.model_validate({**row.body, "content": row.content})
