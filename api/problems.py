@@ -156,6 +156,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "invalid-mixture": (422, "The mixture is not valid"),
     "unknown-mixture-client": (422, "The mixture names an unknown client"),
     "invalid-synthesis-request": (422, "The synthesis request is not valid"),
+    "file-unreadable": (422, "The file cannot be read"),
     "receipt-invalid": (422, "The receipt cannot be verified"),
     "update-rejected": (422, "The update does not count"),
     "update-unreadable": (422, "The update cannot be read"),
