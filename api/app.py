@@ -40,6 +40,7 @@ from api.synthesis.models import Generators, Models
 from api.updates import endpoints as updates
 from api.work import endpoints as work
 from core.storage import ObjectStore
+from core.synthesis.one_thread import one_thread
 
 log = structlog.get_logger(__name__)
 VERSION = "0.1.0"
@@ -107,7 +108,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         _settle_memory()
     log.info("started", version=VERSION)
     try:
-        yield
+        with one_thread():
+            yield
     finally:
         hub.close()
         for task in tasks:

@@ -179,4 +179,19 @@ async def _pieces(ctx: Context, draft: Draft) -> AsyncIterator[bytes]:
             if piece:
                 yield piece
     finally:
-        following.cancel()  # a caller that has gone; a piece in the making is made, and dropped
+        _drop(pieces, following)
+
+
+_dropping: set[asyncio.Task[None]] = set()
+
+
+def _drop(pieces: Iterator[bytes], last: asyncio.Task[bytes | None]) -> None:
+    """A caller may have gone: what is in the making is made, then its thread ends."""
+
+    async def drop() -> None:
+        await asyncio.wait([last])
+        await asyncio.to_thread(pieces.close)  # type: ignore[attr-defined]
+
+    task = asyncio.create_task(drop())
+    _dropping.add(task)
+    task.add_done_callback(_dropping.discard)
