@@ -82,6 +82,12 @@ class Settings(Secrets):
         description="Bytes of updates are erased so long after their round has ended; "
         "unset: they are kept, and every round can be replayed.",
     )
+    revoked_retention_days: float = Field(
+        default=30.0,
+        ge=0,
+        description="Bytes of a revoked client's updates are erased so long after its revocation, "
+        "as soon as no round under way needs them.",
+    )
     serve_not_private: bool = Field(
         default=False,
         description="Serve rows of models without a privacy guarantee, stamped NOT PRIVATE.",

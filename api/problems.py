@@ -104,6 +104,12 @@ class NotReady(DomainError):
     code = "not-ready"
 
 
+class ClientWithdrawn(DomainError):
+    """Rows under the code of a client that was revoked."""
+
+    code = "client-withdrawn"
+
+
 class NotPrivate(DomainError):
     code = "not-private"
 
@@ -146,6 +152,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "not-replayable": (409, "The round cannot be recomputed"),
     "budget-exceeded": (409, "The privacy budget does not allow it"),
     "plan-refused": (409, "A site refuses the plan"),
+    "client-withdrawn": (410, "The client has withdrawn"),
     "payload-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The content type is not understood"),
     "range-not-satisfiable": (416, "The range lies outside the object"),

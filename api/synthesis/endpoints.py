@@ -34,6 +34,7 @@ _DESCRIPTION = (
 _PROBLEMS = (
     "not-found",
     "not-private",
+    "client-withdrawn",
     "invalid-mixture",
     "unknown-mixture-client",
     "invalid-synthesis-request",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
 from api.auth import Principal
 from api.context import Context
 from api.db.run_models import Run
-from api.problems import NotFound, NotPrivate
+from api.problems import ClientWithdrawn, NotFound, NotPrivate
 from api.receipts.service import facts_of
 from api.rounds import service as rounds
 from api.rounds.service import ModelView
@@ -33,6 +34,16 @@ class Published:
     model: ModelView
     spec: RunSpec
     facts: ModelFacts
+
+    def must_allow(self, mixture: str | Mapping[str, float]) -> None:
+        """Raises ``ClientWithdrawn`` for a mixture that names a revoked client, even with 0."""
+        for name in self.facts.withdrawn:
+            if not isinstance(mixture, str) and name in mixture:
+                raise ClientWithdrawn(
+                    f"client {name!r} has withdrawn: there are no more rows under its code",
+                    field=f"mixture.{name}",
+                    mend="Leave it out of the mixture, or ask for 'neutral'.",
+                )
 
 
 class Generators:

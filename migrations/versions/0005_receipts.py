@@ -1,4 +1,4 @@
-"""Receipts of synthetic rows, and the keys that sign them."""
+"""Receipts of synthetic rows, the keys that sign them, erasure of revoked clients' updates."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_receipts_run_id_created_at"), "receipts", ["run_id", "created_at"], unique=False
     )
+    _reasons("'retention', 'requested', 'revoked'")
     _keep("signing_keys", "'id', 'public', 'sealed', 'created_at', '?retired_at', '?revoked_at'")
     _keep("receipts", "'id', 'run_id', 'round_number', 'body', 'created_at', '?content'")
 
@@ -71,6 +72,15 @@ def _keep(table: str, columns: str) -> None:
     )
 
 
+def _reasons(listed: str) -> None:
+    op.drop_constraint(op.f("ck_erasures_reason"), "erasures", type_="check")
+    op.create_check_constraint(op.f("ck_erasures_reason"), "erasures", f"reason IN ({listed})")
+
+
 def downgrade() -> None:
+    op.execute("ALTER TABLE erasures DISABLE TRIGGER erasures_immutable")
+    op.execute("UPDATE erasures SET reason = 'requested' WHERE reason = 'revoked'")
+    op.execute("ALTER TABLE erasures ENABLE TRIGGER erasures_immutable")
+    _reasons("'retention', 'requested'")
     op.drop_table("receipts")
     op.drop_table("signing_keys")
