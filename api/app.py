@@ -38,6 +38,8 @@ from api.sweeper import Sweeper
 from api.synthesis import endpoints as synthesis
 from api.synthesis.models import Generators, Models
 from api.updates import endpoints as updates
+from api.usage import endpoints as usage
+from api.usage.service import Answers
 from api.work import endpoints as work
 from core.storage import ObjectStore
 from core.synthesis.one_thread import one_thread
@@ -95,6 +97,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     dispatcher = Dispatcher(database, hub, settings.broker_url, settings.poll_s)
     app.state.context, app.state.dispatcher, app.state.generators = ctx, dispatcher, Generators()
     app.state.models = Models()
+    app.state.answers = Answers(settings)
     app.state.keyring = Keyring(database, settings.pepper)
     app.state.feeds = Feeds(settings.max_streams)
     tasks = []
@@ -144,7 +147,7 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         app.include_router(module.router)
     for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
         app.include_router(module.router)
-    for module in (synthesis, receipts):
+    for module in (synthesis, receipts, usage):
         app.include_router(module.router)
     app.include_router(health.router)
     return app
