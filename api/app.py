@@ -31,6 +31,8 @@ from api.planner import endpoints as planner
 from api.receipts import endpoints as receipts
 from api.receipts.keys import Keyring
 from api.replays import endpoints as replays
+from api.report import endpoints as report
+from api.report.service import Reports
 from api.rounds import endpoints as rounds
 from api.runs import control_endpoints as control
 from api.runs import endpoints as runs
@@ -96,7 +98,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     ctx = Context(settings=settings, database=database, store=store, hub=hub)
     dispatcher = Dispatcher(database, hub, settings.broker_url, settings.poll_s)
     app.state.context, app.state.dispatcher, app.state.generators = ctx, dispatcher, Generators()
-    app.state.models = Models()
+    app.state.models, app.state.reports = Models(), Reports()
     app.state.answers = Answers(settings)
     app.state.keyring = Keyring(database, settings.pepper)
     app.state.feeds = Feeds(settings.max_streams)
@@ -147,7 +149,7 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         app.include_router(module.router)
     for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
         app.include_router(module.router)
-    for module in (synthesis, receipts, usage):
+    for module in (synthesis, receipts, report, usage):
         app.include_router(module.router)
     app.include_router(health.router)
     return app

@@ -72,7 +72,7 @@ class RunView(BaseModel):
     finished_at: datetime | None
 
 
-def _seat(seat: repository.Seat) -> SeatView:
+def seat_view(seat: repository.Seat) -> SeatView:
     state: Literal["taking-part", "left", "quarantined", "revoked"] = "taking-part"
     why = seat.consent_why if seat.consent == "refused" else ""
     if seat.client.revoked_at is not None:
@@ -104,7 +104,7 @@ async def view(session: AsyncSession, who: Principal, run: Run) -> RunView:
         spec=spec,
         spec_digest=run.spec_digest,
         clients=[seat.client.name for seat in seats],
-        seats=[_seat(seat) for seat in seats if who.client_id in (None, seat.client.id)],
+        seats=[seat_view(seat) for seat in seats if who.client_id in (None, seat.client.id)],
         epsilon_planned=run.epsilon_planned,
         current_round=newest,
         rounds_published=published,

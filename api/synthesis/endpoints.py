@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from api import examples
 from api.auth import Principal, Scientist
 from api.context import Context, Ctx
+from api.negotiation import is_known
 from api.openapi import answers, example
 from api.synthesis import service
 from api.synthesis.encoding import coding_of, compress, compressed
@@ -98,11 +99,8 @@ async def _answer(
         ctx, who, state.models, state.generators, state.keyring, body, kind
     )
     headers, media = _headers(draft, coding), FORMATS[kind].media
-    known = [
-        tag.strip().removeprefix("W/")
-        for tag in request.headers.get("if-none-match", "").split(",")
-    ]
-    if request.method == "GET" and draft.etag in known:
+    known = is_known(draft.etag, request.headers.get("if-none-match"))
+    if request.method == "GET" and known:
         return Response(status_code=304, headers=headers)
     with ExitStack() as place:
         place.enter_context(state.answers.place(who.token_id))

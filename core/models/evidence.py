@@ -22,7 +22,7 @@ from core.privacy.mechanism import sensitivity
 Vector = NDArray[np.float64]
 
 # A count below this many standard deviations of its own noise is not trusted as a denominator.
-_TRUSTED_SDS = 2.0
+TRUSTED_SDS = 2.0
 _LEAST_RESIDUAL = 0.1  # public floor of a residual's root mean square length
 
 
@@ -50,19 +50,19 @@ class Evidence:
     @property
     def class_counts(self) -> Vector:
         """[C] pooled counts, never below what their noise explains."""
-        floor = _TRUSTED_SDS * self.count_sd * math.sqrt(len(self.counts))
+        floor = TRUSTED_SDS * self.count_sd * math.sqrt(len(self.counts))
         return np.asarray(np.maximum(self.counts.sum(axis=0), max(1.0, floor)))
 
     @property
     def sizes(self) -> Vector:
         """[M] units of each client, never below what their noise explains."""
-        floor = _TRUSTED_SDS * self.count_sd * math.sqrt(self.counts.shape[1])
+        floor = TRUSTED_SDS * self.count_sd * math.sqrt(self.counts.shape[1])
         return np.asarray(np.maximum(self.counts.sum(axis=1), max(1.0, floor)))
 
     @property
     def cells(self) -> Vector:
         """[M, C] units of each client and class, never below what their noise explains."""
-        return np.asarray(np.maximum(self.counts, max(1.0, _TRUSTED_SDS * self.count_sd)))
+        return np.asarray(np.maximum(self.counts, max(1.0, TRUSTED_SDS * self.count_sd)))
 
     def sums_about(self, means: Vector) -> Vector:
         """[M, C, d] sums of x/|x| - means [C, d]."""
