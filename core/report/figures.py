@@ -67,7 +67,7 @@ def class_shares(released: Released, synthetic: Synthetic, classes: Sequence[str
     """Shares of classes: bars of synthetic rows, released shares with their error bars."""
     shown = list(range(min(len(classes), MOST_CLASSES)))
     ends = [e.value + 2 * e.se for e in released.classes] + list(synthetic.balance.shares)
-    plot = _rows(
+    plot = rows(
         "Share of each class",
         "Bars: shares among synthetic rows. Dots with error bars: shares among the sites' units as "
         "they were released, with two standard errors of the noise to either side.",
@@ -80,14 +80,14 @@ def class_shares(released: Released, synthetic: Synthetic, classes: Sequence[str
         plot.bar(0.0, synthetic.balance.shares[place], y, "c1")
         plot.error(max(0.0, estimate.value - 2 * estimate.se), estimate.value + 2 * estimate.se, y)
         plot.dot(estimate.value, y, "ink", size=3.2)
-    return _with_names(plot, [classes[place] for place in shown])
+    return with_names(plot, [classes[place] for place in shown])
 
 
 def sizes(released: Released) -> Markup:
     """Units of each client as released, with error bars."""
     shown = released.sizes[:_MOST_ROWS]
     ends = [one.units.value + 2 * one.units.se for one in shown]
-    plot = _rows(
+    plot = rows(
         "Units of each site",
         "Released number of units with two standard errors of the noise to either side.",
         [one.client for one in shown],
@@ -99,25 +99,34 @@ def sizes(released: Released) -> Markup:
         low, high = one.units.value - 2 * one.units.se, one.units.value + 2 * one.units.se
         plot.error(max(0.0, low), high, y)
         plot.dot(one.units.value, y, "c0", size=4.0)
-    return _with_names(plot, [one.client for one in shown])
+    return with_names(plot, [one.client for one in shown])
 
 
-def _rows(title: str, description: str, names: Sequence[str], across: Range, label: str) -> Plot:
-    """A plot with one row for each name, the first one on top."""
+def rows(
+    title: str,
+    description: str,
+    names: Sequence[str],
+    across: Range,
+    label: str,
+    *,
+    head: float = 0.0,
+) -> Plot:
+    """A plot with one row for each name, the first one on top; ``head``: more rows above it."""
     longest = max((len(shortened(name)) for name in names), default=0)
+    count = max(len(names), 1)
     return Plot(
         title=title,
         description=description,
         x=across,
-        y=Range(-0.6, max(len(names), 1) - 0.4),
+        y=Range(-0.6, count - 0.4 + head),
         x_label=label,
         y_label="",
-        height=56 + _ROW_HEIGHT * max(len(names), 1),
+        height=round(56 + _ROW_HEIGHT * (count + head)),
         left=max(34, 14 + round(6.4 * longest)),
     )
 
 
-def _with_names(plot: Plot, names: Sequence[str]) -> Markup:
+def with_names(plot: Plot, names: Sequence[str]) -> Markup:
     ticks = [(float(len(names) - 1 - row), shortened(name)) for row, name in enumerate(names)]
     return plot.svg(y_ticks=ticks)
 
@@ -167,13 +176,13 @@ def _plane(projection: Projection, title: str, description: str) -> Plot:
 def heat_map(
     title: str,
     description: str,
-    rows: Sequence[str],
+    down: Sequence[str],
     columns: Sequence[str],
     values: Sequence[Sequence[float]],
     highest: float,
 ) -> Markup:
     """A matrix with its numbers in it; darker is larger, ``highest`` is the darkest."""
-    longest = max(len(shortened(name, 12)) for name in rows)
+    longest = max(len(shortened(name, 12)) for name in down)
     left, top = 14 + 6.4 * longest, 24.0
     width = (svg.WIDTH - left - 8) / len(columns)
     height = min(30.0, max(22.0, width * 0.6))
@@ -182,7 +191,7 @@ def heat_map(
         room = max(3, int(width / 6.6))
         middle = left + width * (column + 0.5)
         marks.append(svg.text(middle, top - 7, shortened(name, room), "tick"))
-    for row, name in enumerate(rows):
+    for row, name in enumerate(down):
         y = top + height * row
         marks.append(svg.text(left - 6, y + height / 2 + 4, shortened(name, 12), "tick", "end"))
         for column, value in enumerate(values[row]):
@@ -197,7 +206,7 @@ def heat_map(
                 ink = "on-dark" if share > 0.55 else "on-light"
                 middle = x + width / 2
                 marks.append(svg.text(middle, y + height / 2 + 4, f"{value:.2f}", f"cell {ink}"))
-    return svg.picture(title, description, top + height * len(rows) + 6, marks)
+    return svg.picture(title, description, top + height * len(down) + 6, marks)
 
 
 def differences(found: Differences) -> Markup:
@@ -214,7 +223,7 @@ def differences(found: Differences) -> Markup:
 
 def bounds(upper: float, lower: float | None, target: float) -> Markup:
     """The ledger's upper bound of epsilon and what an attack has proved, on one scale."""
-    plot = _rows(
+    plot = rows(
         "What is guaranteed and what an attack has shown",
         "The upper bar is the ledger's upper bound of epsilon, the lower one the lower bound that "
         "an attack has shown. The truth lies between them.",
@@ -223,9 +232,8 @@ def bounds(upper: float, lower: float | None, target: float) -> Markup:
         "ε (smaller is more private)",
     )
     plot.bar(0.0, upper, 1.0, "c0", 13.0)
-    plot.note(0.0, 0.62, f" at most {number(upper)}") if upper < 0.2 * plot.x.high else None
     if lower is not None:
         plot.bar(0.0, lower, 0.0, "c1", 13.0)
     else:
-        plot.note(0.02 * plot.x.high, -0.2, "not measured: no budget was set aside")
-    return _with_names(plot, ["guaranteed", "attack"])
+        plot.note(0.02 * plot.x.high, 0.0, "not measured", drop=4.0)
+    return with_names(plot, ["guaranteed", "attack"])

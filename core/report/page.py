@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from core.report import figures
-from core.report.report import Part, Report
+from core.report import figures, measured_figures, parts
+from core.report.report import Report
 from core.report.svg import number
+from core.report.values import Estimate
 
 
 @cache
@@ -26,7 +27,7 @@ def _environment() -> Environment:
     )
     # Ours, and inside <style>, where nothing is unescaped.
     style = (resources.files("core.report") / "pages" / "page.css").read_text()
-    made.globals.update(style=Markup(style), number=number, percent=percent)  # noqa: S704
+    made.globals.update(style=Markup(style), number=number, percent=percent, pm=pm)  # noqa: S704
     return made
 
 
@@ -37,6 +38,11 @@ def rendered(template: str, **values: Any) -> str:
 
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
+
+
+def pm(one: Estimate | None) -> str:
+    """A value with its standard error."""
+    return "–" if one is None else f"{number(one.value)} ± {number(one.se, 2)}"
 
 
 def best_guess(epsilon: float, delta: float) -> float:
@@ -63,13 +69,24 @@ def html(report: Report) -> str:
         groups=_groups(report),
         legend=_legend(report.space.classes),
         clients=_legend(report.synthetic.projection.clients),
+        commonest=max(one.value for one in report.released.classes),
+        domains=_codes(report),
+        ledger={one.client: one.epsilon for one in privacy.clients},
         figures=figures,
-        part=_part_of(report),
+        drawn=measured_figures,
+        part={part.title: part for part in report.parts},
+        ACCURACY=parts.ACCURACY,
+        LIKENESS=parts.LIKENESS,
+        ATTACKS=parts.ATTACKS,
     )
 
 
-def _part_of(report: Report) -> dict[str, Part]:
-    return {part.title: part for part in report.parts}
+def _codes(report: Report) -> list[str]:
+    """Clients whose codes' rows were tried on records."""
+    if report.measured is None:
+        return []
+    tried = {name for site in report.measured.sites for name in site.domains}
+    return [name for name in report.synthetic.differences.clients if name in tried]
 
 
 def _groups(report: Report) -> list[tuple[str, int]]:

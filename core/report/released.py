@@ -9,7 +9,8 @@ from core.federation.plan import RunSpec
 from core.models.evidence import TRUSTED_SDS
 from core.models.frame import Frame
 from core.privacy.mechanism import sensitivity
-from core.report.report import Estimate, Released, Sized
+from core.report.report import Released, Sized
+from core.report.values import Estimate
 
 
 def count_error(spec: RunSpec, multiplier: float) -> float:

@@ -14,15 +14,10 @@ from pydantic import Field
 from core.federation.plan import RoundKind
 from core.federation.values import Frozen
 from core.receipts.receipt import Model, canonical
+from core.report.measured import Measured
+from core.report.values import Estimate
 
 Source = Literal["ledger", "released with noise", "post-processing", "public", "missing"]
-
-
-class Estimate(Frozen):
-    """``value``, and the standard error that its noise (and its sampling) gives it."""
-
-    value: float
-    se: float = Field(ge=0)
 
 
 class Space(Frozen):
@@ -157,6 +152,9 @@ class Report(Frozen):
     members: tuple[Member, ...]
     released: Released
     synthetic: Synthetic
+    measured: Measured | None = Field(
+        description="On held-out records, in a report round. null: the plan paid for none."
+    )
     parts: tuple[Part, ...]
 
     def canonical(self) -> bytes:

@@ -139,18 +139,18 @@ class Plot:
                 "y1": self.py(value),
                 "y2": self.py(value),
             }
-            place = {"x": self.left + 5, "y": self.py(value) - 5, "text_anchor": "start"}
+            place = {"x": WIDTH - _RIGHT - 3, "y": self.py(value) - 5, "text_anchor": "end"}
         else:
             bottom = self.height - _BOTTOM
             ends = {"x1": self.px(value), "x2": self.px(value), "y1": _TOP, "y2": bottom}
-            place = {"x": self.px(value) + 4, "y": _TOP + 9, "text_anchor": "start"}
+            on_left = value > (self.x.low + self.x.high) / 2
+            at = self.px(value) + (-4 if on_left else 4)
+            place = {"x": at, "y": _TOP + 9, "text_anchor": "end" if on_left else "start"}
         self._marks.append(_tag("line", class_="rule", **ends))
         self._marks.append(_tag("text", text, class_="note", **place))
 
-    def note(self, x: float, y: float, text: str, *, anchor: str = "start") -> None:
-        self._marks.append(
-            _tag("text", text, x=self.px(x), y=self.py(y) - 5, class_="note", text_anchor=anchor)
-        )
+    def note(self, x: float, y: float, text: str, *, drop: float = -5.0) -> None:
+        self._marks.append(_tag("text", text, x=self.px(x), y=self.py(y) + drop, class_="note"))
 
     def svg(
         self,
