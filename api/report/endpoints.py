@@ -7,11 +7,11 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from api import examples
 from api.auth import Reader
 from api.context import Ctx
 from api.negotiation import is_known, preferred
 from api.openapi import answers
+from api.report.example import REPORT
 from api.report.service import MEDIA, Kind
 from core.report.report import Report
 
@@ -29,9 +29,7 @@ _HEADERS = {
 
 
 def _documented() -> dict[int | str, dict[str, Any]]:
-    documented = answers(
-        200, examples.REPORT, "The report.", "not-found", "not-private", "not-acceptable"
-    )
+    documented = answers(200, REPORT, "The report.", "not-found", "not-private", "not-acceptable")
     documented[200]["content"]["text/html"] = {"schema": {"type": "string"}}
     documented[304] = {"description": "The caller has this report already."}
     return documented

@@ -21,7 +21,7 @@ from api.rounds import repository as rounds
 from api.runs import repository as runs
 from api.runs.service import seat_view
 from api.synthesis.models import Generators, Models, Published
-from core.report import page
+from core.report import page, statistics
 from core.report.make import Known, make
 from core.report.report import Member
 from core.report.spending import Reserved
@@ -69,7 +69,8 @@ class Reports:
             generator = await generators.get(ctx, found)  # each time: it may not be allowed
             written = self._kept.get(known)
             if written is None:
-                written = await asyncio.to_thread(_written, known, generator)
+                weights = found.model.weights.digest
+                written = await asyncio.to_thread(_written, ctx, known, generator, weights)
                 self._kept[known] = written
         self._kept.move_to_end(known)
         while len(self._kept) > _KEPT:
@@ -77,8 +78,8 @@ class Reports:
         return written
 
 
-def _written(known: Known, generator: Generator) -> Written:
-    report = make(known, generator)
+def _written(ctx: Context, known: Known, generator: Generator, weights: str) -> Written:
+    report = make(known, generator, statistics.read(generator.spec, ctx.store.get(weights)))
     return Written(report.model_dump_json().encode(), page.html(report).encode())
 
 

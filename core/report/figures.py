@@ -180,8 +180,9 @@ def heat_map(
     columns: Sequence[str],
     values: Sequence[Sequence[float]],
     highest: float,
+    lowest: float = 0.0,
 ) -> Markup:
-    """A matrix with its numbers in it; darker is larger, ``highest`` is the darkest."""
+    """A matrix with its numbers in it; from the palest at ``lowest`` to the darkest."""
     longest = max(len(shortened(name, 12)) for name in down)
     left, top = 14 + 6.4 * longest, 24.0
     width = (svg.WIDTH - left - 8) / len(columns)
@@ -195,7 +196,8 @@ def heat_map(
         y = top + height * row
         marks.append(svg.text(left - 6, y + height / 2 + 4, shortened(name, 12), "tick", "end"))
         for column, value in enumerate(values[row]):
-            share = float(np.clip(value / highest, 0.0, 1.0)) if highest > 0 else 0.0
+            span = highest - lowest
+            share = float(np.clip((value - lowest) / span, 0.0, 1.0)) if span > 0 else 0.0
             x = left + width * column
             marks.append(
                 svg.rect(

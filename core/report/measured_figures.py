@@ -112,6 +112,7 @@ def domains(found: Measured, codes: Sequence[str]) -> Markup:
     """Rows: whose code made the training rows; columns: whose real records were tried."""
     sites = [one for one in found.sites[:_MOST_SITES] if one.domains]
     values = [[_clipped(one.domains.get(code)) for one in sites] for code in codes]
+    lowest = min((value for row in values for value in row), default=0.0)
     highest = max((value for row in values for value in row), default=1.0)
     return heat_map(
         "Accuracy with one site's rows on another's records",
@@ -121,6 +122,7 @@ def domains(found: Measured, codes: Sequence[str]) -> Markup:
         [one.client for one in sites],
         values,
         highest,
+        lowest,
     )
 
 
@@ -179,7 +181,7 @@ def closer(found: Measured) -> Markup:
             ("used", "c5", [one.closer_members for one in sites]),
         ],
         "share of records",
-        rule=(0.05, "synthetic rows among themselves"),
+        rule=(0.05, "as synthetic rows"),
         within=(0.0, 1.0),
     )
 
@@ -212,7 +214,7 @@ def distances(found: Measured) -> Markup:
         x_label="distance of directions",
         y_label="share within",
     )
-    lines = [("pale", found.synthetic_nearest)]
+    lines = [("other", found.synthetic_nearest)]
     if pooled.nearest is not None:
         lines.append(("c0", pooled.nearest.values))
     if pooled.nearest_members is not None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from core.report import figures, measured_figures, parts
 from core.report.report import Report
-from core.report.svg import number
+from core.report.svg import COLOURS, number
 from core.report.values import Estimate
 
 
@@ -102,6 +102,6 @@ def _groups(report: Report) -> list[tuple[str, int]]:
 
 def _legend(names: tuple[str, ...]) -> list[tuple[str, str]]:
     """(style, name) of series; those beyond the palette are one."""
-    own = [(figures.style(place), name) for place, name in enumerate(names[: figures.COLOURS])]
+    own = [(figures.style(place), name) for place, name in enumerate(names[: COLOURS])]
     rest = len(names) - len(own)
     return own if rest <= 0 else [*own, ("other", f"{rest} more")]

@@ -143,7 +143,7 @@ class Plot:
         else:
             bottom = self.height - _BOTTOM
             ends = {"x1": self.px(value), "x2": self.px(value), "y1": _TOP, "y2": bottom}
-            on_left = value > (self.x.low + self.x.high) / 2
+            on_left = self.px(value) + 6 * len(text) > WIDTH - _RIGHT
             at = self.px(value) + (-4 if on_left else 4)
             place = {"x": at, "y": _TOP + 9, "text_anchor": "end" if on_left else "start"}
         self._marks.append(_tag("line", class_="rule", **ends))

@@ -30,6 +30,7 @@ from api.planner.service import PlannerRequest, PlannerView
 from api.receipts.keys import KeysView
 from api.receipts.service import Proof, Verdict
 from api.replays.service import ReplayView
+from api.report.example import REPORT
 from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
 from api.spaces import SpaceView
@@ -39,6 +40,7 @@ from core.errors import DomainError
 from core.federation.plan import EmbeddingSpace
 from core.receipts.receipt import Receipt
 from core.receipts.signing import Signed
+from core.report.report import Report
 from core.synthesis.request import SynthesisRequest
 from core.wire import messages
 from tests.api.support import Coordinator, problem
@@ -146,6 +148,7 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (SynthesisRequest, examples.SYNTHESIS),
         (Signed, examples.SIGNED_RECEIPT),
         (Receipt, examples.SIGNED_RECEIPT["receipt"]),
+        (Report, REPORT),
         (UsageView, examples.USAGE),
         (TokenUsage, examples.TOKEN_USAGE),
         (Verdict, examples.VERDICT),
