@@ -18,7 +18,7 @@ from core.report.report import Report
 router = APIRouter(prefix="/v1/runs", tags=["rounds"])
 
 # The page needs nothing but itself: no script, no font, no picture of another host.
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -64,7 +64,7 @@ async def report(
     written = await state.reports.get(
         ctx, who, state.models, state.generators, run_id, None if number == "latest" else number
     )
-    headers = {**_HEADERS, "ETag": written.etag(kind)}
+    headers = {**HEADERS, "ETag": written.etag(kind)}
     if is_known(written.etag(kind), if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(written.body(kind), headers=headers, media_type=MEDIA[kind])
