@@ -59,10 +59,12 @@ def gather(
     lease_live: bool = False,
 ) -> Facts:
     rules = spec.plan.round
-    join = spec.kind(row.number) == "join"
+    kind = spec.kind(row.number)
+    join, report = kind == "join", kind == "report"
     return Facts(
         now=now,
-        quorum=1 if join else rules.quorum,  # a join waits for nobody else: who posted is in
+        # What one client says in a join or for the report needs nobody else: who posted is in.
+        quorum=1 if join or report else rules.quorum,
         deadline=timedelta(seconds=rules.deadline_s),
         extension=timedelta(seconds=rules.extension_s),
         max_attempts=rules.max_attempts,
@@ -72,6 +74,7 @@ def gather(
         grace_until=grace_until,
         last_round=row.number == spec.last_round,
         join=join,
+        report=report,
         paused_until=run.pause_ends,
         lease_live=lease_live,
         why=why,

@@ -71,7 +71,7 @@ async def _read(session: AsyncSession, run_id: UUID, number: int) -> Common:
     spec = spec_of(run)
     kind = spec.kind(number)
     inputs: tuple[ObjectRef, ...] = ()
-    if kind in ("spread", "train", "validate"):  # a sketch reads nothing but records
+    if kind in ("spread", "train", "validate", "report"):  # a sketch reads nothing but records
         model = await rounds.model(session, run_id, None, before=number)
         if model is None:
             raise NotFound("the model of the round before vanished")

@@ -30,6 +30,8 @@ from core.models.frame import Frame
 from core.models.joining import join
 from core.models.layout import posted_layout, shared_layout
 from core.models.spread import with_spread
+from core.report.reference import with_reference
+from core.report.vectors import with_vectors
 from core.training.validation import CLASSIFIERS
 from core.wire import tensors
 from core.wire.messages import AggregateInput, AggregateJob, Diagnostics
@@ -88,9 +90,15 @@ def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
             made = _train_round(job, read, releases)
         case "validate":
             made = _validate_round(job, read, releases)
+        case "report":
+            made = _report_round(job, read, releases)
         case "join":
             made = _join_round(job, read, releases)
-    return replace(without(made, job.withdrawn), diagnostics=releases.diagnostics())
+    made = without(made, job.withdrawn)
+    if job.spec.report_round == job.round_number + 1:
+        weights = with_reference(job.spec, made.frame, made.weights, job.withdrawn)
+        made = replace(made, weights=weights)
+    return replace(made, diagnostics=releases.diagnostics())
 
 
 def _sketch_round(job: AggregateJob, releases: _Releases) -> Aggregated:
@@ -220,6 +228,19 @@ def _validate_round(
         ),
         optimiser=optimiser,
     )
+
+
+def _report_round(
+    job: AggregateJob, read: Callable[[str], bytes], releases: _Releases
+) -> Aggregated:
+    """The model stays as it was; what sites said of it is published with it, client by client."""
+    frame_body, weights_body, optimiser = _previous(job, read)
+    frame = Frame.from_bytes(frame_body)
+    clients = dict(zip(frame.client_ids, frame.clients, strict=True))
+    vectors = {update.client_id: released for update, released in releases}
+    left = {client: name for client, name in clients.items() if client not in job.withdrawn}
+    weights = with_vectors(weights_body, job.round_number, vectors, left)
+    return Aggregated(frame_body, weights, optimiser)
 
 
 def _packed(

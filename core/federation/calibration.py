@@ -7,7 +7,7 @@ import math
 from pydantic import Field
 
 from core.federation.privacy_plan import PrivacyPlan
-from core.federation.values import Frozen
+from core.federation.values import Frozen, omitted_if
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent, release
 
@@ -19,6 +19,7 @@ class Noise(Frozen):
     spread_multiplier: float | None = Field(default=None, gt=0)
     train_multiplier: float | None = Field(default=None, gt=0)
     validate_multiplier: float | None = Field(default=None, gt=0)
+    report_multiplier: float | None = Field(default=None, gt=0, exclude_if=omitted_if(None))
 
     @property
     def join_multiplier(self) -> float:
@@ -51,18 +52,23 @@ def calibrate(privacy: PrivacyPlan, participations: int | None = None) -> Noise:
         return whole / math.sqrt(first_share), whole / math.sqrt(1.0 - first_share)
 
     def sketches(whole: float) -> list[PrivacyEvent]:
-        return [
-            release(noise_multiplier=sigma, sample_rate=1.0, unit=privacy.unit)
-            for sigma in split(whole)
-            if sigma is not None
-        ]
+        sigmas = [sigma for sigma in split(whole) if sigma is not None]
+        if alone and privacy.reports:
+            sigmas.append(whole / math.sqrt(privacy.report_precision))
+        return [release(noise_multiplier=s, sample_rate=1.0, unit=privacy.unit) for s in sigmas]
 
     # On the events that will be booked: two discretised releases come out a shade above one.
     target = share * privacy.epsilon
     whole = accounting.calibrate(sketches, target=target, delta=privacy.delta)
     sketch, spread = split(whole)
     if alone:
-        return Noise(sketch_multiplier=sketch, spread_multiplier=spread)
+        return Noise(
+            sketch_multiplier=sketch,
+            spread_multiplier=spread,
+            report_multiplier=(
+                whole / math.sqrt(privacy.report_precision) if privacy.reports else None
+            ),
+        )
     first = sketches(whole)
 
     rounds_of_one = privacy.rounds if participations is None else participations
@@ -76,14 +82,21 @@ def calibrate(privacy: PrivacyPlan, participations: int | None = None) -> Noise:
         spread_multiplier=spread,
         train_multiplier=train,
         validate_multiplier=(
-            train / _over_validation(privacy, rounds_of_one) if privacy.validates else None
+            train / _over(privacy, rounds_of_one, privacy.validation_precision)
+            if privacy.validates
+            else None
+        ),
+        report_multiplier=(
+            train / _over(privacy, rounds_of_one, privacy.report_precision)
+            if privacy.reports
+            else None
         ),
     )
 
 
 def training_events(privacy: PrivacyPlan, sigma: float, rounds: int) -> list[PrivacyEvent]:
     """One client's ``rounds`` training rounds with noise multiplier ``sigma``, as one event, and
-    the validation round that follows them where the plan has one.
+    the validation and report rounds that follow them where the plan has such.
     """
     trained = release(
         noise_multiplier=sigma,
@@ -91,15 +104,27 @@ def training_events(privacy: PrivacyPlan, sigma: float, rounds: int) -> list[Pri
         unit=privacy.unit,
         steps=rounds * privacy.local_steps,
     )
-    if not privacy.validates:
-        return [trained]
-    validated = sigma / _over_validation(privacy, rounds)
-    return [trained, release(noise_multiplier=validated, sample_rate=1.0, unit=privacy.unit)]
+    following = []
+    if privacy.validates:
+        following.append(privacy.validation_precision)
+    if privacy.reports:
+        following.append(privacy.report_precision)
+    return [
+        trained,
+        *(
+            release(
+                noise_multiplier=sigma / _over(privacy, rounds, precision),
+                sample_rate=1.0,
+                unit=privacy.unit,
+            )
+            for precision in following
+        ),
+    ]
 
 
-def _over_validation(privacy: PrivacyPlan, rounds: int) -> float:
-    """Training noise over that of the validation round, from the precision of T steps at rate q,
-    roughly T q^2 / z^2.
+def _over(privacy: PrivacyPlan, rounds: int, precision: float) -> float:
+    """Training noise over that of a round of full batches which has this share of its precision:
+    that of T steps at rate q, roughly T q^2 / z^2.
     """
     steps = rounds * privacy.local_steps
-    return privacy.sample_rate * math.sqrt(steps * privacy.validation_precision)
+    return privacy.sample_rate * math.sqrt(steps * precision)

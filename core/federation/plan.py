@@ -40,7 +40,7 @@ MAX_COORDINATES = 8_000_000
 # Join rounds of one run at most. A number, so that every round's number has a bound; what a
 # client pays is bounded by its budget.
 MAX_JOINS = 10_000
-RoundKind = Literal["sketch", "spread", "train", "validate", "join"]
+RoundKind = Literal["sketch", "spread", "train", "validate", "report", "join"]
 
 
 class RoundPlan(Frozen):
@@ -130,6 +130,7 @@ class Plan(Frozen):
         plan_rules.paper_mode(self)
         plan_rules.client_selection(self)
         plan_rules.trimming(self)
+        plan_rules.report(self)
         return self
 
     @model_validator(mode="after")
@@ -219,7 +220,13 @@ class RunSpec(Frozen):
     @property
     def last_round(self) -> int:
         """Behind it come joins only."""
-        return self.last_training_round + int(self.plan.privacy.validates)
+        privacy = self.plan.privacy
+        return self.last_training_round + int(privacy.validates) + int(privacy.reports)
+
+    @property
+    def report_round(self) -> int | None:
+        """The plan's last round if it has one for the report."""
+        return self.last_round if self.plan.privacy.reports else None
 
     @property
     def last_training_round(self) -> int:
@@ -245,6 +252,8 @@ class RunSpec(Frozen):
                 f"the plan has rounds 0 to {self.last_round} and {MAX_JOINS} joins, "
                 f"not {round_number}"
             )
+        if round_number == self.report_round:
+            return "report"
         if round_number > self.last_training_round:
             return "validate"
         if round_number >= self.sketch_rounds:
@@ -266,6 +275,7 @@ class RunSpec(Frozen):
             "spread": self.noise.spread_multiplier,
             "train": self.noise.train_multiplier,
             "validate": self.noise.validate_multiplier,
+            "report": self.noise.report_multiplier,
             "join": self.noise.join_multiplier,
         }[kind]
         if multiplier is None:

@@ -77,3 +77,12 @@ def trimming(plan: Plan) -> None:
             f"round may have no more than its quorum; set round.quorum to {least} or more, or "
             "a larger trim_share"
         )
+
+
+def report(plan: Plan) -> None:
+    """What nobody may serve needs no report to sites."""
+    if plan.privacy.reports and plan.privacy.caveat:
+        raise ValueError(
+            f"privacy.report_precision: mode 'paper' has {plan.privacy.caveat}, so its units are "
+            "asked nothing more; leave it out"
+        )

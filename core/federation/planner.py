@@ -94,9 +94,8 @@ def rounds_left(spec: RunSpec, purse: Purse) -> int | None:
         return None
     privacy = spec.plan.privacy
     train = training_events(privacy, sigma, 1)[0]
-    others = [*_sketches(spec)]
-    if privacy.validates:
-        others.append(spec.event(spec.last_round))
+    beyond = range(spec.last_training_round + 1, spec.last_round + 1)
+    others = [*_sketches(spec), *(spec.event(number) for number in beyond)]
     most = min(MOST_ROUNDS, MAX_STEPS // privacy.local_steps)
 
     def fits(number: int) -> bool:

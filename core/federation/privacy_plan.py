@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from core.federation.values import ClipNorm, Frozen
+from core.federation.values import ClipNorm, Frozen, omitted_if
 
 # Releases of one client's training at most: what the accountant composes in seconds.
 MAX_STEPS = 100_000
+DEFAULT_HOLDOUT = 0.1
 # What everything says that was made in the mode ``paper``.
 NO_GUARANTEE = "no record-level guarantee"
 
@@ -130,6 +131,23 @@ class PrivacyPlan(Frozen):
         le=1,
         description="Precision of the validation round, as a share of that of training.",
     )
+    report_precision: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        exclude_if=omitted_if(0.0),
+        description="Precision of the report round, as a share of that of training (of the sketch "
+        "where rounds is 0): noised statistics of what the model is worth on held-out units, and "
+        "of an attack on those that trained it. 0: no such round.",
+    )
+    report_holdout: float = Field(
+        default=DEFAULT_HOLDOUT,
+        gt=0,
+        le=0.5,
+        exclude_if=omitted_if(DEFAULT_HOLDOUT),
+        description="Chance that a unit is held out of everything but the report round, by a "
+        "public coin of the client. Belongs to report_precision above 0.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> PrivacyPlan:
@@ -149,6 +167,11 @@ class PrivacyPlan(Frozen):
             for name in ("mean_share", "refine_share"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}: belongs to sketch_steps = 2; leave it out")
+        if not self.reports and self.report_holdout != DEFAULT_HOLDOUT:
+            raise ValueError(
+                "report_holdout: belongs to report_precision > 0, without which no unit is held "
+                "out; leave it out"
+            )
         return self
 
     @property
@@ -173,6 +196,11 @@ class PrivacyPlan(Frozen):
     def validates(self) -> bool:
         """Whether a validation round follows the training rounds (of a resolved plan)."""
         return self.rounds > 0 and bool(self.validation_share)
+
+    @property
+    def reports(self) -> bool:
+        """Whether a report round is the plan's last."""
+        return self.report_precision > 0.0
 
     @property
     def refinement(self) -> float:

@@ -53,7 +53,8 @@ class Member:
 @dataclass(frozen=True)
 class Facts:
     """What a decision may depend on. ``grace_until``: before it nobody is declared late;
-    ``join``: the round comes after the run and never ends it; ``paused_until``: the end of the
+    ``join``: the round comes after the run and never ends it; ``report``: the model was published
+    before it, so its failure completes the run; ``paused_until``: the end of the
     run's pause, if it is paused.
     """
 
@@ -68,6 +69,7 @@ class Facts:
     grace_until: datetime | None = None
     last_round: bool = False
     join: bool = False
+    report: bool = False
     paused_until: datetime | None = None
     lease_live: bool = False
     why: str = ""

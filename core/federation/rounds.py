@@ -6,7 +6,8 @@ effects that a service carries out in the transaction that stores the next state
 therefore be taken again after a crash, with the same result.
 
 A join is a round of a completed run: the same table, but neither its end nor its failure is the
-run's.
+run's. The report round is of a run whose model is published: if it fails, the run is completed
+without a report.
 
 A paused run hands out no work and lets no deadline pass; what is in hand may be finished, and a
 round in which nobody is waited for goes on to its model.
@@ -75,8 +76,12 @@ def _update(facts: Facts) -> Decision:
 
 
 def _stop(facts: Facts, state: RoundState, why: str) -> Accept:
-    """A round ends without a model. So does its run, unless that was completed before."""
+    """A round ends without a model. So does its run, unless that was completed before, or lacks
+    only its report.
+    """
     ends: Effect = FailRun(why) if state is RoundState.FAILED else CancelRun(why)
+    if facts.report and state is RoundState.FAILED:
+        ends = CompleteRun()
     return Accept(state, (LoseOpenWork(),) if facts.join else (LoseOpenWork(), ends), why)
 
 

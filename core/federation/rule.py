@@ -129,7 +129,8 @@ def refine_share(multiplier: float, draws: int, units: int, space: EmbeddingSpac
 
 def _multiplier_of_one_release(privacy: PrivacyPlan) -> float:
     """z if the whole sketch were a single release."""
-    one = {"sketch_steps": 1, "mean_share": None, "refine_share": None, "rounds": 0}
+    one: dict[str, float | None] = {"sketch_steps": 1, "mean_share": None, "refine_share": None}
+    one |= {"rounds": 0, "report_precision": 0.0}
     share = privacy.sketch_share if privacy.rounds > 0 else 1.0
     whole = privacy.epsilon if share is None else share * privacy.epsilon
     alone = privacy.model_copy(update={**one, "epsilon": whole})

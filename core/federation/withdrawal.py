@@ -1,9 +1,9 @@
 """What a round publishes does without the own part of clients that have withdrawn.
 
-Their codes, the offsets and label shifts that belong to them, and their sizes are taken out of the
-files: nobody can ask for rows under such a code, and no other site trains with it from then on.
-What was summed over all clients (class means, spread, MMD targets, weights) cannot be taken back:
-it holds what they released.
+Their codes, the offsets and label shifts that belong to them, their sizes, and the statistics that
+they released for the report, are taken out of the files: nobody can ask for rows under such a code,
+and no other site trains with it from then on. What was summed over all clients (class means,
+spread, MMD targets, weights) cannot be taken back: it holds what they released.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from core.federation import label_shift, offsets
 from core.models.codes import AVERAGE, OFFSETS
 from core.models.frame import Frame
 from core.models.label_shift import LABEL_SHIFT
+from core.report.vectors import without_vectors
 from core.wire import tensors
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def without(made: Aggregated, withdrawn: Collection[str]) -> Aggregated:
     return replace(
         made,
         frame=replace(frame, codes=codes, sizes=sizes).to_bytes(metadata["spec"]),
-        weights=_neutral(made.weights, _IN_WEIGHTS, places),
+        weights=without_vectors(_neutral(made.weights, _IN_WEIGHTS, places), withdrawn),
         optimiser=_neutral(made.optimiser, _IN_OPTIMISER, places),
     )
 

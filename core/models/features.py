@@ -20,10 +20,19 @@ BANDWIDTHS = (0.5, 1.0, 2.0)
 
 def frequencies(spec: RunSpec) -> Vector:
     """[pairs, d], for the bandwidths in turn."""
-    pairs = spec.plan.sketch.feature_pairs
+    return _drawn(spec, Purpose.FREQUENCIES, spec.plan.sketch.feature_pairs)
+
+
+def report_frequencies(spec: RunSpec, pairs: int) -> Vector:
+    """[pairs, d] of the report round, which has its own stream: a model that was fitted to features
+    is judged by others.
+    """
+    return _drawn(spec, Purpose.REPORT_FREQUENCIES, pairs)
+
+
+def _drawn(spec: RunSpec, purpose: Purpose, pairs: int) -> Vector:
     widths = np.resize(BANDWIDTHS, pairs)
-    drawn = stream(spec, Purpose.FREQUENCIES).normal(size=(pairs, spec.space.dim))
-    return np.asarray(drawn / widths[:, None])
+    return np.asarray(stream(spec, purpose).normal(size=(pairs, spec.space.dim)) / widths[:, None])
 
 
 def fourier_features(directions: Vector, omega: Vector) -> Vector:

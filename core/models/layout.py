@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from core.federation.plan import RunSpec, digest_of
 from core.models.architecture import architecture_of, group_of
 from core.models.candidates import candidates
+from core.report.blocks import blocks as report_blocks
 
 NULL_COORDINATES = 256
 CODE, ENCODER = "code", "encoder"  # groups: the client's own trained code, the encoder
@@ -139,6 +140,11 @@ def shared_layout(spec: RunSpec) -> Layout:
     return posted_layout(spec).only(lambda group: group != CODE)
 
 
+def report_layout(spec: RunSpec) -> Layout:
+    """What a report round releases (``core.report.blocks``)."""
+    return Layout("report", report_blocks(spec))
+
+
 def largest_update(spec: RunSpec) -> tuple[str, int]:
     """(kind of round, coordinates on the wire) of the largest update of a run."""
     layouts = [sketch_layout(spec)]
@@ -160,3 +166,5 @@ def layout_of(spec: RunSpec, round_number: int) -> Layout:
             return posted_layout(spec)
         case "validate":
             return Layout("validate", (("right", (len(candidates(spec.plan)),)),))
+        case "report":
+            return report_layout(spec)

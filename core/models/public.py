@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     FREQUENCIES = 5
     MMD = 6
     LIPSCHITZ = 7
+    REPORT_FREQUENCIES = 8
 
 
 def stream(spec: RunSpec, purpose: Purpose, part: int = 0) -> np.random.Generator:

@@ -89,11 +89,12 @@ def sensitivity(spec: RunSpec, round_number: int) -> float:
     most R adds [sqrt(a) e_y (x) r / R ; sqrt(1 - a) vech2(r r^T) / R^2]. Training, of each local
     step: the root of the sum of squared clip norms over the parts that are clipped apart; C if
     there is one. Validation: 1, for a unit adds its mean of J entries of at most 1 / sqrt(J).
+    Report: 1, for a unit fills the blocks of its part only, whose weights have norm 1.
     """
     match spec.kind(round_number):
         case "sketch" | "join":
             return spec.plan.sketch.bound
-        case "spread" | "validate":
+        case "spread" | "validate" | "report":
             return 1.0
         case "train":
             return clip_rule(spec.plan.privacy).sensitivity(architecture_of(spec).groups)

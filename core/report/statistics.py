@@ -6,65 +6,24 @@ file alone. Numpy only.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.federation.plan import RunSpec
+from core.models.layout import report_layout
+from core.privacy.mechanism import sensitivity
+from core.report import blocks
+from core.report.estimates import SiteEstimator
+from core.report.reference import ROWS, Reference
+from core.report.site import Estimate as Estimate
+from core.report.site import Shares as Shares
+from core.report.site import SiteStatistics as SiteStatistics
+from core.report.vectors import read_vectors
 
 Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """``se``: one standard error, of the known noise and of the sampling of units together."""
-
-    value: float
-    se: float
-
-
-@dataclass(frozen=True, eq=False)
-class Shares:
-    """Shares of units, of any shape, with their standard errors. Unbiased, so noise may make some
-    negative: clip for display only. Bin i of a histogram is [threshold i - 1, threshold i).
-    """
-
-    values: Vector
-    se: Vector
-
-
-@dataclass(frozen=True, eq=False)
-class SiteStatistics:
-    """One site's figures, or all sites' together (``client`` is then "").
-
-    All are of held-out units, which the generator never saw, unless their name says ``members``:
-    those that it was trained on. A unit of several records counts by the mean over them.
-    """
-
-    client: str
-    held_out: Estimate  # how many units
-    members: Estimate
-    accuracy: Estimate  # of the classifier that was trained on neutral synthetic rows only (TSTR)
-    recall: tuple[Estimate, ...]  # its share of right answers within each true class [C]
-    class_shares: Shares  # [C] of true classes
-    confusion: Shares | None  # [C, C] true class, predicted class, of all; None beyond 16 classes
-    domains: dict[str, Estimate]  # TSTR accuracy with rows of each client's code, where it is known
-    mmd2: Estimate  # squared, of directions, to neutral synthetic rows; 0 is no difference
-    inside: Estimate  # recall: share within the manifold of synthetic rows
-    coverage: Estimate  # share of synthetic rows in map cells in which held-out records show
-    nearest: Shares  # histogram of the distance to the nearest synthetic row
-    nearest_members: Shares
-    ratio: Shares  # histogram of d1 / d2, the nearest over the next synthetic row's distance
-    ratio_members: Shares
-    closer: Estimate  # share nearer to a synthetic row than 95 % of synthetic rows are to others
-    closer_members: Estimate
-    median_ratio: Estimate
-    median_ratio_members: Estimate
-    attack_auc: Estimate  # membership attack by distance; 0.5 is guessing
-    attack_null_sd: float  # its standard deviation by sampling alone if membership changed nothing
-    epsilon_lower: float  # what this attack proves of epsilon, at the plan's delta and 95 %
-    map: Shares  # [12, 12]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,4 +52,32 @@ def read(spec: RunSpec, weights: bytes) -> Statistics | None:
 
     Raises ``TensorFileError`` for a file that is damaged.
     """
-    raise NotImplementedError
+    if spec.report_round is None:
+        return None
+    found = read_vectors(weights, report_layout(spec).size)
+    if found is None:
+        return None
+    vectors, clients, missing = found
+    reference = Reference.read(spec, weights, classifiers=False)
+    bound = sensitivity(spec, spec.report_round)
+    noise_std = spec.event(spec.report_round).noise_multiplier * bound
+    per_site = [
+        SiteEstimator(spec, reference, vector, noise_std).all(client)
+        for client, vector in zip(clients, vectors, strict=True)
+    ]
+    total_std = noise_std * math.sqrt(max(len(clients), 1))
+    return Statistics(
+        classes=spec.space.classes,
+        noise_std=noise_std,
+        sensitivity=bound,
+        distance_thresholds=reference.distances,
+        ratio_thresholds=np.array(blocks.RATIOS),
+        synthetic_nearest=reference.nearest,
+        synthetic_ratio=reference.ratio,
+        synthetic_map=reference.map,
+        map_edges=reference.edges,
+        synthetic_rows=ROWS,
+        pooled=SiteEstimator(spec, reference, vectors.sum(axis=0), total_std).all(""),
+        sites=tuple(per_site),
+        missing=missing,
+    )

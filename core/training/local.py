@@ -27,12 +27,14 @@ from core.privacy.mechanism import noised, sensitivity
 from core.privacy.noise import NoiseSource
 from core.training.compute import CPU, Compute
 from core.training.gradients import clipped_sum
+from core.training.holdout import held_out_of, members_of
 from core.training.kept import Kept, posted_part
 from core.training.local_steps import expected_batch, noised_steps
 from core.training.position import starting_weights
+from core.training.report import Comparison, report_sum
 from core.training.sketch import clipped_sketch
 from core.training.spread import clipped_spread
-from core.training.validation import part_of, read_classifiers, right_answers
+from core.training.validation import read_classifiers, right_answers
 from core.wire import tensors
 from core.wire.messages import WorkOrder
 
@@ -105,7 +107,7 @@ def release(
         )
     coins = CoinStream(secret, spec.run_id, round_number, attempt)
     if spec.kind(round_number) == "train":
-        dataset = part_of(spec, round_number, dataset, coins)
+        dataset = members_of(spec, round_number, client_id, dataset, coins)
         frame = _frame(spec, inputs, client_id)
         state = Kept.read(spec, round_number, client_id, kept)
         weights = starting_weights(spec, client_id, frame, inputs, state)
@@ -136,7 +138,8 @@ def clipped_total(
     Of a training round: the first local step's, of a client that has kept nothing.
     """
     kind = spec.kind(round_number)
-    dataset = part_of(spec, round_number, dataset, coins)
+    whole = dataset
+    dataset = members_of(spec, round_number, client_id, whole, coins)
     if kind in ("sketch", "join"):
         return clipped_sketch(spec, dataset)
     frame = _frame(spec, inputs, client_id)
@@ -144,6 +147,9 @@ def clipped_total(
         return clipped_spread(spec, dataset, frame)
     if kind == "validate":
         return right_answers(dataset, read_classifiers(spec, inputs["weights"]))
+    if kind == "report":
+        comparison = Comparison.read(spec, inputs)  # before records are looked at
+        return report_sum(comparison, held_out_of(spec, client_id, whole), dataset)
     weights = starting_weights(spec, client_id, frame, inputs)
     return clipped_sum(spec, dataset, frame, weights, client_id, coins, compute=compute)
 

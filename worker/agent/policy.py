@@ -202,6 +202,10 @@ def _limits(spec: RunSpec, config: ClientConfig, *, joins: bool) -> None:
         if spec.noise.validate_multiplier is None:
             _refuse("a validation round without a noise multiplier", "noise.validate_multiplier")
         noises["validate_multiplier"] = spec.noise.validate_multiplier
+    if privacy.reports and not joins:
+        if spec.noise.report_multiplier is None:
+            _refuse("a report round without a noise multiplier", "noise.report_multiplier")
+        noises["report_multiplier"] = spec.noise.report_multiplier
     for name, sigma in noises.items():
         if sigma < config.min_noise_multiplier:
             _refuse(
