@@ -15,6 +15,7 @@ from core.report.svg import COLOURS, Plot, Range, number, shortened
 MOST_CLASSES = 20
 _MOST_ROWS = 24
 _ROW_HEIGHT = 22
+_TURN = 0.64  # from here on, white on a cell is easier to read than black (dark: vice versa)
 
 
 def style(place: int) -> str:
@@ -198,14 +199,13 @@ def heat_map(
         for column, value in enumerate(values[row]):
             span = highest - lowest
             share = float(np.clip((value - lowest) / span, 0.0, 1.0)) if span > 0 else 0.0
+            opacity = round(0.06 + 0.94 * share, 2)
             x = left + width * column
             marks.append(
-                svg.rect(
-                    x + 1, y + 1, width - 2, height - 2, "heat", fill_opacity=0.06 + 0.94 * share
-                )
+                svg.rect(x + 1, y + 1, width - 2, height - 2, "heat", fill_opacity=opacity)
             )
             if width >= 26:
-                ink = "on-dark" if share > 0.55 else "on-light"
+                ink = "on-dark" if opacity > _TURN else "on-light"
                 middle = x + width / 2
                 marks.append(svg.text(middle, y + height / 2 + 4, f"{value:.2f}", f"cell {ink}"))
     return svg.picture(title, description, top + height * len(down) + 6, marks)

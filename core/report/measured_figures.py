@@ -251,7 +251,7 @@ def maps(found: Measured) -> Markup:
                 marks.append(svg.rect(x, y, cell - 0.6, cell - 0.6, "heat", fill_opacity=opacity))
     return svg.picture(
         "Where synthetic rows and held-out records lie",
-        "The same public plane in cells; darker cells hold a larger share. Noise shows as faint "
+        "The same public plane in cells; stronger cells hold a larger share. Noise shows as faint "
         "cells.",
         top + side + 8,
         marks,

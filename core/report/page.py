@@ -102,6 +102,6 @@ def _groups(report: Report) -> list[tuple[str, int]]:
 
 def _legend(names: tuple[str, ...]) -> list[tuple[str, str]]:
     """(style, name) of series; those beyond the palette are one."""
-    own = [(figures.style(place), name) for place, name in enumerate(names[: COLOURS])]
+    own = [(figures.style(place), name) for place, name in enumerate(names[:COLOURS])]
     rest = len(names) - len(own)
     return own if rest <= 0 else [*own, ("other", f"{rest} more")]

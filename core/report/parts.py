@@ -43,7 +43,7 @@ def parts(spec: RunSpec, is_measured: bool) -> tuple[Part, ...]:
 
 
 def _of_records(spec: RunSpec, title: str, is_measured: bool) -> Part:
-    number = report_round(spec)
+    number = spec.report_round
     if is_measured and number is not None:
         return Part(
             title=title,
@@ -63,9 +63,3 @@ def _of_records(spec: RunSpec, title: str, is_measured: bool) -> Part:
             "measurement in it: that round is not published (yet)."
         )
     return Part(title=title, source="missing", price="a share of the privacy budget", why=why)
-
-
-def report_round(spec: RunSpec) -> int | None:
-    """The number of the plan's round of kind ``report``, if it has one."""
-    last = spec.last_round
-    return last if str(spec.kind(last)) == "report" else None

@@ -31,25 +31,34 @@ pytestmark = pytest.mark.slow
 # Of every text: its own colour against the nearest background that is painted. A cell of a heat
 # map has its own, half transparent, over the figure's.
 CONTRASTS = """() => {
-  const rgba = text => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n };
-  const over = (top, below, alpha) => [0, 1, 2].map(i => alpha * top[i] + (1 - alpha) * below[i]);
-  const light = colour => { const [r, g, b] = colour.slice(0, 3).map(v => { v /= 255;
-    return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b };
-  const behind = element => { for (let e = element; e; e = e.parentElement) {
-    const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] > 0) return c } return [255, 255, 255, 1] };
+  const rgba = text => {
+    const n = text.match(/[\\d.]+/g).map(Number);
+    return n.length < 4 ? [...n, 1] : n;
+  };
+  const over = (top, below, alpha) =>
+    [0, 1, 2].map(i => alpha * top[i] + (1 - alpha) * below[i]);
+  const linear = v => v / 255 <= 0.03928 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgba(getComputedStyle(e).backgroundColor);
+      if (colour[3] > 0) return colour;
+    }
+    return [255, 255, 255, 1];
+  };
   const found = [];
   for (const element of document.querySelectorAll('body *')) {
     const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
     if (!own || ['STYLE', 'title', 'desc'].includes(element.tagName)) continue;
-    const style = getComputedStyle(element), drawn = element instanceof SVGElement;
+    const style = getComputedStyle(element);
     let ground = behind(element);
     if (element.classList.contains('cell')) {
-      const rect = element.previousElementSibling, fill = getComputedStyle(rect);
+      const fill = getComputedStyle(element.previousElementSibling);
       ground = over(rgba(fill.fill), ground, Number(fill.fillOpacity));
     }
-    const [a, b] = [light(rgba(drawn ? style.fill : style.color)), light(ground)];
-    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.textContent.slice(0, 40)]);
+    const ink = rgba(element instanceof SVGElement ? style.fill : style.color);
+    const [low, high] = [light(ink), light(ground)].sort((a, b) => a - b);
+    found.push([(high + 0.05) / (low + 0.05), element.textContent.slice(0, 40)]);
   }
   return found.sort((a, b) => a[0] - b[0]);
 }"""
