@@ -261,6 +261,28 @@ def agent_ledger(
         print_tables(found)
 
 
+@agent_app.command("report")
+def agent_report(
+    run: Annotated[str, typer.Option("--run", help="The run's id or name.")],
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")],
+    client: ClientOption = None,
+    holdout: Annotated[
+        Path | None,
+        typer.Option("--holdout", help="A file of records that the run has never seen."),
+    ] = None,
+) -> None:
+    """Measure a run's model on this site's raw records, into a file that must stay here.
+
+    NOT PRIVATE: no noise is added, and nothing is sent.
+    """
+    from core.report.local import STAMP
+    from worker.agent.local_report import write_report
+
+    with _told(), _connected() as (_, site, coordinator):
+        local = write_report(coordinator, site, run, out, client=client, unused=holdout)
+    print(f"{out}: {local.client}, on {local.tested}. {STAMP}.")
+
+
 @agent_app.command("verify-ledger")
 def agent_verify_ledger(
     client: ClientOption = None,

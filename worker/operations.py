@@ -257,6 +257,20 @@ class Operations(ABC):
             "GET", f"/v1/runs/{path_part(run_id)}/model", params={"round": round_number}
         )
 
+    def report(self, run_id: str, round_number: int | Literal["latest"] = "latest") -> JsonObject:
+        """What the published model is, has cost and is worth: ``core.report.report.Report``."""
+        path = f"/v1/runs/{path_part(run_id)}/report"
+        asked = {"round": round_number, "format": "json"}
+        return self._object("GET", path, params=asked, read_s=self._timeouts.slow)
+
+    def report_page(self, run_id: str, round_number: int | Literal["latest"] = "latest") -> str:
+        """The same as one HTML file."""
+        path = f"/v1/runs/{path_part(run_id)}/report"
+        asked = {"round": round_number, "format": "html"}
+        headers = {"Accept": "text/html, application/problem+json"}
+        answer = self._send("GET", path, params=asked, headers=headers, read_s=self._timeouts.slow)
+        return answer.content.decode()
+
     def synthesize(self, request: BaseModel | Mapping[str, Any]) -> JsonObject:
         return self._object(
             "POST",

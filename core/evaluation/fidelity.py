@@ -1,7 +1,8 @@
-"""How close synthetic records lie to real ones: MMD, PRDC, per-domain matrices. Simulation only.
+"""How close synthetic records lie to real ones: MMD, PRDC, per-domain matrices.
 
-Every function here looks at RAW real records, and its result is a release without noise: nothing
-in it may run in a deployment or reach a server. All metrics compare directions x / |x|.
+Every function here looks at RAW real records, and its result is a release without noise: for
+simulations, and for a site's own eyes (``core.report.local``). Nothing of it may reach a server.
+All metrics compare directions x / |x|.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A membership-inference attack on synthetic records. Simulation only (it needs raw records).
+"""A membership-inference attack on synthetic records. It needs raw records: for simulations, and
+for a site's own eyes (``core.report.local``).
 
 An attack shows what ONE attacker achieves: a lower bound on the leak. An AUC near 0.5 proves no
 privacy; the guarantee is the ledger's epsilon. The attack reads members and non-members as they
-are, so it never runs in a deployment.
+are, so its result must not reach a server.
 """
 
 from __future__ import annotations

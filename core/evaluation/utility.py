@@ -1,4 +1,4 @@
-"""TSTR: train on synthetic, test on real. Reads real records, so never part of a deployment."""
+"""TSTR: train on synthetic, test on real. Reads real records: for simulations and a site itself."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ def html(report: Report) -> str:
         histories=figures.histories(privacy),
         lost=sum(one.lost for one in privacy.clients),
         groups=_groups(report),
-        legend=_legend(report.space.classes),
-        clients=_legend(report.synthetic.projection.clients),
+        legend=legend(report.space.classes),
+        clients=legend(report.synthetic.projection.clients),
         commonest=max(one.value for one in report.released.classes),
         domains=_codes(report),
         ledger={one.client: one.epsilon for one in privacy.clients},
@@ -100,7 +100,7 @@ def _groups(report: Report) -> list[tuple[str, int]]:
     return found
 
 
-def _legend(names: tuple[str, ...]) -> list[tuple[str, str]]:
+def legend(names: tuple[str, ...]) -> list[tuple[str, str]]:
     """(style, name) of series; those beyond the palette are one."""
     own = [(figures.style(place), name) for place, name in enumerate(names[:COLOURS])]
     rest = len(names) - len(own)
