@@ -42,7 +42,7 @@ def _accuracy(local: Local) -> Markup:
     return dots(
         "Accuracy on this site's records",
         "Share of right answers of a classifier that saw only synthetic rows.",
-        [f"rows of {name}" for name in local.accuracy],
+        list(local.accuracy),
         [("", "c0", list(local.accuracy.values()))],
         "share of right answers",
         rule=(float(counts.max() / counts.sum()), "always the commonest class"),
@@ -132,7 +132,7 @@ def _copies(local: Local) -> Markup:
         "Very near synthetic rows",
         "Share of records with a synthetic row nearer than 95 % of synthetic rows are to each "
         "other.",
-        ["used for training", "held out"],
+        ["used", "held out"],
         [("", "c5", [closer(local.copies_members), closer(local.copies_held_out)])],
         "share of records",
         rule=(0.05, "as synthetic rows"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from core.report import svg
 from core.report.figures import MOST_CLASSES, heat_map, rows, with_names
-from core.report.measured import Grid, Measured, Site
+from core.report.measured import Grid, Measured, Numbers, Site
 from core.report.svg import Plot, Range, number
 from core.report.values import Estimate
 
@@ -31,7 +34,9 @@ def dots(
     """One row for each name, in it one dot with an error bar for each series; ``rule``: a value to
     compare with; ``within``: the ends of what can be, beyond which error bars are cut.
     """
-    shown = [one for _, _, estimates in series for one in estimates if one is not None]
+    widest = math.inf if within is None else (within[1] - within[0]) / 2
+    given = [one for _, _, estimates in series for one in estimates if one is not None]
+    shown = [one for one in given if one.se < widest]
     ends = [one.value + side * 2 * one.se for one in shown for side in (-1, 1)]
     if within is not None:
         ends = [min(max(end, within[0]), within[1]) for end in ends]
@@ -51,6 +56,9 @@ def dots(
             if one is None:
                 continue
             y = len(names) - 1 - row + shift
+            if one.se >= widest:
+                plot.note(plot.x.low, y, " too noisy to tell", drop=4.0)
+                continue
             low, high = one.value - 2 * one.se, one.value + 2 * one.se
             plot.error(max(low, plot.x.low), min(high, plot.x.high), y)
             middle = min(max(one.value, plot.x.low), plot.x.high)
@@ -214,30 +222,39 @@ def distances(found: Measured) -> Markup:
         x_label="distance of directions",
         y_label="share within",
     )
-    lines = [("other", found.synthetic_nearest)]
-    if pooled.nearest is not None:
-        lines.append(("c0", pooled.nearest.values))
-    if pooled.nearest_members is not None:
-        lines.append(("c5", pooled.nearest_members.values))
-    for style, values in lines:
-        total, points = 0.0, []
-        for edge, value in zip(edges, values, strict=False):
-            total += value
-            points.append((edge, min(1.0, max(0.0, total))))
-        plot.line(points, style)
-        for x, y in points:
+    lines: list[tuple[str, Numbers, Numbers]] = [("other", found.synthetic_nearest, ())]
+    for style, shares in (("c0", pooled.nearest), ("c5", pooled.nearest_members)):
+        if shares is not None:
+            lines.append((style, shares.values, shares.se))
+    for style, values, errors in lines:
+        within = np.cumsum(values)[: len(edges)]
+        # Bins share no noise; that they share units is on the safe side.
+        error = (
+            2.0 * np.sqrt(np.cumsum(np.square(errors))[: len(edges)]) if errors else 0.0 * within
+        )
+        low, middle, high = (np.clip(within + side * error, 0.0, 1.0) for side in (-1, 0, 1))
+        if errors:
+            plot.band(_points(edges, low), _points(edges, high), style)
+        plot.line(_points(edges, middle), style)
+        for x, y in _points(edges, middle):
             plot.dot(x, y, style)
     return plot.svg()
 
 
+def _points(x: Numbers, y: NDArray[np.float64]) -> list[tuple[float, float]]:
+    return list(zip(x, y.tolist(), strict=True))
+
+
 def maps(found: Measured) -> Markup:
-    """Synthetic rows and held-out records over the same cells, side by side."""
+    """Synthetic rows and held-out records over the same cells, side by side; of the latter those
+    cells that stand two standard errors above 0.
+    """
     side, gap, top = 172.0, 20.0, 24.0
-    grid = found.pooled.map
+    grid = None if found.pooled.map is None else _above_noise(found.pooled.map)
     marks: list[Markup] = []
     for place, (name, values) in enumerate(
         [("synthetic rows", found.synthetic_map)]
-        + ([("held-out records", grid.values)] if grid is not None else [])
+        + ([("held-out records", grid)] if grid is not None else [])
     ):
         left = 8.0 + place * (side + gap)
         highest = max((value for row in values for value in row), default=0.0) or 1.0
@@ -251,8 +268,31 @@ def maps(found: Measured) -> Markup:
                 marks.append(svg.rect(x, y, cell - 0.6, cell - 0.6, "heat", fill_opacity=opacity))
     return svg.picture(
         "Where synthetic rows and held-out records lie",
-        "The same public plane in cells; stronger cells hold a larger share. Noise shows as faint "
-        "cells.",
+        "The same public plane in cells; stronger cells hold a larger share.",
         top + side + 8,
         marks,
     )
+
+
+def _above_noise(grid: Grid) -> list[list[float]]:
+    return [
+        [value if value > 2 * se else 0.0 for value, se in zip(values, errors, strict=True)]
+        for values, errors in zip(grid.values, grid.se, strict=True)
+    ]
+
+
+def typical_error(estimates: Sequence[Estimate | None]) -> float:
+    """The median of the standard errors that are known; 0 if none is."""
+    known = [one.se for one in estimates if one is not None]
+    return float(np.median(known)) if known else 0.0
+
+
+def domain_error(found: Measured) -> float:
+    return typical_error([one for site in found.sites for one in site.domains.values()])
+
+
+def is_confusion_clear(grid: Grid) -> bool:
+    """Do the counts of each class stand above their noise?"""
+    totals = np.sum(grid.values, axis=1)
+    errors = np.sqrt(np.sum(np.square(grid.se), axis=1))
+    return bool((totals > 2 * errors).all())

@@ -101,6 +101,14 @@ class Plot:
             path += [(x, before), (x, y)]
         self.line(path, style)
 
+    def band(
+        self, low: Sequence[tuple[float, float]], high: Sequence[tuple[float, float]], style: str
+    ) -> None:
+        """What lies between two lines over the same places."""
+        around = [*low, *reversed(high)]
+        path = " ".join(f"{self.px(x):.1f},{self.py(y):.1f}" for x, y in around)
+        self._marks.append(_tag("polygon", points=path, class_=f"band {style}"))
+
     def dot(self, x: float, y: float, style: str, *, size: float = 2.5, title: str = "") -> None:
         tip = _tag("title", title) if title else Markup("")
         self._marks.append(
