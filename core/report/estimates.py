@@ -27,7 +27,8 @@ REPLICATES = 400
 CONFIDENCE = 0.95
 _SEED = 20261126
 _CLOSE = blocks.QUANTILES.index(0.05) + 1  # bins below that quantile
-_SEEN = 2.0  # standard deviations of noise above which a cell of the map holds records
+_SEEN = 3.0  # standard deviations of noise above which a cell of the map holds records
+_ONE_SD = (0.1587, 0.8413)  # quantiles one standard deviation below and above, of a Gaussian
 _ONE_HOT = ("confusion", "nearest", "ratio", "map")
 
 
@@ -87,9 +88,29 @@ class SiteEstimator:
             shares = np.clip(block / (number * unit), 0.0, 1.0)
             change += unit * (self._draw.binomial(number, shares, shape) - number * shares)
         elif kind == "features":
-            each = (1.0 - min(1.0, float(np.sum((block / number) ** 2)))) / block.size
-            change += math.sqrt(number * each) * self._draw.standard_normal(shape)
+            change += math.sqrt(number) * self._features_of_one(REPLICATES)
+            return np.concatenate([block[None], self._likely(name, block, number) + change])
         return np.concatenate([block[None], block + change])
+
+    def _likely(self, name: str, block: Vector, number: int) -> Vector:
+        """[F] features as far from the synthetic ones as they are without the noise in them: in so
+        many coordinates, noise on top of noise would make a square much longer.
+        """
+        made = number * self._reference.features
+        apart = block - made
+        total = float(apart @ apart)
+        true = max(0.0, total - block.size * self._noise[name] ** 2)
+        return np.asarray(made + math.sqrt(true / max(total, 1e-300)) * apart)
+
+    def _features_of_one(self, count: int) -> Vector:
+        """[count, F] Gaussian with the covariance of synthetic rows: that of records is not
+        released, and much of it lies along few axes.
+        """
+        axes, mean = self._reference.spread, self._reference.features
+        rest = max(0.0, 1.0 - float(mean @ mean) - float(np.sum(axes**2))) / len(mean)
+        along = self._draw.standard_normal((count, len(axes))) @ axes
+        other = self._draw.standard_normal((count, len(mean)))
+        return np.asarray(along + math.sqrt(rest) * other)
 
     def _domain_unit(self) -> float:
         return 1.0 / math.sqrt(max(len(self._reference.domains), 1))
@@ -113,7 +134,7 @@ class SiteEstimator:
             held_out=self._count(HELD_OUT),
             members=self._count(MEMBERS),
             accuracy=_estimate(right.sum(axis=1)),
-            recall=tuple(_estimate(rates[:, c]) for c in range(truth.shape[1])),
+            recall=tuple(_of_ratio(rates[:, c]) for c in range(truth.shape[1])),
             class_shares=_shares(truth),
             confusion=_shares(confusion) if pairs else None,
             domains={
@@ -209,6 +230,12 @@ def _estimate(values: Vector) -> Estimate:
     return Estimate(float(values[0]), float(values[1:].std()))
 
 
+def _of_ratio(values: Vector) -> Estimate:
+    """The same by quantiles: a few replicates have a denominator near 0."""
+    low, high = np.quantile(values[1:], _ONE_SD)
+    return Estimate(float(values[0]), float(high - low) / 2.0)
+
+
 def _shares(values: Vector) -> Shares:
     return Shares(values[0], values[1:].std(axis=0))
 
@@ -227,10 +254,17 @@ def _null_sd(members: int, held_out: int) -> float:
 
 
 def _median(shares: Vector) -> Vector:
-    """[k] medians of ratio histograms [k, bins], as if shares were spread evenly within a bin."""
+    """[k] medians of ratio histograms [k, bins], as if shares were spread evenly within a bin.
+
+    Negative shares are not cut off, which would move the median to the emptier side; what they do
+    to the order of the cumulative shares is averaged out from both ends.
+    """
     edges = np.array([0.0, *blocks.RATIOS, 1.0])
-    cumulative = np.cumsum(np.clip(shares, 0.0, None), axis=1)
-    cumulative = cumulative / np.maximum(cumulative[:, -1:], 1e-12)
+    raw = np.cumsum(shares, axis=1)
+    raw = np.clip(raw / np.maximum(raw[:, -1:], 0.25), 0.0, 1.0)
+    rising = np.maximum.accumulate(raw, axis=1)
+    falling = np.minimum.accumulate(raw[:, ::-1], axis=1)[:, ::-1]
+    cumulative = (rising + falling) / 2.0
     place = np.minimum((cumulative < 0.5).sum(axis=1), shares.shape[1] - 1)
     row = np.arange(len(shares))
     before = np.where(place > 0, cumulative[row, np.maximum(place - 1, 0)], 0.0)

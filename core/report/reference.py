@@ -41,11 +41,14 @@ ROWS = 4_000  # synthetic rows that records are compared with
 _DOMAIN_ROWS = 2_000  # to which the classifier of one client's code is fitted
 _MOST_NUMBERS = 2_000_000  # in the classifiers of all clients together
 _NEIGHBOUR = 5  # whose distance is the radius of a synthetic row's ball in the manifold
+_SPREAD = 32  # principal axes of the features' covariance that are kept
 _REACH = 1.25  # the map reaches so far beyond the outermost synthetic rows
 _LEAST_STEP = 1e-6  # between thresholds, so that bins of rows that coincide keep their order
 
 PREFIX = "report."
-_TENSORS = ("classifiers", "distances", "axes", "edges", "features", "nearest", "ratio", "map")
+_TENSORS = (
+    "classifiers", "distances", "axes", "edges", "features", "spread", "nearest", "ratio", "map",
+)  # fmt: skip
 _DOMAINS = "report_domains"
 
 
@@ -56,7 +59,8 @@ class Reference:
     ``classifiers`` [1 + J, C, d + 1] weights and bias on x/|x|, fitted to neutral rows and to rows
     of the code of each of ``domains`` (names of clients); ``distances`` [B - 1] thresholds;
     ``axes`` [2, d] and ``edges`` [2, 13] of the map; of the neutral rows themselves ``features``
-    [F] means, and the shares ``nearest`` [B], ``ratio`` [B'], ``map`` [12, 12].
+    [F] means and ``spread`` [32, F], along which most of their covariance lies, and the shares
+    ``nearest`` [B], ``ratio`` [B'], ``map`` [12, 12].
     """
 
     domains: tuple[str, ...]
@@ -65,6 +69,7 @@ class Reference:
     axes: Vector
     edges: Vector
     features: Vector
+    spread: Vector
     nearest: Vector
     ratio: Vector
     map: Vector
@@ -91,6 +96,7 @@ class Reference:
             "axes": (2, dim),
             "edges": (2, CELLS + 1),
             "features": (2 * FEATURE_PAIRS,),
+            "spread": (_SPREAD, 2 * FEATURE_PAIRS),
             "nearest": (DISTANCES + 1,),
             "ratio": (len(RATIOS) + 1,),
             "map": (CELLS, CELLS),
@@ -204,14 +210,15 @@ def reference(generator: Generator, clients: Sequence[str]) -> Reference:
         domains = _domains(spec, clients)
         mixtures: list[Mixture] = ["neutral", *({name: 1.0} for name in domains)]
         classifiers = np.stack([_classifier(generator, mixture) for mixture in mixtures])
-        features = fourier_features(rows, report_frequencies(spec, FEATURE_PAIRS)).mean(axis=0)
+        features = fourier_features(rows, report_frequencies(spec, FEATURE_PAIRS))
         return Reference(
             domains=domains,
             classifiers=classifiers,
             distances=distances,
             axes=axes,
             edges=edges,
-            features=features,
+            features=features.mean(axis=0),
+            spread=_spread(features),
             nearest=_shares(bins(two[:, 0], distances), DISTANCES + 1),
             ratio=_shares(bins(ratios(two), np.array(RATIOS)), len(RATIOS) + 1),
             map=_shares(cells(rows, axes, edges), CELLS**2).reshape(CELLS, CELLS),
@@ -257,6 +264,13 @@ def _principal_axes(rows: Vector) -> Vector:
     axes = np.linalg.eigh(centred.T @ centred)[1][:, :-3:-1].T
     largest = np.abs(axes).argmax(axis=1)
     return np.asarray(axes * np.sign(axes[np.arange(2), largest])[:, None])
+
+
+def _spread(features: Vector) -> Vector:
+    """[32, F] the widest principal axes of features [n, F], as long as their standard deviation."""
+    values, axes = np.linalg.eigh(np.cov(features.T, bias=True))
+    widest = slice(None, -_SPREAD - 1, -1)
+    return np.asarray(np.sqrt(np.maximum(values[widest], 0.0))[:, None] * axes[:, widest].T)
 
 
 def _edges(along: Vector) -> Vector:
