@@ -1,4 +1,4 @@
-"""Content negotiation: the form of an answer by `Accept`, and what a caller has already."""
+"""Content negotiation: the form of an answer by `Accept`."""
 
 from __future__ import annotations
 
@@ -48,9 +48,3 @@ def _quality(parameters: str) -> float:
             except ValueError:
                 return 0.0
     return 1.0
-
-
-def is_known(etag: str, if_none_match: str | None) -> bool:
-    """Has the caller the answer of this ``etag``? Compared weakly (RFC 9110, 13.1.2)."""
-    given = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    return etag.removeprefix("W/") in given

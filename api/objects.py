@@ -14,6 +14,7 @@ from fastapi import APIRouter, Header, Path, Response
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api import etags
 from api.auth import Anyone, Principal
 from api.context import Ctx
 from api.db.models import Client
@@ -123,8 +124,7 @@ async def download(
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=31536000, immutable",
     }
-    known = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    if etag in known or "*" in known:
+    if etags.has(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     body = await asyncio.to_thread(ctx.store.get, digest)
     wanted = None

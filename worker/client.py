@@ -37,7 +37,8 @@ from worker.errors import (
     Unreachable,
 )
 from worker.feed import END, SILENCE_S, RunEvent, parse
-from worker.operations import Operations, json_body, path_part
+from worker.file_operations import FileOperations
+from worker.operations import json_body, path_part
 
 __all__ = ["CoordinatorClient", "Retry", "Timeouts"]
 
@@ -49,7 +50,7 @@ _OUR_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _NOT_NOW = frozenset({429, 502, 503, 504})
 
 
-class CoordinatorClient(Operations):
+class CoordinatorClient(FileOperations):
     """A blocking client of one coordinator with one token. Close it, or use it in ``with``."""
 
     def __init__(

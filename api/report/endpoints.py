@@ -7,9 +7,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from api import etags
 from api.auth import Reader
 from api.context import Ctx
-from api.negotiation import is_known, preferred
+from api.negotiation import preferred
 from api.openapi import answers
 from api.report.example import REPORT
 from api.report.service import MEDIA, Kind
@@ -65,6 +66,6 @@ async def report(
         ctx, who, state.models, state.generators, run_id, None if number == "latest" else number
     )
     headers = {**HEADERS, "ETag": written.etag(kind)}
-    if is_known(written.etag(kind), if_none_match):
+    if etags.has(if_none_match, written.etag(kind)):
         return Response(status_code=304, headers=headers)
     return Response(written.body(kind), headers=headers, media_type=MEDIA[kind])

@@ -34,6 +34,7 @@ from api.report.example import REPORT
 from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
 from api.spaces import SpaceView
+from api.synthesis_jobs.service import JobView
 from api.tokens import NewToken, TokenMade, TokenView
 from api.usage.service import TokenUsage, UsageView
 from core.errors import DomainError
@@ -42,7 +43,7 @@ from core.receipts.receipt import Receipt
 from core.receipts.signing import Signed
 from core.report.report import Report
 from core.synthesis.request import SynthesisRequest
-from core.wire import messages
+from core.wire import messages, synthesis
 from tests.api.support import Coordinator, problem
 
 
@@ -150,6 +151,11 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (Receipt, examples.SIGNED_RECEIPT["receipt"]),
         (Report, REPORT),
         (UsageView, examples.USAGE),
+        (JobView, examples.SYNTHESIS_JOB),
+        (synthesis.Claim, examples.SYNTHESIS_CLAIM),
+        (synthesis.SynthesisJob, examples.SYNTHESIS_WORK),
+        (synthesis.Part, examples.SYNTHESIS_PART),
+        (synthesis.FileMade, examples.SYNTHESIS_FILE_MADE),
         (TokenUsage, examples.TOKEN_USAGE),
         (Verdict, examples.VERDICT),
         (Proof, examples.PROOF),
