@@ -64,6 +64,6 @@ def make(known: Known, generator: Generator, statistics: Statistics | None = Non
         members=tuple(known.members),
         released=released(spec, frame, founding, withdrawn),
         synthetic=synthetic(generator, withdrawn),
-        measured=None if statistics is None else measured(statistics),
+        measured=None if statistics is None else measured(statistics, withdrawn),
         parts=parts(spec, statistics is not None),
     )

@@ -7,6 +7,7 @@ makes some shares negative. They are clipped where they are drawn, not here.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,8 @@ class Measured(Frozen):
     missing: tuple[str, ...]
 
 
-def measured(found: Statistics) -> Measured:
+def measured(found: Statistics, withdrawn: Collection[str] = ()) -> Measured:
+    """``withdrawn``: clients of which nothing is shown apart; the sums over all hold them."""
     return Measured(
         noise_std=found.noise_std,
         sensitivity=found.sensitivity,
@@ -81,13 +83,13 @@ def measured(found: Statistics) -> Measured:
         synthetic_nearest=_numbers(found.synthetic_nearest),
         synthetic_map=tuple(_numbers(row) for row in found.synthetic_map),
         synthetic_rows=found.synthetic_rows,
-        pooled=_site(found.pooled),
-        sites=tuple(_site(one) for one in found.sites),
-        missing=found.missing,
+        pooled=_site(found.pooled, withdrawn),
+        sites=tuple(_site(one, withdrawn) for one in found.sites if one.client not in withdrawn),
+        missing=tuple(name for name in found.missing if name not in withdrawn),
     )
 
 
-def _site(one: SiteStatistics) -> Site:
+def _site(one: SiteStatistics, withdrawn: Collection[str]) -> Site:
     null_sd = one.attack_null_sd
     return Site(
         client=one.client,
@@ -96,7 +98,9 @@ def _site(one: SiteStatistics) -> Site:
         accuracy=_estimate(one.accuracy),
         recall=tuple(_estimate(value) for value in one.recall),
         confusion=None if one.confusion is None else _grid(one.confusion),
-        domains={name: _estimate(value) for name, value in one.domains.items()},
+        domains={
+            name: _estimate(value) for name, value in one.domains.items() if name not in withdrawn
+        },
         mmd2=_estimate(one.mmd2),
         inside=_estimate(one.inside),
         coverage=_estimate(one.coverage),

@@ -13,7 +13,7 @@ from core.report.report import ClientSpending, Spending
 
 # One evaluation of the accountant takes a tenth of a second; those of clients with the same
 # reservations are one. The curves have fewer points where clients differ.
-_EVALUATIONS = 48
+_EVALUATIONS = 10
 _MOST_POINTS = 8
 
 

@@ -17,16 +17,15 @@ from core.synthesis.sampler import Generator
 Vector = NDArray[np.float64]
 
 SEED = 0  # so that the report of a model is always the same
-_BALANCE_ROWS, _AXES_ROWS = 2_000, 1_000
+_BALANCE_ROWS, _AXES_ROWS = 2_000, 500
 _NEUTRAL_POINTS, _CLIENT_POINTS = 360, 60
-MOST_CLIENTS = 12  # in pictures; more cannot be told apart
+_MOST_CLOUDS, _MOST_CODES = 8, 12  # clients in a picture; more cannot be told apart
 _DIGITS = 4
 
 
 def synthetic(generator: Generator, withdrawn: Collection[str] = ()) -> Synthetic:
     """``withdrawn``: clients under whose code nothing may be made."""
     named = [name for name in generator.clients if name not in withdrawn]
-    shown = named[:MOST_CLIENTS]
     neutral = _request(n=_BALANCE_ROWS)
     made = generator.sample(neutral, SEED)
     counts = np.bincount(made.y, minlength=len(made.classes))
@@ -34,8 +33,8 @@ def synthetic(generator: Generator, withdrawn: Collection[str] = ()) -> Syntheti
         seed=SEED,
         labels_by="trained classifier" if generator.guides(neutral) else "generator",
         balance=Balance(n=_BALANCE_ROWS, shares=tuple((counts / counts.sum()).tolist())),
-        projection=_projection(generator, shown, made.x, made.y),
-        differences=_differences(generator, shown, len(named) - len(shown)),
+        projection=_projection(generator, named[:_MOST_CLOUDS], made.x, made.y),
+        differences=_differences(generator, named[:_MOST_CODES], max(0, len(named) - _MOST_CODES)),
     )
 
 

@@ -111,7 +111,10 @@ def test_errors_of_released_shares_and_sizes_are_those_of_the_noise() -> None:
 
 def test_withdrawn_clients_are_in_no_picture(generator: Generator, known: Known) -> None:
     facts = replace(known.facts, withdrawn=("site-b",))
-    report = make(replace(known, facts=facts), generator)
+    report = make(replace(known, facts=facts), generator, reports.statistics())
+    assert report.measured is not None
+    assert [one.client for one in report.measured.sites] == ["site-a"]
+    assert set(report.measured.pooled.domains) == {"site-a", "site-c"}
     assert report.synthetic.projection.clients == ("site-a", "site-c")
     assert report.synthetic.differences.clients == ("site-a", "site-c")
     assert [one.client for one in report.released.sizes] == ["site-a", "site-c"]
