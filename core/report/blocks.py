@@ -32,8 +32,8 @@ HELD_OUT, MEMBERS = "held_out", "members"
 # Relative weights. They are divided by the root of their part's sum of squares.
 _WEIGHTS: dict[str, dict[str, float]] = {
     HELD_OUT: {
-        "count": 0.25, "confusion": 0.45, "domains": 0.3, "features": 0.4, "inside": 0.25,
-        "nearest": 0.45, "ratio": 0.25, "map": 0.4,
+        "count": 0.25, "confusion": 0.4, "right": 0.35, "domains": 0.25, "features": 0.35,
+        "inside": 0.25, "nearest": 0.45, "ratio": 0.25, "map": 0.35,
     },
     MEMBERS: {"count": 0.3, "nearest": 0.8, "ratio": 0.5},
 }  # fmt: skip
@@ -43,15 +43,17 @@ def blocks(spec: RunSpec) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """(name, shape) of every block in order; names are ``part.block``.
 
     held_out: ``count`` of units; ``confusion`` of true and predicted class [C, C], of more than 16
-    classes true class and (wrong, right) [C, 2]; ``domains``, right answers of the classifiers of
-    up to 32 clients' codes; ``features``, random Fourier features; ``inside``, whether the record
-    lies in the synthetic manifold; ``nearest`` and ``ratio``, histograms of the distance to the
-    nearest synthetic row and of d1 / d2; ``map``, a 2-D histogram. members: three of these.
+    classes true class and (wrong, right) [C, 2]; ``right``, those answers in one number, whose
+    noise does not grow with the classes; ``domains``, right answers of the classifiers of up to 32
+    clients' codes; ``features``, random Fourier features; ``inside``, whether the record lies in
+    the synthetic manifold; ``nearest`` and ``ratio``, histograms of the distance to the nearest
+    synthetic row and of d1 / d2; ``map``, a 2-D histogram. members: three of these.
     """
     classes = len(spec.space.classes)
     shapes: dict[str, tuple[int, ...]] = {
         "count": (1,),
         "confusion": (classes, classes if classes <= MOST_CONFUSED else 2),
+        "right": (1,),
         "domains": (MOST_DOMAINS,),
         "features": (2 * FEATURE_PAIRS,),
         "inside": (1,),

@@ -48,6 +48,7 @@ class SiteEstimator:
         }
         self._units = {part: self._counted(part, sums)[0] for part in (HELD_OUT, MEMBERS)}
         self._draw = np.random.default_rng(_SEED)
+        self._drawn_right: Vector = np.zeros((REPLICATES, 1))
         self._sums = {name: self._replicated(name, block) for name, block in sums.items()}
         # [k] the number of units, in each replicate as it would have been estimated there.
         self._counts = {
@@ -82,7 +83,13 @@ class SiteEstimator:
             expected = np.maximum(block, 0.0)
             if (total := expected.sum()) > 0:
                 shares = expected / total
-                change += self._draw.multinomial(number, shares, REPLICATES) - number * shares
+                drawn = self._draw.multinomial(number, shares, REPLICATES) - number * shares
+                change += drawn
+                if kind == "confusion":  # the same units answer rightly in the block ``right``
+                    cells = drawn.reshape(-1, *self._shapes[name])
+                    self._drawn_right = self._right(cells).sum(axis=1, keepdims=True)
+        elif kind == "right":
+            change += self._drawn_right
         elif kind in ("inside", "domains"):
             unit = self._domain_unit() if kind == "domains" else 1.0
             shares = np.clip(block / (number * unit), 0.0, 1.0)
@@ -133,7 +140,7 @@ class SiteEstimator:
             client=client,
             held_out=self._count(HELD_OUT),
             members=self._count(MEMBERS),
-            accuracy=_estimate(right.sum(axis=1)),
+            accuracy=_estimate(self._accuracy(right)),
             recall=tuple(_of_ratio(rates[:, c]) for c in range(truth.shape[1])),
             class_shares=_shares(truth),
             confusion=_shares(confusion) if pairs else None,
@@ -174,6 +181,15 @@ class SiteEstimator:
         if len(self._spec.space.classes) <= blocks.MOST_CONFUSED:
             return np.asarray(np.diagonal(confusion, axis1=1, axis2=2))
         return np.asarray(confusion[:, :, 1])
+
+    def _accuracy(self, right: Vector) -> Vector:
+        """[k] from the number of right answers and from their numbers by class [k, C], weighted by
+        the precision of their noise.
+        """
+        alone = self._of_units(f"{HELD_OUT}.right")[:, 0]
+        by_class = right.shape[1] * self._noise[f"{HELD_OUT}.confusion"] ** 2
+        once = self._noise[f"{HELD_OUT}.right"] ** 2
+        return np.asarray((by_class * alone + once * right.sum(axis=1)) / (by_class + once))
 
     def _count(self, part: str) -> Estimate:
         block = {name: value[0] for name, value in self._sums.items()}

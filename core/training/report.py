@@ -63,7 +63,7 @@ class Comparison:
         directions, labels = dataset.directions[rows], dataset.y[rows]
         return {
             "count": np.array([shares.sum()]),
-            "confusion": self._confusion(directions, labels, shares),
+            **self._answers(directions, labels, shares),
             "domains": self._domains(directions, labels, shares),
             "features": shares
             @ fourier_features(directions, report_frequencies(self.spec, blocks.FEATURE_PAIRS)),
@@ -91,12 +91,18 @@ class Comparison:
             "ratio": _one_hot(close, shares, len(blocks.RATIOS) + 1),
         }
 
-    def _confusion(self, directions: Vector, labels: NDArray[np.int64], shares: Vector) -> Vector:
+    def _answers(
+        self, directions: Vector, labels: NDArray[np.int64], shares: Vector
+    ) -> dict[str, Vector]:
         classes = len(self.spec.space.classes)
         said = exact.labels(directions, self.reference.classifiers[0])
+        right = said == labels
         width = classes if classes <= blocks.MOST_CONFUSED else 2
-        column = said if width == classes else (said == labels).astype(np.int64)
-        return _one_hot(width * labels + column, shares, classes * width)
+        column = said if width == classes else right.astype(np.int64)
+        return {
+            "confusion": _one_hot(width * labels + column, shares, classes * width),
+            "right": np.array([shares @ right]),
+        }
 
     def _domains(self, directions: Vector, labels: NDArray[np.int64], shares: Vector) -> Vector:
         """Entries of at most 1 / sqrt(J) each, so that the block of a record has norm 1."""

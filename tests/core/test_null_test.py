@@ -128,8 +128,9 @@ def null_of(body: bytes) -> Vector:
 
 
 NOISE = Noise(
-    sketch_multiplier=0.7, spread_multiplier=0.9, train_multiplier=1.1, validate_multiplier=0.6
-)
+    sketch_multiplier=0.7, spread_multiplier=0.9, train_multiplier=1.1, validate_multiplier=0.6,
+    report_multiplier=0.8,
+)  # fmt: skip
 PLANS: dict[str, dict[str, Any]] = {
     "default": {},
     "clip norms by block": {
@@ -145,6 +146,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "privacy": {"local_steps": 2, "block_clip_norms": {"encoder": 2.0, "code": 0.2}},
     },
     "patients, weighted sketch": {"privacy": {"unit": "patient"}},
+    "a report": {"privacy": {"report_precision": 0.5, "report_holdout": 0.3}},
 }
 
 
@@ -176,7 +178,8 @@ def test_null_coordinates_carry_the_promised_noise_in_every_kind_of_round(name: 
     """No kind of round, clip rule or block gives them another standard deviation."""
     spec, run = run_of(name)
     kinds = [spec.kind(number) for number in range(spec.last_round + 2)]
-    assert kinds == ["sketch", "spread", "train", "train", "validate", "join"]
+    report = ["report"] if name == "a report" else []
+    assert kinds == ["sketch", "spread", "train", "train", "validate", *report, "join"]
     for number in range(spec.last_round + 2):
         expected = expectation(spec, number)
         bodies = [made(spec, run, number, attempt) for attempt in range(1, 26)]

@@ -240,12 +240,12 @@ def test_defect_thresholds_learnt_from_records_move_everybody(run: Simulated) ->
         wanted = np.linspace(0.02, 0.98, blocks.DISTANCES)
         thresholds = np.quantile(own, wanted)
         reference = replace(comparison.reference, distances=thresholds)
-        return report_sum(replace(comparison, reference=reference), of, nobody)
+        return report_sum(replace(comparison, reference=reference), nobody, of)
 
     farthest = data.unit[int(comparison.synthetic.two_nearest(data.directions)[:, 0].argmax())]
     fewer = worlds.without_unit(data, farthest)
     assert np.linalg.norm(learnt(data) - learnt(fewer)) > 1.1
-    right = report_sum(comparison, data, nobody) - report_sum(comparison, fewer, nobody)
+    right = report_sum(comparison, nobody, data) - report_sum(comparison, nobody, fewer)
     assert np.linalg.norm(right) <= 1.0 + 1e-9
 
 

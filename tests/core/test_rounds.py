@@ -292,3 +292,27 @@ def test_an_open_round_never_waits_without_reason_or_end(
             if isinstance(effect, IssueWork):
                 assert pause is None
                 assert effect.attempt <= known.max_attempts
+
+
+def test_a_report_that_fails_completes_the_run() -> None:
+    """The model is published already: out of reach, late or not summed, only the report is lost."""
+    report = facts(report=True, last_round=True, quorum=1)
+    cases = [
+        (RoundState.AGGREGATING, RoundEvent.AGGREGATION_FAILED, report),
+        (RoundState.OPEN, RoundEvent.TICK, facts(out("a"), report=True, quorum=1)),
+        (RoundState.OPEN, RoundEvent.TICK, facts(waiting("a"), report=True, closes_at=NOW)),
+    ]
+    for state, event, known in cases:
+        found = decide(state, event, known)
+        assert isinstance(found, Accept)
+        assert found.next is RoundState.FAILED
+        assert found.effects == (LoseOpenWork(), CompleteRun())
+        assert found.why
+        other = decide(state, event, dataclasses.replace(known, report=False))
+        assert isinstance(other, Accept)
+        assert isinstance(other.effects[-1], FailRun)
+    stopped = decide(RoundState.OPEN, RoundEvent.ABANDON, report)
+    assert isinstance(stopped, Accept)
+    assert isinstance(stopped.effects[-1], CancelRun)  # somebody stopped the run, not the round
+    done = decide(RoundState.AGGREGATING, RoundEvent.AGGREGATED, report)
+    assert done == Accept(RoundState.PUBLISHED, (PublishModel(), CompleteRun()))
