@@ -150,6 +150,8 @@ async def part(ctx: Context, job_id: UUID, given: str | None, body: wire.Part) -
         known = await repository.part(session, job.id, job.attempt, body.number)
         if known is not None and (known.digest, known.size) != (body.digest, body.size):
             raise Conflict(f"part {body.number} is another one", field="digest")
+        if known is None and job.state not in ("leased", "cancelled"):
+            _must_be_leased(job)
         if known is None and body.number != count:
             raise Conflict(f"part {count} comes next, not {body.number}", field="number")
         if body.rows > job.rows:
