@@ -155,6 +155,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "space-mismatch": (422, "The embedding spaces differ"),
     "invalid-mixture": (422, "The mixture is not valid"),
     "unknown-mixture-client": (422, "The mixture names an unknown client"),
+    "client-withdrawn": (422, "The mixture names a client that has withdrawn"),
     "invalid-synthesis-request": (422, "The synthesis request is not valid"),
     "receipt-invalid": (422, "The receipt cannot be verified"),
     "update-rejected": (422, "The update does not count"),

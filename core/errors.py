@@ -92,6 +92,12 @@ class UnknownMixtureClient(InvalidMixture):
     code = "unknown-mixture-client"
 
 
+class ClientWithdrawn(InvalidMixture):
+    """The client has withdrawn: nothing is made under its code any more."""
+
+    code = "client-withdrawn"
+
+
 class InvalidSynthesisRequest(DomainError):
     code = "invalid-synthesis-request"
 

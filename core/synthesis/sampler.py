@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import InvalidSynthesisRequest, UnknownMixtureClient
+from core.errors import ClientWithdrawn, InvalidSynthesisRequest, UnknownMixtureClient
 from core.federation.plan import RunSpec
 from core.models.classifier import BIAS, WEIGHT, Linear
 from core.models.codes import AVERAGE, read_offsets
@@ -76,7 +76,8 @@ class Generator:
     """A published model, ready to sample. Build it with ``load``.
 
     ``guided``: its classifier was trained and is to choose the labels of rows. ``caveat``: what
-    must be said with all that it makes, as its plan or its weights file says.
+    must be said with all that it makes, as its plan or its weights file says. ``withdrawn``:
+    clients that a mixture must not name any more.
     """
 
     spec: RunSpec
@@ -86,6 +87,7 @@ class Generator:
     label_shift: NDArray[np.float64]  # [M, C] of ``core.models.label_shift``
     guided: bool = False
     caveat: str = ""
+    withdrawn: frozenset[str] = frozenset()
     _kept: OrderedDict[tuple[str, float, bool], Decoding | Guide] = field(
         init=False, repr=False, default_factory=OrderedDict
     )
@@ -127,6 +129,12 @@ class Generator:
         if isinstance(mixture, str):
             return blended
         for name, weight in mixture.items():
+            if name in self.withdrawn:
+                raise ClientWithdrawn(
+                    f"client {name!r} has withdrawn; no rows are made under its code.",
+                    field=f"mixture.{name}",
+                    mend="Leave it out of the mixture, or use 'neutral'.",
+                )
             if name not in self.clients:
                 raise UnknownMixtureClient(
                     f"client {name!r} has no code in this run.",

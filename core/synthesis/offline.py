@@ -1,0 +1,116 @@
+"""Rows from an exported generator: no network, no database; the same rows as the coordinator's.
+
+A receipt that is made here is the coordinator's for the same request, with the same id where
+program, numpy and instruction set are the same, but nobody has signed it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from core.errors import FileNotWritten
+from core.receipts.content import Content
+from core.receipts.opening import opening
+from core.receipts.receipt import Receipt
+from core.synthesis.codes import Code
+from core.synthesis.export import Card
+from core.synthesis.formats import FORMATS, Document
+from core.synthesis.formats.document import Receipt as Written
+from core.synthesis.request import SynthesisRequest
+from core.synthesis.rows import Block, Rows
+from core.synthesis.sampler import Generator
+
+Progress = Callable[[int], None]
+
+
+def document(generator: Generator, card: Card, request: SynthesisRequest, seed: int) -> Document:
+    """The rows of a request with their receipt. Raises as ``Generator.rows`` does."""
+    receipt: Receipt | None = None
+
+    def opened(codes: tuple[Code, ...]) -> Written:
+        nonlocal receipt
+        receipt = opening(card.facts, generator, request, seed, codes)
+        return unsigned(receipt)
+
+    def closed(content: Content) -> Written:
+        if receipt is None:
+            raise RuntimeError("a receipt is opened before it is closed")
+        return unsigned(receipt.model_copy(update={"content": content}))
+
+    return generator.document(request, seed, opened, closed)
+
+
+def unsigned(receipt: Receipt) -> dict[str, object]:
+    """In the place of a signed receipt (``core.receipts.signing.Signed``), and never taken for one."""
+    return {
+        "id": receipt.id,
+        "receipt": receipt.model_dump(mode="json"),
+        "key_id": "",
+        "algorithm": "none",
+        "signature": "",
+    }
+
+
+def write(made: Document, kind: str, file: BinaryIO, progress: Progress | None = None) -> None:
+    """All bytes of a document in a format, in constant memory. ``progress`` is told of rows made."""
+    if progress is not None:
+        watched = Watched(
+            made.rows.sources, made.rows.shares, made.rows.labels, made.rows.seed, progress
+        )
+        made = replace(made, rows=watched)
+    for piece in FORMATS[kind].pieces(made):
+        file.write(piece)
+
+
+@dataclass(frozen=True, eq=False)
+class Watched(Rows):
+    """Rows that say how far they are."""
+
+    progress: Progress
+
+    def __iter__(self) -> Iterator[Block]:
+        for block in super().__iter__():
+            yield block
+            self.progress(len(block.y))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is there when it is complete, or not at all. Raises ``FileNotWritten``."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, error: OSError) -> FileNotWritten:
+    return FileNotWritten(
+        f"cannot write {path}: {error.strerror or error}",
+        field="out",
+        mend="Give a path in a folder that takes files, on a disk with room.",
+    )
+
+
+def _umask() -> int:
+    """Of this process; it can only be read by setting it."""
+    present = os.umask(0)
+    os.umask(present)
+    return present
