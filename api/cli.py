@@ -1,13 +1,11 @@
-"""Commands of the coordinator's machine: ``serve``, ``token``, ``db``."""
+"""Commands of the coordinator's machine: ``serve``, ``token``, ``keys``, ``db``."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import sys
-from collections.abc import Coroutine
 from types import FrameType
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 from uuid import UUID
 
 import typer
@@ -16,30 +14,19 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import audit, migration, tokens
-from api.config import S, Secrets, Settings, SettingsError, database_url, load
+from api.config import Secrets, Settings, SettingsError, database_url
+from api.console import first_line, run, settings, stop, transaction
 from api.context import Context
 from api.db.engine import Database
 from api.observability import configure
-from core.errors import DomainError
+from api.receipts import keys
 
-T = TypeVar("T")
 _STOP_S = 10
 
 serve_app = typer.Typer(add_completion=False, help="Run the coordinator (HTTP API).")
+keys_app = typer.Typer(add_completion=False, no_args_is_help=True, help="Keys that sign receipts.")
 token_app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bearer tokens.")
 db_app = typer.Typer(add_completion=False, no_args_is_help=True, help="The database's schema.")
-
-
-def _stop(message: str, code: int = 1) -> NoReturn:
-    print(f"fedhypevae: {message}", file=sys.stderr)
-    raise typer.Exit(code)
-
-
-def _settings(kind: type[S], **overrides: object) -> S:
-    try:
-        return load(kind, **{k: v for k, v in overrides.items() if v is not None})
-    except SettingsError as error:
-        _stop(str(error))
 
 
 class _Server(uvicorn.Server):
@@ -61,7 +48,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        _stop(f"cannot listen on {host}:{port}: {error.strerror or error}", 2)
+        stop(f"cannot listen on {host}:{port}: {error.strerror or error}", 2)
     return listener
 
 
@@ -71,47 +58,33 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port (FHV_PORT).", min=1, max=65_535)] = None,
 ) -> None:
     """Serve the API until SIGTERM or Ctrl-C. Exit code 2: the port is taken."""
-    settings = _settings(Settings, host=host, port=port)
-    listener = _listen(settings.host, settings.port)
+    found = settings(Settings, host=host, port=port)
+    listener = _listen(found.host, found.port)
     try:
-        state = migration.state(settings.database_url)
+        state = migration.state(found.database_url)
     except SQLAlchemyError as error:
         listener.close()
-        _stop(f"the database cannot be reached: {_first_line(error)}")
+        stop(f"the database cannot be reached: {first_line(error)}")
     if not state.current:
         listener.close()
-        _stop(
+        stop(
             f"the database is at migration {state.found or 'none'}, this program needs "
             f"{state.head}: run 'fedhypevae db upgrade'."
         )
     # Here, because it takes seconds that the other commands need not pay.
     from api.app import create_app
 
-    configure(settings.log_level)
+    configure(found.log_level)
     config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
+        create_app(found),
+        host=found.host,
+        port=found.port,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_STOP_S,
     )
     _Server(config).run(sockets=[listener])
-
-
-def _first_line(error: Exception) -> str:
-    origin = getattr(error, "orig", None) or error
-    return str(origin).strip().partition("\n")[0]
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return asyncio.run(work)
-    except DomainError as error:
-        _stop(str(error))
-    except SQLAlchemyError as error:
-        _stop(f"database: {_first_line(error)} (has 'fedhypevae db upgrade' been run?)")
 
 
 @token_app.command("create")
@@ -122,7 +95,7 @@ def token_create(
     days: Annotated[float | None, typer.Option(help="Expires after so many days.")] = None,
 ) -> None:
     """Make a token and print it, once, alone on standard output."""
-    settings = _settings(Secrets)
+    found = settings(Secrets)
     try:
         wanted = tokens.NewToken.model_validate(
             {
@@ -133,17 +106,13 @@ def token_create(
             }
         )
     except ValidationError as error:
-        _stop("; ".join(f"--{item['loc'][0]}: {item['msg']}" for item in error.errors()), 2)
+        stop("; ".join(f"--{item['loc'][0]}: {item['msg']}" for item in error.errors()), 2)
 
     async def make() -> tokens.TokenMade:
-        database = Database(settings.database_url, pool_size=2)
-        try:
-            async with database.write() as session:
-                return await tokens.make(session, database, audit.CONSOLE, settings.pepper, wanted)
-        finally:
-            await database.close()
+        async with transaction(found) as (session, database):
+            return await tokens.make(session, database, audit.CONSOLE, found.pepper, wanted)
 
-    made = _run(make())
+    made = run(make())
     print(made.token)
     print(f"token {made.id} of scope {made.scope}; it is not shown again", file=sys.stderr)
 
@@ -151,10 +120,10 @@ def token_create(
 @token_app.command("list")
 def token_list() -> None:
     """All tokens, without their texts."""
-    settings = _settings(Secrets)
+    found = settings(Secrets)
 
     async def read() -> list[tokens.TokenView]:
-        database = Database(settings.database_url, pool_size=2)
+        database = Database(found.database_url, pool_size=2)
         try:
             items: list[tokens.TokenView] = []
             after: UUID | None = None
@@ -167,7 +136,7 @@ def token_list() -> None:
         finally:
             await database.close()
 
-    for item in _run(read()):
+    for item in run(read()):
         state = "revoked" if item.revoked_at else f"expires {item.expires_at or 'never'}"
         print(f"{item.id}  {item.scope:<9}  {state}  {item.label}")
 
@@ -175,25 +144,73 @@ def token_list() -> None:
 @token_app.command("revoke")
 def token_revoke(token_id: Annotated[UUID, typer.Argument(help="Its id (token list).")]) -> None:
     """From now on the token is refused."""
-    settings = _settings(Secrets)
+    found = settings(Secrets)
 
     async def change() -> None:
-        database = Database(settings.database_url, pool_size=2)
-        try:
-            async with database.write() as session:
-                await tokens.revoke(session, database, audit.CONSOLE, token_id)
-        finally:
-            await database.close()
+        async with transaction(found) as (session, database):
+            await tokens.revoke(session, database, audit.CONSOLE, token_id)
 
-    _run(change())
+    run(change())
     print(f"token {token_id} is revoked")
+
+
+def _shown(key: keys.KeyView) -> str:
+    state = "revoked" if key.revoked_at else "retired" if key.retired_at else "signs"
+    return f"{key.id}  {state:<8}  made {key.created_at:%Y-%m-%d %H:%M} UTC  {key.public}"
+
+
+async def _all_keys(secrets: Secrets) -> list[keys.KeyView]:
+    async with transaction(secrets) as (session, _):
+        return await keys.views(session)
+
+
+@keys_app.command("list")
+def keys_list() -> None:
+    """All keys: id, state, age, public half. The first one is made with the first receipt."""
+    for key in run(_all_keys(settings(Secrets))):
+        print(_shown(key))
+
+
+@keys_app.command("export")
+def keys_export() -> None:
+    """The public keys as JSON on standard output: what 'fedhypevae verify --keys' reads."""
+    found = run(_all_keys(settings(Secrets)))
+    print(keys.KeysView(items=found).model_dump_json(indent=2))
+
+
+@keys_app.command("rotate")
+def keys_rotate() -> None:
+    """A new key signs from now on; what older ones have signed stays valid.
+
+    Replicas take it over within seconds.
+    """
+    found = settings(Secrets)
+
+    async def change() -> str:
+        async with transaction(found) as (session, database):
+            return (await keys.rotate(session, database, audit.CONSOLE, found.pepper)).id
+
+    print(f"key {run(change())} signs from now on")
+
+
+@keys_app.command("revoke")
+def keys_revoke(key_id: Annotated[str, typer.Argument(help="Its id (keys list).")]) -> None:
+    """Nothing that this key has signed is valid any more: for a key that others may have had."""
+    found = settings(Secrets)
+
+    async def change() -> None:
+        async with transaction(found) as (session, database):
+            await keys.revoke(session, database, audit.CONSOLE, found.pepper, key_id)
+
+    run(change())
+    print(f"key {key_id} is revoked; receipts that it signed can be fetched again, signed anew")
 
 
 def _database_url() -> str:
     try:
         return database_url()
     except SettingsError as error:
-        _stop(str(error))
+        stop(str(error))
 
 
 @db_app.command("upgrade")
@@ -204,7 +221,7 @@ def db_upgrade(revision: Annotated[str, typer.Argument(help="Target.")] = "head"
         migration.upgrade(url, revision)
         state = migration.state(url)
     except SQLAlchemyError as error:
-        _stop(f"the migration was not applied: {_first_line(error)}")
+        stop(f"the migration was not applied: {first_line(error)}")
     print(f"the database is at migration {state.found}")
 
 
@@ -216,7 +233,7 @@ def db_downgrade(revision: Annotated[str, typer.Argument(help="Target, e.g. 0001
         migration.downgrade(url, revision)
         state = migration.state(url)
     except SQLAlchemyError as error:
-        _stop(f"the migration was not undone: {_first_line(error)}")
+        stop(f"the migration was not undone: {first_line(error)}")
     print(f"the database is at migration {state.found or 'none'}")
 
 
@@ -226,7 +243,7 @@ def db_current() -> None:
     try:
         state = migration.state(_database_url())
     except SQLAlchemyError as error:
-        _stop(f"the database cannot be reached: {_first_line(error)}")
+        stop(f"the database cannot be reached: {first_line(error)}")
     print(f"at {state.found or 'none'}, newest {state.head}")
     if not state.current:
         raise typer.Exit(1)

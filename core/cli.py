@@ -21,9 +21,11 @@ GROUP = "fedhypevae.commands"
 SUMMARIES = {
     "serve": "Run the coordinator (HTTP API).",
     "token": "Create, list and revoke bearer tokens (on the coordinator's machine).",
+    "keys": "List, rotate and revoke the keys that sign receipts.",
     "db": "Upgrade or inspect the coordinator's database.",
     "worker": "Run a Celery worker of the queue train or coordinator.",
     "agent": "Run, check or audit a site's agent; approve or refuse runs.",
+    "verify": "Is a receipt genuine, and are rows those that it names? Works offline.",
     "demo": "The whole job on real images, with real processes on this machine.",
 }
 

@@ -108,6 +108,12 @@ class ReceiptInvalid(DomainError):
     code = "receipt-invalid"
 
 
+class FileUnreadable(DomainError):
+    """A file that is not one of those that this program writes."""
+
+    code = "file-unreadable"
+
+
 # --- updates ---
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel
 
 from api import examples
 from api.auth import Anyone, Reader, Scientist
@@ -27,10 +26,6 @@ ReceiptId = Annotated[
         openapi_examples={"receipt": {"value": examples.RECEIPT_ID}},
     ),
 ]
-
-
-class KeysView(BaseModel):
-    items: list[keys.KeyView]
 
 
 @router.get(
@@ -101,7 +96,7 @@ async def regenerate(
     "what a revoked one has signed is not valid.",
     responses=answers(200, examples.RECEIPT_KEYS, "The keys, oldest first."),
 )
-async def list_keys(ctx: Ctx, who: Anyone, request: Request) -> KeysView:
+async def list_keys(ctx: Ctx, who: Anyone, request: Request) -> keys.KeysView:
     await request.app.state.keyring.active()  # so that there is one
     async with ctx.database.read() as session:
-        return KeysView(items=await keys.views(session))
+        return keys.KeysView(items=await keys.views(session))

@@ -38,6 +38,10 @@ class KeyView(BaseModel):
     revoked_at: datetime | None = Field(description="Since then nothing that it signed is valid.")
 
 
+class KeysView(BaseModel):
+    items: list[KeyView]
+
+
 class Keyring:
     """The active key of one process, read again now and then."""
 

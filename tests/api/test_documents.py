@@ -27,7 +27,7 @@ from api.ledger import table
 from api.ledger.service import LedgerView
 from api.ledger.statement import StatementView
 from api.planner.service import PlannerRequest, PlannerView
-from api.receipts.endpoints import KeysView
+from api.receipts.keys import KeysView
 from api.receipts.service import Proof, Verdict
 from api.replays.service import ReplayView
 from api.rounds.service import ModelView, RoundView

@@ -1,0 +1,74 @@
+"""``fedhypevae verify``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from core.errors import DomainError
+from core.receipts.checking import Findings, check, read_keys, signed_of, summary
+from core.receipts.reading import read_rows
+
+verify_app = typer.Typer(add_completion=False)
+_MARKS = {True: "ok     ", False: "WRONG  ", None: "unknown"}
+
+
+def _stop(message: str, code: int = 2) -> NoReturn:
+    typer.echo(f"fedhypevae: {message}", err=True)
+    raise typer.Exit(code)
+
+
+@verify_app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="An answer of /synthesize, or a receipt (JSON).")],
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="Public keys (GET /v1/receipt-keys): needed to check the signature."),
+    ] = None,
+    receipt: Annotated[
+        Path | None, typer.Option(help="The receipt, where the file holds none or an early one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False,
+) -> None:
+    """Is a receipt genuine, and are rows those that it names? Needs no network.
+
+    Exit code 0: signature and rows hold. 1: one of them does not, or could not be told. 2: a file
+    cannot be read.
+
+    fedhypevae verify rows.parquet --keys keys.json
+    """
+    try:
+        rows = read_rows(file)
+        signed = signed_of(rows.receipt if receipt is None else read_rows(receipt).receipt)
+        findings = check(rows, signed, None if keys is None else read_keys(keys))
+    except DomainError as error:
+        _stop(str(error))
+    if as_json:
+        typer.echo(json.dumps(summary(findings), indent=2))
+    else:
+        _show(findings)
+    if not findings.good:
+        raise typer.Exit(1)
+
+
+def _show(findings: Findings) -> None:
+    for name, (holds, why) in findings.checks.items():
+        typer.echo(f"{_MARKS[holds]}  {name}: {why}")
+    receipt = findings.receipt
+    model, asked = receipt.model, receipt.asked
+    typer.echo(f"receipt   {receipt.id}")
+    typer.echo(f"model     {model.run}, round {model.round}, weights {model.weights_digest}")
+    mixture = asked.mixture if isinstance(asked.mixture, str) else json.dumps(asked.mixture)
+    typer.echo(f"rows      {receipt.n:,}, {asked.mode} of {mixture}, seed {asked.seed}")
+    for spent in receipt.per_client:
+        typer.echo(
+            f"privacy   {spent.client}: epsilon {spent.epsilon:.4g} at delta {spent.delta:.3g} "
+            f"({receipt.relation}, one {spent.unit})"
+        )
+    if receipt.label:
+        typer.echo(f"WARNING   {receipt.label}: {receipt.caveat}")
+    for client in receipt.withdrawn:
+        typer.echo(f"note      {client} has withdrawn since the model was trained")
