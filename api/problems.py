@@ -158,6 +158,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "client-withdrawn": (422, "The mixture names a client that has withdrawn"),
     "invalid-synthesis-request": (422, "The synthesis request is not valid"),
     "file-unreadable": (422, "The file cannot be read"),
+    "file-not-written": (500, "The file cannot be written"),
     "receipt-invalid": (422, "The receipt cannot be verified"),
     "update-rejected": (422, "The update does not count"),
     "update-unreadable": (422, "The update cannot be read"),

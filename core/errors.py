@@ -114,6 +114,12 @@ class FileUnreadable(DomainError):
     code = "file-unreadable"
 
 
+class FileNotWritten(DomainError):
+    """A file cannot be written where it was asked for."""
+
+    code = "file-not-written"
+
+
 # --- updates ---
 
 

@@ -23,7 +23,7 @@ S = TypeVar("S", bound=Signable)
 
 
 class Signed(Frozen):
-    """A receipt as it is handed out. ``id``: the receipt's own. ``signature``: base64 of 64 bytes."""
+    """A receipt as it is handed out, under its id. ``signature``: base64 of 64 bytes."""
 
     id: str
     receipt: dict[str, object]
@@ -72,9 +72,7 @@ def verified(signed: Signed, keys: Mapping[str, bytes]) -> Receipt: ...
 def verified(signed: Signed, keys: Mapping[str, bytes], kind: type[S]) -> S: ...
 
 
-def verified(
-    signed: Signed, keys: Mapping[str, bytes], kind: type[Signable] = Receipt
-) -> Signable:
+def verified(signed: Signed, keys: Mapping[str, bytes], kind: type[Signable] = Receipt) -> Signable:
     """The receipt of this ``kind``, if one of these keys (id -> 32 public bytes) signed it as it
     is; raises ``ReceiptInvalid``, which says what is wrong.
     """

@@ -11,14 +11,27 @@ _FEW_CLASSES = 40
 _MEANT_FOR = """\
 * Labelled synthetic embeddings of this embedding space: to train and to compare classifiers, to
   develop and test software, to plan studies, without the sites' records.
-* Rows of one site, or of a mixture of sites, to see how a classifier does where data look otherwise."""
+* Rows of one site, or of a mixture of sites, to see how a classifier does on other sites' data."""
 _LIMITS = """\
 * Rows are embeddings of the network named above. They mean nothing to another network, and nothing
   here makes images or texts of them.
 * They show what populations look like on average. Rare groups and small sites are where noise wins;
   no decision about a person may rest on a row.
-* Whatever is sampled costs no more privacy: what was spent stands in the table, however many rows.
 * That a site took part, and when, is not hidden."""
+_WHAT = (
+    "A generator of labelled embeddings, trained by FedHypeVAE over several sites that kept their "
+    "records."
+)
+_PROMISE = (
+    "Only noised sums left a site for this model, all of them together (ε, δ)-differentially "
+    "private, ε computed from the events that were executed. Rows cost no more, however many."
+)
+_NO_PROMISE = "No guarantee: see above. Treat this file and all rows from it as personal data."
+_LEFT_OUT = (
+    "withdrawn after training. Codes and what else was theirs alone are not in this file, and it "
+    "makes no rows under them. The shared weights, the class means and the codes of the others "
+    "were made with what they had released, noise and all; that cannot be taken out."
+)
 _TRAINED_LABELS = (
     "A classifier that the same private rounds trained decides which rows carry which label, since "
     'that makes them most useful for training classifiers; `guidance` "none" leaves it out.'
@@ -38,21 +51,20 @@ def card(
     guided: bool,
     licence: str,
 ) -> str:
-    """``clients``: who has a code in the file. ``caveat``: why there is no guarantee, or nothing."""
+    """``clients``: who has a code in the file. ``caveat``: why there is no guarantee, or empty."""
     parts = [
         f"# {_line(model.run)}, round {model.round}",
         *([f"**NOT PRIVATE**: {_line(caveat)}."] if caveat else []),
-        "A generator of labelled embeddings, trained by FedHypeVAE over several sites that kept "
-        "their records. It was made of noised sums only.",
+        _WHAT,
         _table(_about(spec, model, clients, licence)),
         "## Privacy",
         _privacy(spec, per_client, relation, noise_mode, guaranteed=not caveat),
         *_withdrawn(withdrawn),
         "## What it is for",
         _MEANT_FOR,
+        *([_TRAINED_LABELS] if guided else []),
         "## What it is not for",
         _LIMITS,
-        *([_TRAINED_LABELS] if guided else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -73,7 +85,10 @@ def _about(
         ("dimensions", f"{space.dim}; every row has length sqrt({space.dim})"),
         ("classes", f"{len(classes)}: {named}"),
         ("clients with a code", ", ".join(clients) or "none: only neutral rows"),
-        ("hypernetwork", f"form {spec.plan.model.form}, {spec.plan.privacy.rounds} training rounds"),
+        (
+            "hypernetwork",
+            f"form {spec.plan.model.form}, {spec.plan.privacy.rounds} training rounds",
+        ),
         ("specification", model.plan_digest),
         ("published frame", model.frame_digest),
         ("published weights", model.weights_digest),
@@ -83,39 +98,25 @@ def _about(
 def _privacy(
     spec: RunSpec, per_client: Sequence[Spent], relation: str, noise_mode: str, *, guaranteed: bool
 ) -> str:
-    privacy = spec.plan.privacy
     if not guaranteed:
-        return "No guarantee: see above. Treat this file and all rows from it as personal data."
-    rows = [
-        (one.client, f"{one.epsilon:.4g}", f"{one.delta:.3g}", one.unit) for one in per_client
-    ]
-    return "\n\n".join(
-        [
-            "Everything that left a site for this model was (ε, δ)-differentially private, ε "
-            "computed from the events that were executed:",
-            _table(rows, ("client", "ε", "δ", "unit")),
-            f"Neighbouring data sets: {relation}, of one site. A person in the data of k sites "
-            f"pays up to k-fold. Assumed: no client has more than {privacy.n_max:,} units. Noise: "
-            f"Gaussian, from a {noise_mode} source.",
-        ]
+        return _NO_PROMISE
+    rows = [(one.client, f"{one.epsilon:.4g}", f"{one.delta:.3g}", one.unit) for one in per_client]
+    terms = (
+        f"Neighbouring data sets: {relation}, of one site. A person in the data of k sites pays up "
+        f"to k-fold. Assumed: no client has more than {spec.plan.privacy.n_max:,} units. Noise: "
+        f"Gaussian, from a {noise_mode} source."
     )
+    return "\n\n".join([_PROMISE, _table(rows, ("client", "ε", "δ", "unit")), terms])
 
 
 def _withdrawn(names: Sequence[str]) -> list[str]:
     if not names:
         return []
     who = ", ".join(_line(name) for name in names)
-    return [
-        "## Withdrawn",
-        f"{who}: withdrawn after training. Their codes and what else was theirs alone are not in "
-        "this file, and it makes no rows under them. The shared weights and the class means hold "
-        "what they once released, with its noise; that cannot be taken out.",
-    ]
+    return ["## Withdrawn", f"{who}: {_LEFT_OUT}"]
 
 
-def _table(
-    rows: Sequence[tuple[str, ...]], head: tuple[str, ...] = ("what", "which")
-) -> str:
+def _table(rows: Sequence[tuple[str, ...]], head: tuple[str, ...] = ("what", "which")) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(_line(cell) for cell in line) + " |" for line in lines)
 

@@ -84,12 +84,15 @@ def sample(
     ] = None,
 ) -> None:
     """Exit codes: 0 done, 1 failed, 2 wrong usage."""
-    from core.synthesis import export, offline as made_offline
+    # Here, because they take a second that --help need not take.
+    from core.receipts.checking import read_keys
+    from core.synthesis import export
+    from core.synthesis.offline import document, write
 
     with _told():
         generator, card = export.load(offline)
         if keys is not None:
-            made_offline.check_signature(card, keys)
+            card.require_signature(read_keys(keys))
     if show_card:
         typer.echo(_printable(card.markdown), nl=False)
         return
@@ -114,9 +117,9 @@ def sample(
         _stop(f"{out} is there already; give --force to replace it.", 2)
     used = secrets.randbelow(2**63) if request.seed is None else request.seed
     with _told():
-        made = made_offline.document(generator, card, request, used)
+        made = document(generator, card, request, used)
         with _target(out) as file, _progress(request.size) as progress:
-            made_offline.write(made, str(request.format), file, progress)
+            write(made, str(request.format), file, progress)
     where = "standard output" if str(out) == "-" else str(out)
     stamp = f" ({card.receipt.label}: {card.receipt.caveat})" if card.receipt.label else ""
     typer.echo(f"{request.size:,} rows in {where}, seed {used}{_printable(stamp)}", err=True)
@@ -162,14 +165,17 @@ def _numbers(option: str, text: str) -> dict[str, Any]:
         except ValueError:
             _stop(f"--{option}: {text!r} is not a JSON object.", 2)
         return dict(found)
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = part.rpartition("=")
         if not name:
             _stop(f"--{option}: {part!r} is not of the form name=number.", 2)
         if name in numbers:
             _stop(f"--{option}: {name!r} is named twice.", 2)
-        numbers[name] = number
+        try:
+            numbers[name] = int(number) if number.isdecimal() else float(number)
+        except ValueError:
+            _stop(f"--{option}: {number!r} is not a number.", 2)
     return numbers
 
 

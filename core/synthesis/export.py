@@ -23,12 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from core.errors import ReceiptInvalid
 from core.federation.plan import RunSpec
 from core.models.frame import Frame
 from core.models.layout import ENCODER, Layout, residual_rank, shared_layout
+from core.receipts.checking import PublicKeys
 from core.receipts.opening import ModelFacts, caveat_of
 from core.receipts.receipt import NOT_PRIVATE, ModelReceipt
-from core.receipts.signing import Signed
+from core.receipts.signing import Signed, verified
 from core.storage import sha256_of
 from core.synthesis.card import card
 from core.synthesis.sampler import Generator
@@ -51,12 +53,18 @@ Arrays = Mapping[str, NDArray[np.float32]]
 @dataclass(frozen=True)
 class Card:
     """What a file says of itself. ``signed``: its receipt as it came; whether the signature is
-    genuine only the coordinator's keys can tell (``core.receipts.signing.verified``).
+    genuine only the coordinator's keys can tell (``require_signature``).
     """
 
     receipt: ModelReceipt
     signed: Signed
     markdown: str
+
+    def require_signature(self, keys: PublicKeys) -> None:
+        """Raises ``ReceiptInvalid`` unless one of these keys, not revoked, has signed."""
+        if any(key.id == self.signed.key_id and key.revoked_at for key in keys.items):
+            raise ReceiptInvalid(f"the key {self.signed.key_id} was revoked", field="key_id")
+        verified(self.signed, keys.valid, ModelReceipt)
 
     @property
     def facts(self) -> ModelFacts:
@@ -150,6 +158,8 @@ def load(source: bytes | Path) -> tuple[Generator, Card]:
         raise _unlike("its numbers are not those that its receipt names")
     if sha256_of(text.encode()) != receipt.card:
         raise _unlike("its card is not the one that its receipt names")
+    if metadata.get("licence") != receipt.licence:
+        raise _unlike("its licence is not the one that its receipt names")
     if receipt.id != signed.id:
         raise _unlike("the id of its receipt is another one's")
     return _generator(spec, arrays, clients, receipt, guided=guided), Card(receipt, signed, text)

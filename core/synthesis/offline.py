@@ -47,7 +47,7 @@ def document(generator: Generator, card: Card, request: SynthesisRequest, seed: 
 
 
 def unsigned(receipt: Receipt) -> dict[str, object]:
-    """In the place of a signed receipt (``core.receipts.signing.Signed``), and never taken for one."""
+    """In the place of a signed receipt (``core.receipts.signing.Signed``); it is not one."""
     return {
         "id": receipt.id,
         "receipt": receipt.model_dump(mode="json"),
@@ -58,14 +58,13 @@ def unsigned(receipt: Receipt) -> dict[str, object]:
 
 
 def write(made: Document, kind: str, file: BinaryIO, progress: Progress | None = None) -> None:
-    """All bytes of a document in a format, in constant memory. ``progress`` is told of rows made."""
+    """All bytes of a document, in constant memory. ``progress`` is told how many rows were made."""
     if progress is not None:
         watched = Watched(
             made.rows.sources, made.rows.shares, made.rows.labels, made.rows.seed, progress
         )
         made = replace(made, rows=watched)
-    for piece in FORMATS[kind].pieces(made):
-        file.write(piece)
+    file.writelines(FORMATS[kind].pieces(made))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +102,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 def _not_written(path: Path, error: OSError) -> FileNotWritten:
     return FileNotWritten(
-        f"cannot write {path}: {error.strerror or error}",
+        f"cannot write {path}: {error.strerror or error}.",
         field="out",
         mend="Give a path in a folder that takes files, on a disk with room.",
     )
