@@ -131,9 +131,8 @@ def test_nothing_of_a_withdrawn_client_is_in_the_file() -> None:
     body = packed(whole, without="b")
     content, metadata = tensors.unpack(body)
     assert json.loads(metadata["clients"]) == ["a", "c"]
-    for name, values in (
-        ("codes", whole.frame.codes), ("offsets", whole.offsets), ("label_shift", whole.label_shift),
-    ):  # fmt: skip
+    own = {"codes": whole.frame.codes, "offsets": whole.offsets, "label_shift": whole.label_shift}
+    for name, values in own.items():
         np.testing.assert_array_equal(content[f"clients.{name}"], values[[0, 2]].astype(np.float32))
         rows = values[1].astype(np.float32)
         if rows.any():

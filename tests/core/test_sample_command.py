@@ -79,7 +79,7 @@ def test_without_network_database_and_torch(
     table = pq.read_table(out)
     wanted = expected(generator, n=5000, mixture={"a": 0.7, "b": 0.3}, mode="sample")
     np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), wanted)
-    inside = json.loads(table.schema.metadata[RECEIPT_KEY.encode()])
+    inside = json.loads(pq.read_metadata(out).metadata[RECEIPT_KEY.encode()])
     receipt = Receipt.model_validate(inside["receipt"])
     assert (inside["id"], inside["signature"], inside["algorithm"]) == (receipt.id, "", "none")
     request = SynthesisRequest(run="r", n=5000, mixture={"a": 0.7, "b": 0.3}, mode="sample")
