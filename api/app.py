@@ -36,7 +36,7 @@ from api.runs import control_endpoints as control
 from api.runs import endpoints as runs
 from api.sweeper import Sweeper
 from api.synthesis import endpoints as synthesis
-from api.synthesis.models import Generators
+from api.synthesis.models import Generators, Models
 from api.updates import endpoints as updates
 from api.work import endpoints as work
 from core.storage import ObjectStore
@@ -93,6 +93,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     ctx = Context(settings=settings, database=database, store=store, hub=hub)
     dispatcher = Dispatcher(database, hub, settings.broker_url, settings.poll_s)
     app.state.context, app.state.dispatcher, app.state.generators = ctx, dispatcher, Generators()
+    app.state.models = Models()
     app.state.keyring = Keyring(database, settings.pepper)
     app.state.feeds = Feeds(settings.max_streams)
     tasks = []

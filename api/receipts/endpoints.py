@@ -11,7 +11,6 @@ from api.auth import Anyone, Reader, Scientist
 from api.context import Ctx
 from api.openapi import answers, example
 from api.receipts import keys, service
-from api.synthesis import models
 from core.errors import InvalidSynthesisRequest
 from core.receipts.signing import Signed
 
@@ -81,10 +80,10 @@ async def regenerate(
             field="receipt_id",
             mend="Prove a file of them with 'fedhypevae verify FILE --model EXPORT'.",
         )
-    async with ctx.database.read() as session:
-        found = await models.published(session, who, receipt.model.run_id, receipt.model.round)
+    model, state = receipt.model, request.app.state
+    found = await state.models.published(ctx, who, model.run_id, model.round)
     async with ctx.heavy:
-        generator = await request.app.state.generators.get(ctx, found)
+        generator = await state.generators.get(ctx, found)
         return await service.prove(ctx, generator, receipt)
 
 

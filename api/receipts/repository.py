@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.context import Context
@@ -17,31 +14,6 @@ _CLOSE = """
     RETURNING id
 """
 _CONTENT = "SELECT content FROM receipts WHERE id = %(id)s"
-
-
-async def remember(session: AsyncSession, receipt: Receipt) -> None:
-    """Nothing happens if it is known: one receipt for the same rows, whoever asks."""
-    body = receipt.model_dump(mode="json", exclude={"content"})
-    content = None if receipt.content is None else receipt.content.model_dump(mode="json")
-    values = {
-        "id": receipt.id,
-        "run_id": UUID(receipt.model.run_id),
-        "round_number": receipt.model.round,
-        "body": body,
-    }
-    if content is not None:
-        values["content"] = content
-    new = insert(IssuedReceipt).values(values)
-    if content is None:
-        await session.execute(new.on_conflict_do_nothing())
-        return
-    await session.execute(
-        new.on_conflict_do_update(
-            index_elements=["id"],
-            set_={"content": new.excluded.content},
-            where=IssuedReceipt.content.is_(None),
-        )
-    )
 
 
 async def close(ctx: Context, receipt_id: str, content: Content) -> Content | None:

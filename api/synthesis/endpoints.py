@@ -86,7 +86,9 @@ async def _answer(
     kind = chosen(body.format, request.headers.get("accept"))
     coding = coding_of(request.headers.get("accept-encoding"), kind)
     state = request.app.state
-    draft = await service.drafted(ctx, who, state.generators, state.keyring, body, kind)
+    draft = await service.drafted(
+        ctx, who, state.models, state.generators, state.keyring, body, kind
+    )
     headers, media = _headers(draft, coding), FORMATS[kind].media
     known = [
         tag.strip().removeprefix("W/")

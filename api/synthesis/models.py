@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
-
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth import Principal
 from api.context import Context
@@ -18,11 +16,13 @@ from api.rounds import service as rounds
 from api.rounds.service import ModelView
 from api.runs import repository as runs
 from api.runs.specs import spec_of
+from api.synthesis import repository
 from core.federation.plan import RunSpec
 from core.receipts.opening import ModelFacts, caveat_of
 from core.synthesis.sampler import Generator
 
 _KEPT_GENERATORS = 8
+_KEPT_MODELS = 256
 
 
 @dataclass(frozen=True)
@@ -73,21 +73,39 @@ def _may_be_served(ctx: Context, published: Published, generator: Generator) -> 
         )
 
 
-async def published(
-    session: AsyncSession, who: Principal, id_or_name: str, number: int | None
-) -> Published:
-    """The model of a round (None: the newest). Raises ``NotFound``."""
-    run = await _run(session, id_or_name)
-    model = await rounds.model(session, who, run, number)
+class Models:
+    """Published rounds, looked up once: they never change. Who has withdrawn since is asked each
+    time, in the one statement that finds the round.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[UUID, int], Published] = OrderedDict()
+
+    async def published(
+        self, ctx: Context, who: Principal, id_or_name: str, number: int | None
+    ) -> Published:
+        """The model of a round (None: the newest). Raises ``NotFound``."""
+        found = await repository.find(ctx.database, id_or_name, number)
+        if found is None:
+            raise NotFound(f"there is no run {id_or_name!r}", field="run")
+        if found.round is None:
+            which = "no round is" if number is None else f"round {number} is not"
+            raise NotFound(f"{which} published yet", field="round")
+        key = (found.run_id, found.round)
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = await _read(ctx, who, found.run_id, found.round)
+            self._kept[key] = kept
+        self._kept.move_to_end(key)
+        while len(self._kept) > _KEPT_MODELS:
+            self._kept.popitem(last=False)
+        return replace(kept, facts=replace(kept.facts, withdrawn=found.withdrawn))
+
+
+async def _read(ctx: Context, who: Principal, run_id: UUID, number: int) -> Published:
+    async with ctx.database.read() as session:
+        run = await runs.one(session, run_id)
+        if run is None:
+            raise NotFound(f"there is no run {run_id}", field="run")
+        model = await rounds.model(session, who, run, number)
     return Published(run, model, spec_of(run), facts_of(run.name, model))
-
-
-async def _run(session: AsyncSession, id_or_name: str) -> Run:
-    try:
-        found = await runs.one(session, UUID(id_or_name))
-    except ValueError:
-        found = None
-    found = found or await runs.by_name(session, id_or_name)
-    if found is None:
-        raise NotFound(f"there is no run {id_or_name!r}", field="run")
-    return found

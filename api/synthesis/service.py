@@ -11,15 +11,13 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from api import audit
 from api.auth import Principal
 from api.context import Context
-from api.receipts import repository as issued
 from api.receipts import service as receipts
 from api.receipts.keys import Keyring
-from api.synthesis.models import Generators, Published, published
+from api.synthesis import repository
+from api.synthesis.models import Generators, Models, Published
 from core.errors import InvalidSynthesisRequest
 from core.receipts.content import Content
 from core.receipts.opening import opening
@@ -102,15 +100,15 @@ def _must_fit(request: SynthesisRequest, dim: int, kind: str) -> None:
 async def drafted(
     ctx: Context,
     who: Principal,
+    models: Models,
     generators: Generators,
     keyring: Keyring,
     request: SynthesisRequest,
     kind: str,
 ) -> Draft:
     """What will be answered. Without a seed in the request one is drawn, and told."""
-    async with ctx.database.read() as session:
-        number = None if request.round == "latest" else request.round
-        found = await published(session, who, request.run, number)
+    number = None if request.round == "latest" else request.round
+    found = await models.published(ctx, who, request.run, number)
     _must_fit(request, found.spec.space.dim, kind)
     seed = secrets.randbelow(2**63) if request.seed is None else request.seed
     key = await keyring.active()
@@ -132,27 +130,24 @@ def _draft(
     return Draft(found, document, kind, seed, receipting)
 
 
-async def _recorded(session: AsyncSession, who: Principal, draft: Draft) -> None:
-    receipt = draft.receipt
-    await issued.remember(session, receipt)
-    await audit.record(
-        session,
+async def _recorded(ctx: Context, who: Principal, draft: Draft) -> None:
+    event = audit.row(
         "synthesis-served",
         who,
         run_id=draft.of.run.id,
         round_number=draft.of.model.round,
         n=draft.document.n,
         weights=draft.of.model.weights.digest,
-        receipt=receipt.id,
+        receipt=draft.receipt.id,
     )
+    await repository.record(ctx.database, draft.receipt, event)
 
 
 async def at_once(ctx: Context, who: Principal, draft: Draft) -> bytes:
     """All bytes of a short answer; recorded before they are sent."""
     async with ctx.heavy:
         body = await asyncio.to_thread(whole, draft.kind, draft.document)
-    async with ctx.database.write() as session:
-        await _recorded(session, who, draft)
+    await _recorded(ctx, who, draft)
     return body
 
 
@@ -160,22 +155,28 @@ async def streamed(ctx: Context, who: Principal, draft: Draft) -> AsyncIterator[
     """The bytes of a long answer, a block of rows at a time; between blocks others have their
     turn. The receipt is recorded before the first one, its content before the last.
     """
-    async with ctx.database.write() as session:
-        await _recorded(session, who, draft)
+    await _recorded(ctx, who, draft)
     return _pieces(ctx, draft)
 
 
 async def _pieces(ctx: Context, draft: Draft) -> AsyncIterator[bytes]:
+    """One piece is made while the one before is sent."""
     pieces: Iterator[bytes] = FORMATS[draft.kind].pieces(draft.document)
     is_closed = False
-    while True:
+
+    async def make() -> bytes | None:
         async with ctx.heavy:
-            piece = await asyncio.to_thread(next, pieces, None)
-        content = draft.receipt.content
-        if content is not None and not is_closed:
-            await receipts.close(ctx, draft.receipt, content)
-            is_closed = True
-        if piece is None:
-            return
-        if piece:
-            yield piece
+            return await asyncio.to_thread(next, pieces, None)
+
+    following = asyncio.create_task(make())
+    try:
+        while (piece := await following) is not None:
+            following = asyncio.create_task(make())
+            content = draft.receipt.content
+            if content is not None and not is_closed:
+                await receipts.close(ctx, draft.receipt, content)
+                is_closed = True
+            if piece:
+                yield piece
+    finally:
+        following.cancel()  # a caller that has gone; a piece in the making is made, and dropped

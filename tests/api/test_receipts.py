@@ -244,14 +244,14 @@ async def test_a_model_without_a_guarantee_is_served_only_if_the_operator_says_s
     coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await published(coordinator)
-    real = models.published
+    real = models.Models.published
 
     async def seeded(*args: Any) -> models.Published:
         found = await real(*args)
         model = found.model.model_copy(update={"noise_mode": "seeded"})
         return replace(found, model=model, facts=replace(found.facts, noise_mode="seeded"))
 
-    monkeypatch.setattr("api.synthesis.service.published", seeded)
+    monkeypatch.setattr(models.Models, "published", seeded)
     refused = await coordinator.call("POST", "/synthesize", "scientist", json=BODY)
     assert "NOT PRIVATE" in problem(refused, 403, "not-private", "run")["detail"]
     ctx = coordinator.app.state.context

@@ -73,7 +73,7 @@ def parquet_pieces(document: Document) -> Iterator[bytes]:
             if number % _GROUP_BLOCKS == 0 or number == len(document.rows):
                 writer.write_table(pa.Table.from_batches(waiting))
                 waiting = []
-                yield sink.take()
+            yield sink.take()
         writer.add_key_value_metadata(_metadata(reading.receipt))
     yield sink.take()
 

@@ -11,11 +11,21 @@ from core.synthesis.formats.document import Document
 from core.synthesis.rows import Block
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
+_AT_ONCE = 1 << 16  # numbers spelled in one call, some milliseconds
 
 
 def _embeddings(document: Document, block: Block) -> np.ndarray:
     x = document.embeddings(block)
     return x.astype(np.float32) if x.dtype == np.float16 else x  # the same numbers
+
+
+def _rows(x: np.ndarray) -> Iterator[bytes]:
+    """The rows [n, d] without the brackets around them, some at a time: other threads wait while
+    numbers are spelled.
+    """
+    at_once = max(1, _AT_ONCE // x.shape[1])
+    for start in range(0, len(x), at_once):
+        yield orjson.dumps(x[start : start + at_once], option=_NUMPY)[1:-1]
 
 
 def json_pieces(document: Document) -> Iterator[bytes]:
@@ -34,8 +44,7 @@ def json_pieces(document: Document) -> Iterator[bytes]:
     yield orjson.dumps(head, option=_NUMPY)[:-1] + b',"embeddings":['
     reading = document.read()
     for number, block in enumerate(reading):
-        inner = orjson.dumps(_embeddings(document, block), option=_NUMPY)[1:-1]
-        yield (b"," if number else b"") + inner
+        yield (b"," if number else b"") + b",".join(_rows(_embeddings(document, block)))
     yield b'],"receipt":' + orjson.dumps(dict(reading.receipt)) + b"}"
 
 
