@@ -62,6 +62,7 @@ KINDS: Mapping[str, str] = {
     "replay-differs": "a recomputed round is NOT what was published",
     "updates-erased": "stored bytes of updates were erased",
     "synthesis-served": "synthetic rows were handed out",
+    "model-exported": "a published generator was taken away as a file",
     "rows-differ": "the same receipt was made of OTHER rows",
     "signing-key-created": "a key signs receipts from now on",
     "signing-key-retired": "a key signs no more, and goes on verifying",
