@@ -208,7 +208,7 @@ def _request(asked: dict[str, Any]) -> Any:
 
 @contextmanager
 def _target(out: Path) -> Iterator[BinaryIO]:
-    from core.synthesis.offline import whole_file
+    from core.files import whole_file
 
     if str(out) == "-":
         yield sys.stdout.buffer

@@ -6,15 +6,10 @@ program, numpy and instruction set are the same, but nobody has signed it.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import BinaryIO
 
-from core.errors import FileNotWritten
 from core.receipts.content import Content
 from core.receipts.opening import opening
 from core.receipts.receipt import Receipt
@@ -77,39 +72,3 @@ class Watched(Rows):
         for block in super().__iter__():
             yield block
             self.progress(len(block.y))
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that is there when it is complete, or not at all. Raises ``FileNotWritten``."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
-        part.replace(path)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _not_written(path: Path, error: OSError) -> FileNotWritten:
-    return FileNotWritten(
-        f"cannot write {path}: {error.strerror or error}.",
-        field="out",
-        mend="Give a path in a folder that takes files, on a disk with room.",
-    )
-
-
-def _umask() -> int:
-    """Of this process; it can only be read by setting it."""
-    present = os.umask(0)
-    os.umask(present)
-    return present

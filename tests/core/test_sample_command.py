@@ -175,7 +175,7 @@ def test_what_breaks_in_the_middle_leaves_no_file(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("core.synthesis.offline.os.fsync", full)
+    monkeypatch.setattr("core.files.os.fsync", full)
     result = called(file, "--n", "3", "--out", str(tmp_path / "rows.csv"))
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr

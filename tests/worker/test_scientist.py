@@ -1,0 +1,251 @@
+"""The data scientist's client against a real coordinator over HTTP, and against broken ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+from torch.utils.data import DataLoader
+
+from core.synthesis.export import load
+from core.synthesis.request import SynthesisRequest
+from tests.worker import real
+from worker.client import CoordinatorClient, Retry
+from worker.errors import DownloadCorrupt, UnexpectedAnswer
+from worker.scientist import ApiProblem, Coordinator, NotNow, Rows, Stream, Unreachable
+
+ROOT = Path(__file__).resolve().parents[2]
+ONCE = Retry(attempts=1)
+
+
+@pytest.fixture
+def coordinator(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Coordinator]:
+    """With a run "wards" of two sites, trained for one round."""
+    with real.federation(database_url, tmp_path) as fed:
+        sites = {}
+        for name in ("site-a", "site-b"):
+            fed.enrol(name, f"{name}/all", site=name)
+            sites[name] = fed.config(f"state-{name}", f"{name}/all", name)
+        fed.start("wards", *sites)
+        fed.finish(sites, 2)
+        monkeypatch.setenv("FHV_COORDINATOR_URL", fed.url)
+        monkeypatch.setenv("FHV_TOKEN", real.issue(fed.settings, "scientist"))
+        with Coordinator() as found:
+            yield found
+
+
+def test_from_the_run_to_rows_and_their_proof(coordinator: Coordinator, tmp_path: Path) -> None:
+    (run,) = coordinator.runs()
+    assert (run.name, run.state, run.dim, run.classes) == ("wards", "completed", 6, ("a", "b", "c"))
+    model = coordinator.model("wards")
+    assert model.clients == ("site-a", "site-b")
+    assert set(model.epsilon) == {"site-a", "site-b"}
+    assert 0 < model.epsilon["site-a"] <= 4.0
+    assert (model.unit, model.delta) == ("record", 1e-5)
+
+    rows = coordinator.synthesize(
+        "wards", 5000, mixture={"site-a": 3, "site-b": 1}, mode="sample", seed=7, columns=["domain"]
+    )
+    assert (len(rows), rows.dim, rows.run, rows.seed) == (5000, 6, "wards", 7)
+    assert rows.epsilon == model.epsilon
+    x, y = rows.numpy()
+    assert (x.shape, x.dtype, y.shape, y.dtype) == ((5000, 6), np.float32, (5000,), np.int64)
+    assert [run.classes[i] for i in y] == rows.labels
+
+    frame = rows.dataframe()
+    assert list(frame.columns[:3]) == ["label", "label_id", "domain"]
+    np.testing.assert_array_equal(frame[[f"e{i}" for i in range(6)]].to_numpy(), x)
+    assert frame["label"].dtype == "category"
+    assert 0.7 < (frame["domain"] == "site-a").mean() < 0.8
+
+    batch, labels = next(iter(DataLoader(rows.torch(), batch_size=16)))
+    np.testing.assert_array_equal(batch.numpy(), x[:16])
+    np.testing.assert_array_equal(labels.numpy(), y[:16])
+    assert rows.arrow().num_rows == 5000
+
+    findings = coordinator.verify(rows)
+    assert findings.good, findings.checks
+    assert coordinator.verify(coordinator.receipt(rows.receipt["id"])).good
+    other = Rows(rows.table.slice(1), rows.receipt)
+    assert coordinator.verify(other).checks["rows"][0] is False
+    forged = {**rows.receipt, "receipt": {**rows.receipt["receipt"], "n": 1}}
+    assert coordinator.verify(forged).checks["signature"][0] is False
+
+    saved = rows.save(tmp_path / "rows.parquet")
+    assert pq.read_table(saved).equals(rows.table)
+    generator, card = load(coordinator.export("wards", tmp_path))
+    card.require_signature(coordinator.keys())
+    again = SynthesisRequest(run="wards", n=5000, mixture={"site-a": 3, "site-b": 1}, mode="sample")
+    np.testing.assert_array_equal(generator.sample(again, 7).x, x)
+
+
+def test_a_stream_has_the_same_rows(coordinator: Coordinator, tmp_path: Path) -> None:
+    asked = {"labels": {"a": 1.0, "c": 3.0}, "seed": 3}
+    whole = coordinator.synthesize("wards", 10_000, **asked)
+    with coordinator.stream("wards", 10_000, **asked) as stream:
+        assert (stream.seed, stream.n) == (3, 10_000)
+        assert stream.receipt["id"] == whole.receipt["id"]
+        batches = list(stream)
+    assert [len(batch) for batch in batches] == [4096, 4096, 1808]
+    np.testing.assert_array_equal(
+        np.concatenate([batch.numpy()[0] for batch in batches]), whole.numpy()[0]
+    )
+    assert [label for batch in batches for label in batch.labels] == whole.labels
+    saved = batches[1].save(tmp_path / "batch.parquet")
+    assert len(pq.read_table(saved)) == 4096
+    closed = coordinator.receipt(stream.receipt["id"])
+    assert closed["receipt"]["content"] == whole.receipt["receipt"]["content"]
+    left_early = coordinator.stream("wards", 1_000_000)
+    assert len(next(iter(left_early))) == 4096
+    left_early.close()
+    assert len(coordinator.runs()) == 1  # the connection is free for others
+
+
+def test_refusals_are_typed(coordinator: Coordinator, tmp_path: Path) -> None:
+    calls: list[tuple[Callable[[], object], str, str | None]] = [
+        (lambda: coordinator.synthesize("nothing", 5), "not-found", "run"),
+        (lambda: coordinator.model("nothing"), "not-found", "run"),
+        (lambda: coordinator.export("nothing", tmp_path), "not-found", "run"),
+        (lambda: coordinator.receipt("rcp_" + "0" * 32), "not-found", "receipt_id"),
+        (
+            lambda: coordinator.synthesize("wards", 5, mixture={"zz": 1}),
+            "unknown-mixture-client",
+            "mixture.zz",
+        ),
+        (
+            lambda: coordinator.stream("wards", 5, mixture={"zz": 1}),
+            "unknown-mixture-client",
+            "mixture.zz",
+        ),
+    ]
+    for call, code, field in calls:
+        with pytest.raises(ApiProblem) as refused:
+            call()
+        assert (refused.value.problem, refused.value.field) == (code, field)
+        assert refused.value.detail
+    with pytest.raises(ValidationError, match="exactly one of n and class_counts"):
+        coordinator.synthesize("wards")
+    assert list(tmp_path.glob("*.safetensors")) == []
+
+
+# --- coordinators that misbehave ---
+
+
+def connected(
+    handler: Callable[[httpx.Request], httpx.Response], retry: Retry = ONCE
+) -> Coordinator:
+    found = Coordinator("http://api.test", "fhv_scientist_x", retry=retry)
+    found._client = CoordinatorClient(
+        "http://api.test", "fhv_scientist_x", retry=retry, transport=httpx.MockTransport(handler)
+    )
+    return found
+
+
+def test_a_quota_is_told_with_its_reason_and_its_end() -> None:
+    body = {"code": "quota-exceeded", "detail": "1,000 rows a day are used up.", "mend": "Wait."}
+    kind = {"Content-Type": "application/problem+json", "Retry-After": "7"}
+    refused = httpx.Response(429, json=body, headers=kind)
+    coordinator = connected(lambda _: refused)
+    for call in (coordinator.synthesize, coordinator.stream):
+        with pytest.raises(NotNow) as busy:
+            call("wards", 5)
+        found = busy.value
+        assert (found.problem, found.detail) == ("quota-exceeded", "1,000 rows a day are used up.")
+        assert (found.retry_after_s, found.mend) == (7.0, "Wait.")
+        assert "used up" in str(busy.value)
+
+
+def test_what_is_busy_now_is_asked_again() -> None:
+    answers = iter([httpx.Response(503, headers={"Retry-After": "0"}), arrow_answer(ipc(3), n=3)])
+    coordinator = connected(lambda _: next(answers), Retry(attempts=2, first_s=0.0, jitter_s=0.0))
+    assert sum(len(batch) for batch in coordinator.stream("wards", 3)) == 3
+
+
+def ipc(rows: int, n: int | None = None) -> bytes:
+    """An Arrow stream of rows whose receipt says ``n``."""
+    receipt = f'{{"id": "x", "receipt": {{"n": {n or rows}, "asked": {{"seed": 1}}}}}}'
+    schema = pa.schema(
+        [("embedding", pa.list_(pa.float32(), 2)), ("label_id", pa.int32())],
+        metadata={"fedhypevae.receipt": receipt},
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for start in range(0, rows, 4096):
+            size = min(4096, rows - start)
+            flat = pa.array(np.ones(2 * size, np.float32))
+            columns = [
+                pa.FixedSizeListArray.from_arrays(flat, 2), pa.array(np.zeros(size), pa.int32()),
+            ]  # fmt: skip
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    return sink.getvalue().to_pybytes()
+
+
+def arrow_answer(body: bytes, n: int) -> httpx.Response:
+    return httpx.Response(200, content=body, headers={"X-FHV-Seed": "1"})
+
+
+def test_a_stream_that_is_cut_never_just_ends() -> None:
+    body = ipc(9_000)
+
+    def cut() -> Iterator[bytes]:
+        yield body[: len(body) // 2]
+        raise httpx.RemoteProtocolError("the peer closed the connection")
+
+    coordinator = connected(lambda _: httpx.Response(200, content=cut()))
+    stream = coordinator.stream("wards", 9_000)
+    with pytest.raises(Unreachable):
+        list(stream)
+    # Cut between two batches, by somebody who closes in good order.
+    short = connected(lambda _: httpx.Response(200, content=ipc(4096, n=9_000)))
+    with pytest.raises(UnexpectedAnswer, match=r"after 4,096 of 9,000 rows"):
+        list(short.stream("wards", 9_000))
+
+
+@pytest.mark.parametrize("body", [b"", b"PAR1", b"\xff\xff\xff\xff\x00\x00\x00\x01"])
+def test_what_is_no_answer_is_named(body: bytes) -> None:
+    headers = {"X-FHV-Seed": "1", "X-FHV-Model": "x"}
+    coordinator = connected(lambda _: httpx.Response(200, content=body, headers=headers))
+    with pytest.raises(UnexpectedAnswer):
+        coordinator.stream("wards", 5)
+    with pytest.raises(UnexpectedAnswer):
+        coordinator.synthesize("wards", 5)
+
+
+def test_an_export_that_was_damaged_on_its_way_is_not_kept(tmp_path: Path) -> None:
+    etag = {"ETag": '"sha256:' + "0" * 64 + '"'}
+    coordinator = connected(lambda _: httpx.Response(200, content=b"x", headers=etag))
+    with pytest.raises(DownloadCorrupt):
+        coordinator.export("wards", tmp_path / "m.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_needs_neither_torch_nor_pandas_before_they_are_asked_for() -> None:
+    code = (
+        "import sys; import worker.scientist; "
+        "print(sorted({'torch', 'pandas', 'opacus', 'celery', 'sqlalchemy'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with connected(lambda _: arrow_answer(ipc(2), n=2)).stream("wards", 2) as stream:
+        (rows,) = stream
+    with pytest.raises(ImportError, match="pip install pandas"):
+        rows.dataframe()
+    assert isinstance(stream, Stream)
