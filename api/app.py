@@ -39,8 +39,11 @@ from api.sweeper import Sweeper
 from api.synthesis import endpoints as synthesis
 from api.synthesis.models import Generators, Models
 from api.updates import endpoints as updates
+from api.usage import endpoints as usage
+from api.usage.service import Answers
 from api.work import endpoints as work
 from core.storage import ObjectStore
+from core.synthesis.one_thread import one_thread
 
 log = structlog.get_logger(__name__)
 VERSION = "0.1.0"
@@ -95,6 +98,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     dispatcher = Dispatcher(database, hub, settings.broker_url, settings.poll_s)
     app.state.context, app.state.dispatcher, app.state.generators = ctx, dispatcher, Generators()
     app.state.models = Models()
+    app.state.answers = Answers(settings)
     app.state.keyring = Keyring(database, settings.pepper)
     app.state.feeds = Feeds(settings.max_streams)
     tasks = []
@@ -108,7 +112,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         _settle_memory()
     log.info("started", version=VERSION)
     try:
-        yield
+        with one_thread():
+            yield
     finally:
         hub.close()
         for task in tasks:
@@ -143,7 +148,7 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         app.include_router(module.router)
     for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
         app.include_router(module.router)
-    for module in (synthesis, exports, receipts):
+    for module in (synthesis, exports, receipts, usage):
         app.include_router(module.router)
     app.include_router(health.router)
     return app

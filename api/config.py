@@ -8,6 +8,8 @@ from typing import Literal, Self, TypeVar
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from core.synthesis.request import MAX_ROWS
+
 # Only with FHV_ENV=dev: a laptop's tokens need no secrecy, but must survive a restart.
 _DEV_PEPPER = "development-only-pepper-not-a-secret"
 MIN_PEPPER = 16
@@ -81,6 +83,25 @@ class Settings(Secrets):
         gt=0,
         description="Bytes of updates are erased so long after their round has ended; "
         "unset: they are kept, and every round can be replayed.",
+    )
+    synthesis_max_rows: int = Field(
+        default=MAX_ROWS, ge=1, le=MAX_ROWS, description="Of one request."
+    )
+    synthesis_requests_per_minute: int = Field(default=300, ge=1, description="Of one token.")
+    synthesis_rows_per_day: int = Field(
+        default=100_000_000, ge=1, description="Of one token, from midnight UTC."
+    )
+    synthesis_at_once_per_token: int = Field(
+        default=4, ge=1, description="Answers that a process makes at once for one token."
+    )
+    synthesis_at_once: int = Field(
+        default=16, ge=1, description="Answers that a process makes at once."
+    )
+    revoked_retention_days: float = Field(
+        default=30.0,
+        ge=0,
+        description="Bytes of a revoked client's updates are erased so long after its revocation, "
+        "as soon as no round under way needs them.",
     )
     serve_not_private: bool = Field(
         default=False,

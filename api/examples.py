@@ -514,6 +514,21 @@ SIGNED_RECEIPT: dict[str, Any] = {
     "algorithm": "ed25519",
     "signature": "c2lnbmVk" * 11,
 }
+USAGE = {
+    "requests_this_minute": 3,
+    "requests_per_minute": 300,
+    "rows_today": 12_000,
+    "rows_per_day": 100_000_000,
+    "rows_per_request": 10_000_000,
+    "answers_at_once": 4,
+}
+TOKEN_USAGE = {
+    "token_id": KEY_ID,
+    "label": "notebook of ada",
+    "scope": "scientist",
+    "requests_this_minute": 3,
+    "rows_today": 12_000,
+}
 VERDICT = {
     "valid": True,
     "why": "",

@@ -15,11 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth import Anyone, Principal
 from api.context import Ctx
-from api.db.run_models import Round, RunClient
+from api.db.models import Client
+from api.db.run_models import Round, RunClient, Update
 from api.downloads import NOT_200, Sent, answered
 from api.examples import FRAME
 from api.openapi import answers
 from api.problems import NotFound
+from core.errors import ClientWithdrawn
 from core.wire.messages import CONTENT_TYPE_TENSORS
 
 router = APIRouter(prefix="/v1/objects", tags=["objects"])
@@ -37,6 +39,22 @@ async def _served(session: AsyncSession, who: Principal, digest: str) -> bool:
     return (await session.execute(query.limit(1))).first() is not None
 
 
+async def _withdrawn(session: AsyncSession, digest: str) -> list[str]:
+    """Revoked clients that released something into a run to which the object belongs."""
+    query = (
+        select(Client.name)
+        .distinct()
+        .join(Update, Update.client_id == Client.id)
+        .join(Round, Round.run_id == Update.run_id)
+        .where(
+            Client.revoked_at.is_not(None),
+            or_(Round.frame_digest == digest, Round.weights_digest == digest),
+        )
+        .order_by(Client.name)
+    )
+    return list(await session.scalars(query))
+
+
 @router.get(
     "/{digest}",
     operation_id="getObject",
@@ -49,6 +67,7 @@ async def _served(session: AsyncSession, who: Principal, digest: str) -> bool:
             "(binary)",
             "The bytes.",
             "not-found",
+            "client-withdrawn",
             "range-not-satisfiable",
             media=CONTENT_TYPE_TENSORS,
         ),
@@ -67,6 +86,12 @@ async def download(
     async with ctx.database.read() as session:
         if not await _served(session, who, digest):
             raise NotFound("there is no such published object, or you take no part in its run")
+        if who.scope == "scientist" and (gone := await _withdrawn(session, digest)):
+            raise ClientWithdrawn(
+                f"the file holds what belongs to {', '.join(gone)}, who has withdrawn",
+                field="digest",
+                mend="Export the model: GET /v1/runs/{run}/export leaves it out.",
+            )
     return await answered(
         digest,
         sent,

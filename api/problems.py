@@ -104,6 +104,16 @@ class NotReady(DomainError):
     code = "not-ready"
 
 
+class QuotaExceeded(DomainError):
+    """``retry_after_s``: whole seconds until the same request may pass."""
+
+    code = "quota-exceeded"
+
+
+class TooManyAnswers(DomainError):
+    code = "too-many-answers"
+
+
 class NotPrivate(DomainError):
     code = "not-private"
 
@@ -146,6 +156,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "not-replayable": (409, "The round cannot be recomputed"),
     "budget-exceeded": (409, "The privacy budget does not allow it"),
     "plan-refused": (409, "A site refuses the plan"),
+    "client-withdrawn": (410, "The client has withdrawn"),
     "payload-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The content type is not understood"),
     "range-not-satisfiable": (416, "The range lies outside the object"),
@@ -155,7 +166,6 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "space-mismatch": (422, "The embedding spaces differ"),
     "invalid-mixture": (422, "The mixture is not valid"),
     "unknown-mixture-client": (422, "The mixture names an unknown client"),
-    "client-withdrawn": (422, "The mixture names a client that has withdrawn"),
     "invalid-synthesis-request": (422, "The synthesis request is not valid"),
     "file-unreadable": (422, "The file cannot be read"),
     "file-not-written": (500, "The file cannot be written"),
@@ -178,6 +188,8 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "data-unknown-class": (422, "A label is not in the vocabulary"),
     "data-not-finite": (422, "A record holds NaN or infinity"),
     "tensor-file-unreadable": (422, "The tensor file cannot be read"),
+    "quota-exceeded": (429, "The token has had its share"),
+    "too-many-answers": (429, "Too many answers are being made"),
     "too-many-streams": (429, "Too many event streams are open"),
     "internal-error": (500, "Something went wrong here"),
     "signing-key-sealed": (500, "The signing key cannot be opened"),
@@ -187,7 +199,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "not-ready": (503, "The service is not ready"),
 }
 
-_LATER = {"Retry-After": "10"}
+_LATER_S = 10
 _CODE_OF_STATUS = {
     401: "unauthenticated",
     403: "forbidden",
@@ -255,7 +267,10 @@ async def _on_domain_error(request: Request, error: Exception) -> JSONResponse:
     if body["status"] >= 500:
         log.error("request_failed", code=error.code, detail=error.message)
         body["detail"] = "The coordinator cannot answer; its log has the request id."
-    return _answer(body, _LATER if body["status"] == 429 else None)
+    if body["status"] != 429:
+        return _answer(body)
+    seconds = error.facts.get("retry_after_s", _LATER_S)
+    return _answer(body, {"Retry-After": str(seconds)})
 
 
 def _path(location: tuple[Any, ...]) -> str:

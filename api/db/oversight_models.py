@@ -156,7 +156,7 @@ class Erasure(Base):
 
     __tablename__ = "erasures"
     __table_args__ = (
-        CheckConstraint("reason IN ('retention', 'requested')", name="reason"),
+        CheckConstraint("reason IN ('retention', 'requested', 'revoked')", name="reason"),
         Index("ix_erasures_pending", "created_at", postgresql_where=text("done_at IS NULL")),
     )
 

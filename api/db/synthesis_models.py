@@ -1,11 +1,20 @@
-"""What is known of synthetic rows that were handed out: receipts, and the keys that sign them."""
+"""What is known of synthetic rows that were handed out: receipts, signing keys, quotas."""
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKeyConstraint, Index, LargeBinary, String, text
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    String,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -33,6 +42,21 @@ class SigningKey(Base):
     created_at: Mapped[CreatedAt]
     retired_at: Mapped[Time | None]
     revoked_at: Mapped[Time | None]
+
+
+class SynthesisUsage(Base):
+    """What a token has had: requests of one minute, rows of one day (UTC). ``last``: the request
+    that was charged last.
+    """
+
+    __tablename__ = "synthesis_usage"
+
+    token_id: Mapped[UUID] = mapped_column(ForeignKey("tokens.id"), primary_key=True)
+    minute: Mapped[Time]
+    requests: Mapped[int]
+    day: Mapped[date]
+    rows: Mapped[int] = mapped_column(BigInteger)
+    last: Mapped[UUID]
 
 
 class IssuedReceipt(Base):

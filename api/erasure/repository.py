@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from api.db.models import StoredObject
+from api.db.models import Client, StoredObject
 from api.db.oversight_models import Erasure
 from api.db.run_models import Round, Update
 from core.federation.rounds import TERMINAL
@@ -44,6 +44,21 @@ async def expired(
         select(Update.digest)
         .join(Round, _round_of(Update))
         .where(_over, ended_at < before, ~_erased, _free(before))
+    )
+    return await _some(session, query, limit, among)
+
+
+async def of_revoked(
+    session: AsyncSession, before: datetime, limit: int, among: Sequence[str] | None = None
+) -> Sequence[str]:
+    """Digests of updates in rounds that have ended, of clients revoked before a time; not yet
+    erased.
+    """
+    query = (
+        select(Update.digest)
+        .join(Round, _round_of(Update))
+        .join(Client, Client.id == Update.client_id)
+        .where(Client.revoked_at <= before, _over, ~_erased, _free())
     )
     return await _some(session, query, limit, among)
 

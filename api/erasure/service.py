@@ -26,7 +26,7 @@ from api.erasure import repository
 from core.federation.rounds import TERMINAL, RoundState
 
 log = structlog.get_logger(__name__)
-Reason = Literal["retention", "requested"]
+Reason = Literal["retention", "requested", "revoked"]
 Choose = Callable[[AsyncSession, Sequence[str] | None], Awaitable[Sequence[str]]]
 _BATCH = 100
 _BATCHES_A_REQUEST = 100
@@ -93,21 +93,27 @@ def _delete(ctx: Context, digests: Sequence[str]) -> None:
 
 
 async def tidy(ctx: Context) -> bool:
-    """One batch of what the retention period asks for, and what a crash left. True: there may be
+    """One batch of what the retention periods ask for, and what a crash left. True: there may be
     more.
     """
-    marked = 0
+    async with ctx.database.read() as session:
+        now = await ctx.database.now(session)
     days = ctx.settings.update_retention_days
+    marked = 0
     if days is not None:
-        async with ctx.database.read() as session:
-            before = await ctx.database.now(session) - timedelta(days=days)
-        marked = await _mark(ctx, _expired(before), "retention", None)
+        marked = await _mark(ctx, _expired(now - timedelta(days=days)), "retention", None)
+    revoked = _revoked(now - timedelta(days=ctx.settings.revoked_retention_days))
+    also = await _mark(ctx, revoked, "revoked", None)
     finished = await finish(ctx)
-    return marked == _BATCH or finished == _BATCH
+    return _BATCH in (marked, also, finished)
 
 
 def _expired(before: datetime) -> Choose:
     return lambda session, among: repository.expired(session, before, _BATCH, among)
+
+
+def _revoked(before: datetime) -> Choose:
+    return lambda session, among: repository.of_revoked(session, before, _BATCH, among)
 
 
 async def erase_of_client(ctx: Context, who: Principal, client_id: UUID) -> ErasedView:

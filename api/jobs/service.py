@@ -84,6 +84,7 @@ async def claim(ctx: Context, session: AsyncSession, who: Principal, job_id: UUI
         frame=None if model is None else model.frame.digest,
         weights=None if model is None else model.weights.digest,
         optimiser=None if model is None else model.optimiser_digest,
+        withdrawn=await rounds.withdrawn_before(session, run.id, row.closed_at),
     )
 
 

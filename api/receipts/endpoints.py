@@ -67,6 +67,7 @@ async def verify(
         "Whether they are the same.",
         "not-found",
         "not-private",
+        "client-withdrawn",
         "invalid-synthesis-request",
     ),
 )
@@ -82,6 +83,7 @@ async def regenerate(
         )
     model, state = receipt.model, request.app.state
     found = await state.models.published(ctx, who, model.run_id, model.round)
+    found.must_allow(receipt.asked.mixture)
     async with ctx.heavy:
         generator = await state.generators.get(ctx, found)
         return await service.prove(ctx, generator, receipt)

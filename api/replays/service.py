@@ -104,6 +104,13 @@ def view(row: Round, job: Job) -> ReplayView:
     )
 
 
+_AFTER = {
+    "retention": "the retention period",
+    "requested": "a client's request",
+    "revoked": "a client was revoked",
+}
+
+
 async def _check(ctx: Context, session: AsyncSession, run: Run, row: Round) -> None:
     """Raises ``NotReplayable``, saying why and since when."""
     if row.state != "published":
@@ -114,7 +121,7 @@ async def _check(ctx: Context, session: AsyncSession, run: Run, row: Round) -> N
         )
     erased = await repository.first_erasure(session, run.id, row.number)
     if erased is not None:
-        after = "the retention period" if erased.reason == "retention" else "a client's request"
+        after = _AFTER[erased.reason]
         raise NotReplayable(
             f"updates of round {row.number} were erased after {after}",
             mend="The published model stays as it is. Later rounds may be replayable.",

@@ -263,6 +263,21 @@ async def updates_of(session: AsyncSession, run_id: UUID, number: int) -> list[t
     return [(update, name) for update, name in await session.execute(query)]
 
 
+async def withdrawn_before(
+    session: AsyncSession, run_id: UUID, moment: datetime | None
+) -> tuple[str, ...]:
+    """Ids of the run's clients that were revoked by then; the same whenever one asks."""
+    if moment is None:
+        return ()
+    query = (
+        select(RunClient.client_id)
+        .join(Client, Client.id == RunClient.client_id)
+        .where(RunClient.run_id == run_id, Client.revoked_at <= moment)
+        .order_by(RunClient.position)
+    )
+    return tuple(str(found) for found in await session.scalars(query))
+
+
 async def job_of(session: AsyncSession, run_id: UUID, number: int) -> Job | None:
     """The one job that makes the round's model, locked (not its replays)."""
     found: Job | None = await session.scalar(

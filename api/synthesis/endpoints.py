@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from api import examples
 from api.auth import Principal, Scientist
@@ -16,6 +18,7 @@ from api.synthesis import service
 from api.synthesis.encoding import coding_of, compress, compressed
 from api.synthesis.negotiation import chosen
 from api.synthesis.query import Asked
+from api.usage import service as usage
 from core.synthesis.formats import FORMATS
 from core.synthesis.request import SynthesisRequest
 from core.synthesis.streams import BLOCK_ROWS
@@ -34,10 +37,13 @@ _DESCRIPTION = (
 _PROBLEMS = (
     "not-found",
     "not-private",
+    "client-withdrawn",
     "invalid-mixture",
     "unknown-mixture-client",
     "invalid-synthesis-request",
     "not-acceptable",
+    "quota-exceeded",
+    "too-many-answers",
 )
 
 
@@ -83,6 +89,8 @@ async def _answer(
     request: Request,
     body: SynthesisRequest,
 ) -> Response:
+    field = "n" if body.n is not None else "class_counts"
+    usage.must_be_allowed(ctx.settings, body.size, field)
     kind = chosen(body.format, request.headers.get("accept"))
     coding = coding_of(request.headers.get("accept-encoding"), kind)
     state = request.app.state
@@ -96,15 +104,30 @@ async def _answer(
     ]
     if request.method == "GET" and draft.etag in known:
         return Response(status_code=304, headers=headers)
-    if body.size > BLOCK_ROWS:
-        pieces = await service.streamed(ctx, who, draft)
+    with ExitStack() as place:
+        place.enter_context(state.answers.place(who.token_id))
+        headers |= await usage.charge(ctx, who, body.size)
+        if body.size > BLOCK_ROWS:
+            pieces = await service.streamed(ctx, who, draft)
+            if coding is not None:
+                pieces = compress(pieces, coding)
+            return _Held(place.pop_all(), pieces, 200, headers, media)
+        content = await service.at_once(ctx, who, draft)
         if coding is not None:
-            pieces = compress(pieces, coding)
-        return StreamingResponse(pieces, 200, headers, media)
-    content = await service.at_once(ctx, who, draft)
-    if coding is not None:
-        content = await asyncio.to_thread(compressed, content, coding)
-    return Response(content, 200, headers, media)
+            content = await asyncio.to_thread(compressed, content, coding)
+        return Response(content, 200, headers, media)
+
+
+class _Held(StreamingResponse):
+    """Gives its place back when it has ended, however."""
+
+    def __init__(self, place: ExitStack, *args: Any) -> None:
+        super().__init__(*args)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
 
 
 async def _synthesise(

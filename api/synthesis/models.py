@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from api.rounds.service import ModelView
 from api.runs import repository as runs
 from api.runs.specs import spec_of
 from api.synthesis import repository
+from core.errors import ClientWithdrawn
 from core.federation.plan import RunSpec
 from core.receipts.opening import ModelFacts, caveat_of
 from core.synthesis.sampler import Generator
@@ -33,6 +35,16 @@ class Published:
     model: ModelView
     spec: RunSpec
     facts: ModelFacts
+
+    def must_allow(self, mixture: str | Mapping[str, float]) -> None:
+        """Raises ``ClientWithdrawn`` for a mixture that names a revoked client, even with 0."""
+        for name in self.facts.withdrawn:
+            if not isinstance(mixture, str) and name in mixture:
+                raise ClientWithdrawn(
+                    f"client {name!r} has withdrawn: there are no more rows under its code",
+                    field=f"mixture.{name}",
+                    mend="Leave it out of the mixture, or ask for 'neutral'.",
+                )
 
 
 class Generators:

@@ -109,6 +109,7 @@ async def drafted(
     """What will be answered. Without a seed in the request one is drawn, and told."""
     number = None if request.round == "latest" else request.round
     found = await models.published(ctx, who, request.run, number)
+    found.must_allow(request.mixture)
     _must_fit(request, found.spec.space.dim, kind)
     seed = secrets.randbelow(2**63) if request.seed is None else request.seed
     key = await keyring.active()
@@ -179,4 +180,19 @@ async def _pieces(ctx: Context, draft: Draft) -> AsyncIterator[bytes]:
             if piece:
                 yield piece
     finally:
-        following.cancel()  # a caller that has gone; a piece in the making is made, and dropped
+        _drop(pieces, following)
+
+
+_dropping: set[asyncio.Task[None]] = set()
+
+
+def _drop(pieces: Iterator[bytes], last: asyncio.Task[bytes | None]) -> None:
+    """A caller may have gone: what is in the making is made, then its thread ends."""
+
+    async def drop() -> None:
+        await asyncio.wait([last])
+        await asyncio.to_thread(pieces.close)  # type: ignore[attr-defined]
+
+    task = asyncio.create_task(drop())
+    _dropping.add(task)
+    task.add_done_callback(_dropping.discard)

@@ -23,6 +23,7 @@ from core.federation.plan import RunSpec
 from core.federation.robust import sum_of
 from core.federation.server import Gradient, State, advance, average_decay, starting_state
 from core.federation.updates import expectation, read_update
+from core.federation.withdrawal import without
 from core.models.build import build
 from core.models.evidence import from_sketches
 from core.models.frame import Frame
@@ -89,7 +90,7 @@ def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
             made = _validate_round(job, read, releases)
         case "join":
             made = _join_round(job, read, releases)
-    return replace(made, diagnostics=releases.diagnostics())
+    return replace(without(made, job.withdrawn), diagnostics=releases.diagnostics())
 
 
 def _sketch_round(job: AggregateJob, releases: _Releases) -> Aggregated:

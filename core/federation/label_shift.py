@@ -26,6 +26,7 @@ from core.wire import tensors
 
 Vector = NDArray[np.float64]
 _SUMS, _NOISE, _ROUNDS = "label_shift_sums", "label_shift_noise", "label_shift_rounds"
+PER_CLIENT = (_SUMS,)  # in the optimiser file: a row of own releases for each client
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from core.wire import tensors
 
 Vector = NDArray[np.float64]
 _VALUES, _FIRST, _SECOND, _STEPS = "offsets", "offset_first", "offset_second", "offset_steps"
+PER_CLIENT = (_VALUES, _FIRST, _SECOND)  # in the optimiser file: a row for each client
 
 
 @dataclass(frozen=True, eq=False)

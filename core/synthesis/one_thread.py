@@ -21,7 +21,11 @@ def _controller() -> ThreadpoolController:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Products use one thread, in all threads of this process, until the last one leaves."""
+    """Products use one thread, in all threads of this process, until the last one leaves.
+
+    Hold it for long: threads that are let loose again and again spin in between, and cost as much
+    as the products.
+    """
     global _inside, _limit
     with _lock:
         if _inside == 0:

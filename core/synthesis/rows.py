@@ -7,6 +7,7 @@ asked for, which blocks were made before, by how many threads or processes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,7 +54,19 @@ class Rows:
         return -(-self.n // BLOCK_ROWS)
 
     def __iter__(self) -> Iterator[Block]:
-        return (self.block(number) for number in range(len(self)))
+        """All blocks in order. The next one is made by another thread while its reader works on
+        one.
+        """
+        if len(self) == 1:
+            yield self.block(0)
+            return
+        with one_thread(), ThreadPoolExecutor(1, thread_name_prefix="rows") as ahead:
+            following = ahead.submit(self.block, 0)
+            for number in range(1, len(self) + 1):
+                made = following.result()
+                if number < len(self):
+                    following = ahead.submit(self.block, number)
+                yield made
 
     def block(self, block: int) -> Block:
         """Rows ``block * BLOCK_ROWS`` and following. Raises ``IndexError`` beyond the last one."""

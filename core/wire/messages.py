@@ -169,6 +169,11 @@ class AggregateJob(Frozen):
     frame: Sha256 | None = None
     weights: Sha256 | None = None
     optimiser: Sha256 | None = None
+    withdrawn: tuple[str, ...] = Field(
+        default=(),
+        description="Ids of clients that were revoked before the round closed: the model that is "
+        "made has no code of theirs.",
+    )
 
 
 class ClientNorm(Frozen):

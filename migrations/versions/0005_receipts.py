@@ -1,4 +1,4 @@
-"""Receipts of synthetic rows, and the keys that sign them."""
+"""Receipts of rows, the keys that sign them, quotas, erasure of revoked clients' updates."""
 
 from __future__ import annotations
 
@@ -51,6 +51,20 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_receipts_run_id_created_at"), "receipts", ["run_id", "created_at"], unique=False
     )
+    op.create_table(
+        "synthesis_usage",
+        sa.Column("token_id", sa.Uuid(), nullable=False),
+        sa.Column("minute", _TIME, nullable=False),
+        sa.Column("requests", sa.Integer(), nullable=False),
+        sa.Column("day", sa.Date(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("last", sa.Uuid(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["token_id"], ["tokens.id"], name=op.f("fk_synthesis_usage_token_id")
+        ),
+        sa.PrimaryKeyConstraint("token_id", name=op.f("pk_synthesis_usage")),
+    )
+    _reasons("'retention', 'requested', 'revoked'")
     _keep("signing_keys", "'id', 'public', 'sealed', 'created_at', '?retired_at', '?revoked_at'")
     _keep("receipts", "'id', 'run_id', 'round_number', 'body', 'created_at', '?content'")
 
@@ -71,6 +85,16 @@ def _keep(table: str, columns: str) -> None:
     )
 
 
+def _reasons(listed: str) -> None:
+    op.drop_constraint(op.f("ck_erasures_reason"), "erasures", type_="check")
+    op.create_check_constraint(op.f("ck_erasures_reason"), "erasures", f"reason IN ({listed})")
+
+
 def downgrade() -> None:
+    op.execute("ALTER TABLE erasures DISABLE TRIGGER erasures_immutable")
+    op.execute("UPDATE erasures SET reason = 'requested' WHERE reason = 'revoked'")
+    op.execute("ALTER TABLE erasures ENABLE TRIGGER erasures_immutable")
+    _reasons("'retention', 'requested'")
+    op.drop_table("synthesis_usage")
     op.drop_table("receipts")
     op.drop_table("signing_keys")

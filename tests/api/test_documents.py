@@ -34,6 +34,7 @@ from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
 from api.spaces import SpaceView
 from api.tokens import NewToken, TokenMade, TokenView
+from api.usage.service import TokenUsage, UsageView
 from core.errors import DomainError
 from core.federation.plan import EmbeddingSpace
 from core.receipts.receipt import Receipt
@@ -145,6 +146,8 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (SynthesisRequest, examples.SYNTHESIS),
         (Signed, examples.SIGNED_RECEIPT),
         (Receipt, examples.SIGNED_RECEIPT["receipt"]),
+        (UsageView, examples.USAGE),
+        (TokenUsage, examples.TOKEN_USAGE),
         (Verdict, examples.VERDICT),
         (Proof, examples.PROOF),
         (KeysView, examples.RECEIPT_KEYS),
