@@ -96,6 +96,7 @@ class Operations(ABC):
         managed: bool,
         epsilon: float,
         delta: float,
+        domain: str | None = None,
         idempotency_key: str | None = None,
     ) -> Enrolment:
         """Enrol a client. Without ``idempotency_key`` every call is a request of its own."""
@@ -110,6 +111,7 @@ class Operations(ABC):
                 "unit": unit,
                 "managed": managed,
                 "budget": {"epsilon": epsilon, "delta": delta},
+                **({} if domain is None else {"domain": domain}),
             },
             headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
         )

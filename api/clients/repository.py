@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select, text, update
+from sqlalchemy import exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,6 +14,8 @@ from api.db.base import uuid7
 from api.db.models import Account, Client, Token
 from api.db.run_models import LIVE_ROUND, Round, RunClient
 from api.pages import cut
+
+_ENROLMENT = 0x464856_0001  # advisory lock; others have numbers of their own
 
 
 async def account(session: AsyncSession, *, site: str, population: str, unit: str) -> Account:
@@ -41,6 +43,7 @@ async def add(session: AsyncSession, client: Client) -> bool:
             name=client.name,
             space_id=client.space_id,
             account_id=client.account_id,
+            domain=client.domain,
             managed=client.managed,
             budget_epsilon=client.budget_epsilon,
             budget_delta=client.budget_delta,
@@ -49,6 +52,16 @@ async def add(session: AsyncSession, client: Client) -> bool:
         .returning(Client.id)
     )
     return made.first() is not None
+
+
+async def is_a_domain(session: AsyncSession, name: str) -> bool:
+    """Enrolments come one by one from here to the end of the transaction."""
+    await session.execute(select(func.pg_advisory_xact_lock(_ENROLMENT)))
+    return bool(await session.scalar(select(exists().where(Client.domain == name))))
+
+
+async def is_a_name(session: AsyncSession, label: str) -> bool:
+    return bool(await session.scalar(select(exists().where(Client.name == label))))
 
 
 async def one(session: AsyncSession, client_id: UUID) -> Client | None:

@@ -41,6 +41,11 @@ class NewClient(BaseModel):
     site: Text
     population: Text = Field(description="Clients over one population share one privacy account.")
     unit: Literal["record", "patient"]
+    domain: Name | None = Field(
+        default=None,
+        description="A label that mixtures may name: all clients of a run that carry it, in equal "
+        "parts. Public, like the client's name.",
+    )
     managed: bool = Field(description="True: a Celery worker trains for it; false: an agent.")
     budget: Budget
 
@@ -52,6 +57,7 @@ class ClientView(BaseModel):
     site: str
     population: str
     unit: str
+    domain: str | None = None
     managed: bool
     budget: Budget
     account_id: UUID
@@ -73,6 +79,7 @@ def view(row: Client) -> ClientView:
         site=row.account.site,
         population=row.account.population,
         unit=row.account.unit,
+        domain=row.domain,
         managed=row.managed,
         budget=Budget(epsilon=row.budget_epsilon, delta=row.budget_delta),
         account_id=row.account_id,
@@ -88,6 +95,16 @@ async def one(session: AsyncSession, who: Principal, client_id: UUID) -> Client:
     if row is None:
         raise NotFound("there is no such client, or it is not yours")
     return row
+
+
+async def _tell_apart(session: AsyncSession, body: NewClient) -> None:
+    """A mixture names clients and domains alike, so no label may be a client's name. Raises
+    ``ClientNameTaken``.
+    """
+    if body.domain == body.name or await repository.is_a_domain(session, body.name):
+        raise ClientNameTaken(f"{body.name!r} is the label of a domain", field="name")
+    if body.domain is not None and await repository.is_a_name(session, body.domain):
+        raise ClientNameTaken(f"{body.domain!r} is the name of a client", field="domain")
 
 
 async def enrol(
@@ -119,10 +136,12 @@ async def enrol(
         name=body.name,
         space_id=space.id,
         account_id=account.id,
+        domain=body.domain,
         managed=body.managed,
         budget_epsilon=body.budget.epsilon,
         budget_delta=body.budget.delta,
     )
+    await _tell_apart(session, body)
     if not await repository.add(session, new):
         raise ClientNameTaken(f"a client {body.name!r} exists already", field="name")
     row = await repository.one(session, new.id)

@@ -71,6 +71,8 @@ class Client(Base):
     name: Mapped[str] = mapped_column(String(63), unique=True)
     space_id: Mapped[UUID] = mapped_column(ForeignKey("spaces.id"), index=True)
     account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), index=True)
+    # What mixtures may call it by together with others: a scanner, a region, an age group.
+    domain: Mapped[str | None] = mapped_column(String(63))
     managed: Mapped[bool]
     budget_epsilon: Mapped[float]
     budget_delta: Mapped[float]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth import Principal
 from api.context import Context
+from api.db.models import Client
 from api.db.run_models import Round, Run
 from api.ledger import service as ledger
 from api.ledger.service import ClientSpent
@@ -60,6 +62,9 @@ class ModelView(BaseModel):
     frame: ObjectRef
     weights: ObjectRef
     clients: list[str]
+    domains: dict[str, list[str]] = Field(
+        default={}, description="Labels that mixtures may name, with their clients."
+    )
     per_client: list[ClientSpent]
     relation: str
     noise_mode: Literal["csprng"]
@@ -130,6 +135,14 @@ async def one(session: AsyncSession, run: Run, number: int) -> Round:
     return row
 
 
+def _domains(clients: Iterable[Client]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for client in clients:
+        if client.domain is not None:
+            found.setdefault(client.domain, []).append(client.name)
+    return found
+
+
 async def model(session: AsyncSession, who: Principal, run: Run, number: int | None) -> ModelView:
     """The published model of a round (None: the newest), with what it cost each client (a client
     token sees its own cost only).
@@ -155,6 +168,7 @@ async def model(session: AsyncSession, who: Principal, run: Run, number: int | N
         frame=frame_ref(found),
         weights=weights_ref(found),
         clients=[client.name for client in members if client.id in with_code],
+        domains=_domains(client for client in members if client.id in with_code),
         per_client=spent,
         relation=spec.event(0).relation,
         # A coordinator refuses plans of purpose 'simulation', the only ones with seeded noise.

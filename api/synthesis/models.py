@@ -21,6 +21,7 @@ from api.synthesis import repository
 from core.errors import ClientWithdrawn
 from core.federation.plan import RunSpec
 from core.receipts.opening import ModelFacts, caveat_of
+from core.synthesis.request import SynthesisRequest
 from core.synthesis.sampler import Generator
 
 _KEPT_GENERATORS = 8
@@ -35,6 +36,24 @@ class Published:
     model: ModelView
     spec: RunSpec
     facts: ModelFacts
+
+    def resolved(self, request: SynthesisRequest) -> SynthesisRequest:
+        """With clients in place of domains; those that have withdrawn are in none. Raises
+        ``ClientWithdrawn``.
+        """
+        gone = set(self.facts.withdrawn)
+        domains = {
+            label: [name for name in names if name not in gone]
+            for label, names in self.model.domains.items()
+        }
+        for label in () if isinstance(request.mixture, str) else request.mixture:
+            if domains.get(label) == []:
+                raise ClientWithdrawn(
+                    f"all clients of the domain {label!r} have withdrawn", field=f"mixture.{label}"
+                )
+        found = request.with_clients(domains)
+        self.must_allow(found.mixture)
+        return found
 
     def must_allow(self, mixture: str | Mapping[str, float]) -> None:
         """Raises ``ClientWithdrawn`` for a mixture that names a revoked client, even with 0."""

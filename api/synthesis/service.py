@@ -109,7 +109,7 @@ async def drafted(
     """What will be answered. Without a seed in the request one is drawn, and told."""
     number = None if request.round == "latest" else request.round
     found = await models.published(ctx, who, request.run, number)
-    found.must_allow(request.mixture)
+    request = found.resolved(request)
     _must_fit(request, found.spec.space.dim, kind)
     seed = secrets.randbelow(2**63) if request.seed is None else request.seed
     key = await keyring.active()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -28,8 +29,8 @@ class SynthesisRequest(Frozen):
     round: Literal["latest"] | Annotated[int, Field(ge=0)] = "latest"
     mixture: Mixture = Field(
         default="neutral",
-        description="'neutral', or client name -> weight. Weights are >= 0; they are divided by "
-        "their sum, and echoed so.",
+        description="'neutral', or client or domain -> weight. Weights are >= 0; they are divided "
+        "by their sum, and echoed so. A domain stands for its clients in equal parts.",
     )
     mode: Literal["blend", "sample"] = Field(
         default="blend",
@@ -85,6 +86,17 @@ class SynthesisRequest(Frozen):
         if len(set(columns)) < len(columns):
             raise ValueError("name each column once")
         return columns
+
+    def with_clients(self, domains: Mapping[str, Sequence[str]]) -> SynthesisRequest:
+        """The same with clients in place of domains (label -> clients), in equal parts each."""
+        if isinstance(self.mixture, str) or not set(self.mixture) & set(domains):
+            return self
+        weights: dict[str, float] = {}
+        for name, weight in self.mixture.items():
+            members = domains.get(name, (name,))
+            for member in members:
+                weights[member] = weights.get(member, 0.0) + weight / len(members)
+        return self.model_copy(update={"mixture": weights})
 
     @property
     def size(self) -> int:

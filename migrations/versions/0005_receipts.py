@@ -1,4 +1,4 @@
-"""Receipts of rows, the keys that sign them, quotas, erasure of revoked clients' updates."""
+"""Receipts, signing keys, quotas; domains of clients; erasure of revoked clients' updates."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _NOW = sa.text("clock_timestamp()")
 
 
 def upgrade() -> None:
+    op.add_column("clients", sa.Column("domain", sa.String(63), nullable=True))
+    _clients("'id', 'name', 'space_id', 'account_id', 'managed', 'domain', 'created_at'")
     op.create_table(
         "signing_keys",
         sa.Column("id", sa.String(16), nullable=False),
@@ -85,6 +87,14 @@ def _keep(table: str, columns: str) -> None:
     )
 
 
+def _clients(kept: str) -> None:
+    op.execute("DROP TRIGGER clients_immutable ON clients")
+    op.execute(
+        "CREATE TRIGGER clients_immutable BEFORE UPDATE ON clients FOR EACH ROW "
+        f"EXECUTE FUNCTION fhv_keep({kept}, '?revoked_at')"
+    )
+
+
 def _reasons(listed: str) -> None:
     op.drop_constraint(op.f("ck_erasures_reason"), "erasures", type_="check")
     op.create_check_constraint(op.f("ck_erasures_reason"), "erasures", f"reason IN ({listed})")
@@ -95,6 +105,8 @@ def downgrade() -> None:
     op.execute("UPDATE erasures SET reason = 'requested' WHERE reason = 'revoked'")
     op.execute("ALTER TABLE erasures ENABLE TRIGGER erasures_immutable")
     _reasons("'retention', 'requested'")
+    _clients("'id', 'name', 'space_id', 'account_id', 'managed', 'created_at'")
+    op.drop_column("clients", "domain")
     op.drop_table("synthesis_usage")
     op.drop_table("receipts")
     op.drop_table("signing_keys")
