@@ -51,8 +51,14 @@ async def export(
 
 
 def _packed(found: Published, generator: Generator, key: SigningKey, licence: str) -> Exported:
-    withdrawn = frozenset(found.facts.withdrawn)
-    body = pack(generator, found.facts, licence=licence, sign=key.sign, without=withdrawn)
+    body = pack(
+        generator,
+        found.facts,
+        licence=licence,
+        sign=key.sign,
+        without=frozenset(found.facts.withdrawn),
+        domains=found.model.domains,
+    )
     return Exported(found, body, sha256_of(body))
 
 

@@ -125,7 +125,8 @@ class Receipt(Signable):
 class ModelReceipt(Signable):
     """The receipt of a published model that is taken away as a file: ``tensors`` and ``card`` are
     digests of what the file holds (``core.synthesis.export``); the rest is as in ``Receipt``.
-    ``licence``: what the operator allows, an SPDX expression if it can be one.
+    ``domains``: label -> clients that it stands for in mixtures. ``licence``: what the operator
+    allows, an SPDX expression if it can be one.
     """
 
     context: ClassVar[bytes] = b"fedhypevae model 1\n"
@@ -138,6 +139,7 @@ class ModelReceipt(Signable):
     label: Literal["NOT PRIVATE", ""] = ""
     caveat: str = ""
     withdrawn: tuple[str, ...] = ()
+    domains: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     licence: str
     tensors: Sha256
     card: Sha256

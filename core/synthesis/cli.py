@@ -47,7 +47,7 @@ def sample(
     ],
     n: Annotated[int | None, typer.Option("--n", help="Number of rows.")] = None,
     mixture: Annotated[
-        str, typer.Option(help="'neutral', a client, or client=weight,client=weight.")
+        str, typer.Option(help="'neutral', a client or domain, or name=weight,name=weight.")
     ] = "neutral",
     mode: Annotated[
         str, typer.Option(help="'blend': one code; 'sample': each row of one client.")

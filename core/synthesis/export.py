@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +33,8 @@ from core.receipts.receipt import NOT_PRIVATE, ModelReceipt
 from core.receipts.signing import Signed, verified
 from core.storage import sha256_of
 from core.synthesis.card import card
+from core.synthesis.domains import resolved
+from core.synthesis.request import SynthesisRequest
 from core.synthesis.sampler import Generator
 from core.wire import tensors
 from core.wire.tensors import TensorFileError
@@ -66,6 +68,10 @@ class Card:
             raise ReceiptInvalid(f"the key {self.signed.key_id} was revoked", field="key_id")
         verified(self.signed, keys.valid, ModelReceipt)
 
+    def resolved(self, request: SynthesisRequest) -> SynthesisRequest:
+        """With clients in place of domains. Raises ``ClientWithdrawn``."""
+        return resolved(request, self.receipt.domains, self.receipt.withdrawn)
+
     @property
     def facts(self) -> ModelFacts:
         """What receipts of rows from this model say."""
@@ -86,8 +92,11 @@ def pack(
     licence: str,
     sign: Callable[[ModelReceipt], Signed],
     without: frozenset[str] = frozenset(),
+    domains: Mapping[str, Sequence[str]] | None = None,
 ) -> bytes:
-    """The file of a generator. ``without``: names of clients whose own part must not be in it."""
+    """The file of a generator. ``without``: names of clients whose own part must not be in it.
+    ``domains``: label -> clients that it stands for in mixtures.
+    """
     spec, left = generator.spec, [name for name in generator.clients if name not in without]
     withdrawn = tuple(sorted({*facts.withdrawn, *without}))
     caveat = caveat_of(spec, facts.noise_mode, generator.caveat)
@@ -115,6 +124,7 @@ def pack(
             label=NOT_PRIVATE if caveat else "",
             caveat=caveat,
             withdrawn=withdrawn,
+            domains={label: tuple(names) for label, names in (domains or {}).items()},
             licence=licence,
             tensors=_digest(arrays, left, guided=generator.guided),
             card=sha256_of(text.encode()),

@@ -26,6 +26,7 @@ Progress = Callable[[int], None]
 
 def document(generator: Generator, card: Card, request: SynthesisRequest, seed: int) -> Document:
     """The rows of a request with their receipt. Raises as ``Generator.rows`` does."""
+    request = card.resolved(request)
     receipt: Receipt | None = None
 
     def opened(codes: tuple[Code, ...]) -> Written:

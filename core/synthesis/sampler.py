@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import ClientWithdrawn, InvalidSynthesisRequest, UnknownMixtureClient
+from core.errors import InvalidSynthesisRequest, UnknownMixtureClient
 from core.federation.plan import RunSpec
 from core.models.classifier import BIAS, WEIGHT, Linear
 from core.models.codes import AVERAGE, read_offsets
@@ -33,6 +33,7 @@ from core.models.layout import shared_layout
 from core.receipts.content import Content
 from core.synthesis.codes import Code
 from core.synthesis.decoding import Decoding
+from core.synthesis.domains import must_allow
 from core.synthesis.formats.document import Document, Receipt
 from core.synthesis.guidance import Guide, Guided
 from core.synthesis.labels import Counted, Drawn, LabelSource, apportioned
@@ -128,13 +129,8 @@ class Generator:
         blended = np.zeros(rows.shape[1])
         if isinstance(mixture, str):
             return blended
+        must_allow(mixture, self.withdrawn)
         for name, weight in mixture.items():
-            if name in self.withdrawn:
-                raise ClientWithdrawn(
-                    f"client {name!r} has withdrawn; no rows are made under its code.",
-                    field=f"mixture.{name}",
-                    mend="Leave it out of the mixture, or use 'neutral'.",
-                )
             if name not in self.clients:
                 raise UnknownMixtureClient(
                     f"client {name!r} has no code in this run.",

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
+from core.errors import ClientWithdrawn
 from core.receipts.checking import PublicKeys
 from core.storage import sha256_of
 from core.synthesis.export import load, pack
@@ -21,7 +22,8 @@ BODY = {"mixture": {"site-a": 3, "site-b": 1}, "n": 5000, "mode": "sample"}
 
 
 async def published(coordinator: Coordinator) -> dict[str, Any]:
-    await coordinator.enrol("site-a", "site-b", "site-c")
+    await coordinator.enrol("site-a", "site-b", domain="north")
+    await coordinator.enrol("site-c", domain="south")
     names = ("site-a", "site-b", "site-c")
     run = await coordinator.run(*names)
     await coordinator.finish(run, *names)
@@ -65,10 +67,11 @@ async def test_a_receipt_that_is_made_offline_has_the_coordinators_id(
 
     await published(coordinator)
     generator, card = load((await export(coordinator)).content)
-    asked = {"run": "run-1", "n": 20, "seed": 7, "mixture": {"site-b": 1}}
-    answer = await coordinator.ok("POST", "/synthesize", "scientist", json=asked)
-    made = document(generator, card, SynthesisRequest.model_validate(asked), 7)
-    assert made.receipt["id"] == answer["receipt"]["id"]
+    for mixture in ("neutral", {"site-b": 1}, {"north": 2, "site-c": 1}):
+        asked = {"run": "run-1", "n": 20, "seed": 7, "mixture": mixture}
+        answer = await coordinator.ok("POST", "/synthesize", "scientist", json=asked)
+        made = document(generator, card, SynthesisRequest.model_validate(asked), 7)
+        assert made.receipt["id"] == answer["receipt"]["id"]
 
 
 async def test_the_same_bytes_again_cost_nothing(coordinator: Coordinator) -> None:
@@ -101,6 +104,20 @@ async def test_who_has_withdrawn_is_not_in_it(coordinator: Coordinator) -> None:
     assert before.frame.codes[1].astype(np.float32).tobytes() not in answer.content
     request = SynthesisRequest(run="r", n=10, mixture={"site-a": 1, "site-c": 1})
     np.testing.assert_array_equal(generator.sample(request, 1).x, before.sample(request, 1).x)
+
+
+async def test_a_domain_is_offline_what_it_is_online(coordinator: Coordinator) -> None:
+    await published(coordinator)
+    for name in ("site-b", "site-c"):
+        path = f"/v1/clients/{coordinator.clients[name]}/revoke"
+        await coordinator.ok("POST", path, json={"why": "withdrew"})
+    _, card = load((await export(coordinator)).content)
+    north = SynthesisRequest(run="r", n=10, mixture={"north": 1})
+    assert card.resolved(north).mixture == {"site-a": 1.0}
+    for name in ("south", "site-b"):
+        with pytest.raises(ClientWithdrawn) as refused:
+            card.resolved(SynthesisRequest(run="r", n=10, mixture={name: 1}))
+        assert refused.value.field == f"mixture.{name}"
 
 
 async def test_a_licence_is_the_operators(coordinator: Coordinator) -> None:

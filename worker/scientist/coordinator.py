@@ -30,9 +30,9 @@ ARROW = "application/vnd.apache.arrow.stream"
 class Asked(TypedDict, total=False):
     """What may be said about rows; see ``core.synthesis.request``.
 
-    ``mixture``: "neutral", or clients and their weights; with ``mode`` "sample" each row is of one
-    of them, with "blend" all are of the blended code. ``labels``: as frequent as the model says,
-    "uniform", or class -> share; ``class_counts`` instead of n: class -> rows.
+    ``mixture``: "neutral", or clients or domains and their weights; with ``mode`` "sample" each
+    row is of one client, with "blend" all are of the blended code. ``labels``: as frequent as the
+    model says, "uniform", or class -> share; ``class_counts`` instead of n: class -> rows.
     """
 
     round: Round
@@ -64,12 +64,14 @@ class Run:
 @dataclass(frozen=True)
 class Model:
     """The published model of a run. ``clients``: who has a code, hence a place in mixtures.
+    ``domains``: label -> clients, for which a mixture may name it.
     ``epsilon``: what each client's population has paid for it, at ``delta``, per ``unit``.
     """
 
     run: Run
     round: int
     clients: tuple[str, ...]
+    domains: dict[str, tuple[str, ...]]
     epsilon: dict[str, float]
     delta: float
     unit: str
@@ -148,6 +150,7 @@ class Coordinator:
             run=of,
             round=found["round"],
             clients=tuple(found["clients"]),
+            domains={label: tuple(names) for label, names in found["domains"].items()},
             epsilon={one["client"]: float(one["epsilon"]) for one in spent},
             delta=float(of.raw["spec"]["plan"]["privacy"]["delta"]),
             unit=str(of.raw["spec"]["plan"]["privacy"]["unit"]),
