@@ -39,10 +39,7 @@ def compare(rows: RowsFile, receipt: Receipt, generator: Generator, card: Card) 
         return False, f"rows are not of type {rows.dtype!r}"
     for found, made in _pairs(rows, generator, request, receipt.asked.seed):
         if found is None or made is None or found.x.shape != made.x.shape:
-            return (
-                False,
-                f"the file has other than {receipt.n:,} rows of {generator.spec.space.dim}",
-            )
+            return False, f"the file has not {receipt.n:,} rows of {generator.spec.space.dim}"
         if not np.array_equal(found.y, made.y):
             return False, f"labels differ among rows {n:,} to {n + len(made.y):,}"
         apart = np.abs(found.x - made.x) / (1.0 + np.abs(made.x))
