@@ -282,7 +282,7 @@ class CoordinatorClient(Operations):
     def _retrying(self, name: str, once: Callable[[], T], retry: Retry | None = None) -> T:
         policy = self._retry if retry is None else self._retry.at_most(retry)
         attempts = stamina.retry_context(
-            on=worth_another_try,
+            on=lambda error: worth_another_try(error, policy),
             attempts=policy.attempts,
             timeout=policy.total_s,
             wait_initial=policy.first_s,

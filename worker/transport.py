@@ -11,7 +11,7 @@ import httpx
 
 from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN, Versions
 from core.wire.protocol import read as versions
-from worker.answers import Timeouts
+from worker.answers import Retry, Timeouts
 from worker.errors import ApiProblem, NotNow, UnexpectedAnswer, Unreachable
 
 PROBLEM = "application/problem+json"
@@ -29,11 +29,16 @@ def timeout_of(timeouts: Timeouts, read_s: float | None = None) -> httpx.Timeout
     )
 
 
-def worth_another_try(error: Exception) -> bool | float:
-    """Retry only what says "not now"; wait as long as the coordinator asked."""
+def worth_another_try(error: Exception, policy: Retry) -> bool | float:
+    """Retry only what says "not now"; wait as long as the coordinator asked. If it asked for longer
+    than this caller is patient, the caller is told now and not after half of it.
+    """
     if not isinstance(error, Unreachable):
         return False
-    return True if error.retry_after_s is None else error.retry_after_s
+    asked = error.retry_after_s
+    if asked is None:
+        return True
+    return asked if asked <= policy.total_s else False
 
 
 def raise_unreachable(base_url: str, error: httpx.RequestError) -> NoReturn:

@@ -16,7 +16,7 @@ import numpy as np
 from core.receipts.checking import Check
 from core.receipts.reading import RowsFile
 from core.receipts.receipt import Receipt
-from core.synthesis.export import Card
+from core.synthesis.card import Card
 from core.synthesis.request import SynthesisRequest
 from core.synthesis.rows import Block
 from core.synthesis.sampler import Generator

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from core.errors import ReceiptInvalid
 from core.federation.plan import RunSpec
-from core.receipts.receipt import Model, Spent
+from core.receipts.checking import PublicKeys
+from core.receipts.opening import ModelFacts
+from core.receipts.receipt import Model, ModelReceipt, Spent
+from core.receipts.signing import Signed, verified
+from core.synthesis.domains import resolved
+from core.synthesis.request import SynthesisRequest
 
 _FEW_CLASSES = 40
 _MEANT_FOR = """\
@@ -38,7 +45,40 @@ _TRAINED_LABELS = (
 )
 
 
-def card(
+@dataclass(frozen=True)
+class Card:
+    """What a file says of itself. ``signed``: its receipt as it came; whether the signature is
+    genuine only the coordinator's keys can tell (``require_signature``).
+    """
+
+    receipt: ModelReceipt
+    signed: Signed
+    markdown: str
+
+    def require_signature(self, keys: PublicKeys) -> None:
+        """Raises ``ReceiptInvalid`` unless one of these keys, not revoked, has signed."""
+        if any(key.id == self.signed.key_id and key.revoked_at for key in keys.items):
+            raise ReceiptInvalid(f"the key {self.signed.key_id} was revoked", field="key_id")
+        verified(self.signed, keys.valid, ModelReceipt)
+
+    def resolved(self, request: SynthesisRequest) -> SynthesisRequest:
+        """With clients in place of domains. Raises ``ClientWithdrawn``."""
+        return resolved(request, self.receipt.domains, self.receipt.withdrawn)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What receipts of rows from this model say."""
+        receipt = self.receipt
+        return ModelFacts(
+            model=receipt.model,
+            per_client=receipt.per_client,
+            relation=receipt.relation,
+            noise_mode=receipt.noise_mode,
+            withdrawn=receipt.withdrawn,
+        )
+
+
+def described(
     spec: RunSpec,
     model: Model,
     per_client: Sequence[Spent],
@@ -51,7 +91,9 @@ def card(
     guided: bool,
     licence: str,
 ) -> str:
-    """``clients``: who has a code in the file. ``caveat``: why there is no guarantee, or empty."""
+    """The card's text. ``clients``: who has a code in the file. ``caveat``: why there is no
+    guarantee, or empty.
+    """
     parts = [
         f"# {_line(model.run)}, round {model.round}",
         *([f"**NOT PRIVATE**: {_line(caveat)}."] if caveat else []),

@@ -16,25 +16,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from core.errors import ReceiptInvalid
 from core.federation.plan import RunSpec
 from core.models.frame import Frame
 from core.models.layout import ENCODER, Layout, residual_rank, shared_layout
-from core.receipts.checking import PublicKeys
 from core.receipts.opening import ModelFacts, caveat_of
 from core.receipts.receipt import NOT_PRIVATE, ModelReceipt
-from core.receipts.signing import Signed, verified
+from core.receipts.signing import Signed
 from core.storage import sha256_of
-from core.synthesis.card import card
-from core.synthesis.domains import resolved
-from core.synthesis.request import SynthesisRequest
+from core.synthesis.card import Card, described
 from core.synthesis.sampler import Generator
 from core.wire import tensors
 from core.wire.tensors import TensorFileError
@@ -50,39 +46,6 @@ _OWN = ("codes", "offsets", "label_shift")
 _MEND = "Download it again (GET /v1/runs/{run}/export)."
 
 Arrays = Mapping[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a file says of itself. ``signed``: its receipt as it came; whether the signature is
-    genuine only the coordinator's keys can tell (``require_signature``).
-    """
-
-    receipt: ModelReceipt
-    signed: Signed
-    markdown: str
-
-    def require_signature(self, keys: PublicKeys) -> None:
-        """Raises ``ReceiptInvalid`` unless one of these keys, not revoked, has signed."""
-        if any(key.id == self.signed.key_id and key.revoked_at for key in keys.items):
-            raise ReceiptInvalid(f"the key {self.signed.key_id} was revoked", field="key_id")
-        verified(self.signed, keys.valid, ModelReceipt)
-
-    def resolved(self, request: SynthesisRequest) -> SynthesisRequest:
-        """With clients in place of domains. Raises ``ClientWithdrawn``."""
-        return resolved(request, self.receipt.domains, self.receipt.withdrawn)
-
-    @property
-    def facts(self) -> ModelFacts:
-        """What receipts of rows from this model say."""
-        receipt = self.receipt
-        return ModelFacts(
-            model=receipt.model,
-            per_client=receipt.per_client,
-            relation=receipt.relation,
-            noise_mode=receipt.noise_mode,
-            withdrawn=receipt.withdrawn,
-        )
 
 
 def pack(
@@ -102,7 +65,7 @@ def pack(
     caveat = caveat_of(spec, facts.noise_mode, generator.caveat)
     if spec.plan.purpose == "simulation":
         caveat = caveat or SIMULATION
-    text = card(
+    text = described(
         spec,
         facts.model,
         facts.per_client,

@@ -13,8 +13,8 @@ from typing import BinaryIO
 from core.receipts.content import Content
 from core.receipts.opening import opening
 from core.receipts.receipt import Receipt
+from core.synthesis.card import Card
 from core.synthesis.codes import Code
-from core.synthesis.export import Card
 from core.synthesis.formats import FORMATS, Document
 from core.synthesis.formats.document import Receipt as Written
 from core.synthesis.request import SynthesisRequest

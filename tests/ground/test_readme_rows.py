@@ -29,9 +29,10 @@ def published(database_url: str, tmp_path: Path) -> Iterator[Federation]:
     with federation(database_url, tmp_path) as fed:
         for name in ("site-a", "site-b"):
             fed.enrol(name, f"{name}/all")
-        fed.start("first", "site-a", "site-b", privacy={"rounds": 0})
+        run = fed.start("first", "site-a", "site-b", privacy={"rounds": 0})
         sites = {name: fed.config(name, f"{name}/all", name) for name in ("site-a", "site-b")}
         fed.finish(sites, rounds=1)
+        fed.completed(run)
         yield fed
 
 

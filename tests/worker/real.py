@@ -181,6 +181,13 @@ class Federation:
         store = self.settings.object_store_url
         assert carry_out(job, self.worker, store, stop=threading.Event()) == "completed"
 
+    def completed(self, run_id: str) -> None:
+        """Until the sweeper has published the last round."""
+        until = time.monotonic() + 20
+        while self.operator.run(run_id)["state"] != "completed":
+            assert time.monotonic() < until, "the run was not completed in time"
+            time.sleep(0.05)
+
     def _ready_job(self) -> str:
         until = time.monotonic() + 20
         while time.monotonic() < until:

@@ -26,8 +26,9 @@ def published(database_url: str, tmp_path: Path) -> Iterator[Federation]:
         for name in ("site-a", "site-b", "site-c"):
             fed.enrol(name, f"{name}/all", site=name)
             sites[name] = fed.config(f"state-{name}", f"{name}/all", name)
-        fed.start("wards", *sites)
+        run = fed.start("wards", *sites)
         fed.finish(sites, rounds=2)
+        fed.completed(run)
         yield fed
 
 

@@ -37,8 +37,9 @@ def coordinator(
         for name in ("site-a", "site-b"):
             fed.enrol(name, f"{name}/all", site=name)
             sites[name] = fed.config(f"state-{name}", f"{name}/all", name)
-        fed.start("wards", *sites)
+        run = fed.start("wards", *sites)
         fed.finish(sites, 2)
+        fed.completed(run)
         monkeypatch.setenv("FHV_COORDINATOR_URL", fed.url)
         monkeypatch.setenv("FHV_TOKEN", real.issue(fed.settings, "scientist"))
         with Coordinator() as found:
@@ -164,6 +165,16 @@ def test_a_quota_is_told_with_its_reason_and_its_end() -> None:
         assert (found.problem, found.detail) == ("quota-exceeded", "1,000 rows a day are used up.")
         assert (found.retry_after_s, found.mend) == (7.0, "Wait.")
         assert "used up" in str(busy.value)
+
+
+def test_nobody_waits_for_a_quota_that_ends_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    refused = httpx.Response(429, headers={"Retry-After": "40000"})
+    coordinator = connected(lambda _: refused, Retry(attempts=8, total_s=60.0))
+    with pytest.raises(NotNow):
+        coordinator.synthesize("wards", 5)
+    assert slept == []
 
 
 def test_what_is_busy_now_is_asked_again() -> None:
