@@ -1,4 +1,4 @@
-"""Downloads of tensor files: conditional, and continued after a break."""
+"""Downloads: conditional, and continued after a break."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Response
 
+from api import etags
 from api.problems import RangeNotSatisfiable
 from core.wire.messages import CONTENT_TYPE_TENSORS
 
@@ -26,6 +27,16 @@ class Conditions:
     range: str | None
     if_range: str | None
     if_none_match: str | None
+
+    def know(self, etag: str) -> bool:
+        """Does the caller have these bytes already?"""
+        return etags.has(self.if_none_match, etag)
+
+    def wanted(self, etag: str, size: int) -> tuple[int, int] | None:
+        """(first, last) of the bytes asked for, or None for all. Raises ``RangeNotSatisfiable``."""
+        if self.if_range is None or self.if_range.strip() == etag:
+            return parse_range(self.range, size)
+        return None
 
 
 async def _conditions(
@@ -47,13 +58,10 @@ async def answered(
     """
     etag = f'"{digest}"'
     headers = {"ETag": etag, "Accept-Ranges": "bytes", **headers}
-    known = [tag.strip().removeprefix("W/") for tag in (sent.if_none_match or "").split(",")]
-    if etag in known or "*" in known:
+    if sent.know(etag):
         return Response(status_code=304, headers=headers)
     body = await read()
-    wanted = None
-    if sent.if_range is None or sent.if_range.strip() == etag:
-        wanted = parse_range(sent.range, len(body))
+    wanted = sent.wanted(etag, len(body))
     if wanted is None:
         return Response(body, 200, headers, CONTENT_TYPE_TENSORS)
     start, end = wanted

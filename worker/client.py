@@ -34,7 +34,8 @@ from worker.errors import (
     Unreachable,
 )
 from worker.feed import END, SILENCE_S, RunEvent, parse
-from worker.operations import Operations, json_body, path_part
+from worker.file_operations import FileOperations
+from worker.operations import json_body, path_part
 from worker.transport import (
     raise_for,
     raise_unreachable,
@@ -50,7 +51,7 @@ T = TypeVar("T")
 MAX_DOWNLOAD = 1 << 30  # bytes: refuses an endless answer when the size is not known beforehand
 
 
-class CoordinatorClient(Operations):
+class CoordinatorClient(FileOperations):
     """A blocking client of one coordinator with one token. Close it, or use it in ``with``."""
 
     def __init__(

@@ -233,4 +233,4 @@ def _progress(rows: int) -> Iterator[Callable[[int], None] | None]:
     )  # fmt: skip
     with shown:
         task = shown.add_task("rows", total=rows)
-        yield lambda made: shown.advance(task, made)
+        yield lambda made: shown.update(task, completed=made)

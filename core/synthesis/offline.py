@@ -6,8 +6,8 @@ program, numpy and instruction set are the same, but nobody has signed it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import BinaryIO
 
 from core.receipts.content import Content
@@ -18,7 +18,6 @@ from core.synthesis.codes import Code
 from core.synthesis.formats import FORMATS, Document
 from core.synthesis.formats.document import Receipt as Written
 from core.synthesis.request import SynthesisRequest
-from core.synthesis.rows import Block, Rows
 from core.synthesis.sampler import Generator
 
 Progress = Callable[[int], None]
@@ -55,21 +54,4 @@ def unsigned(receipt: Receipt) -> dict[str, object]:
 
 def write(made: Document, kind: str, file: BinaryIO, progress: Progress | None = None) -> None:
     """All bytes of a document, in constant memory. ``progress`` is told how many rows were made."""
-    if progress is not None:
-        watched = Watched(
-            made.rows.sources, made.rows.shares, made.rows.labels, made.rows.seed, progress
-        )
-        made = replace(made, rows=watched)
-    file.writelines(FORMATS[kind].pieces(made))
-
-
-@dataclass(frozen=True, eq=False)
-class Watched(Rows):
-    """Rows that say how far they are."""
-
-    progress: Progress
-
-    def __iter__(self) -> Iterator[Block]:
-        for block in super().__iter__():
-            yield block
-            self.progress(len(block.y))
+    file.writelines(FORMATS[kind].pieces(replace(made, watch=progress)))

@@ -176,6 +176,7 @@ class Generator:
         seed: int,
         receipt: Callable[[tuple[Code, ...]], Receipt] | None = None,
         close: Callable[[Content], Receipt] = _no_receipt,
+        watch: Callable[[int], None] | None = None,
     ) -> Document:
         """The rows of a request, ready to be written in any format, with the ``receipt`` that is
         made of their codes. Raises as ``rows`` does.
@@ -190,6 +191,7 @@ class Generator:
             close=close,
             dtype=request.dtype,
             columns=request.columns,
+            watch=watch,
         )
 
     def _source(self, code: Code, number: int, request: SynthesisRequest, seed: int) -> Source:

@@ -31,8 +31,7 @@ def published(database_url: str, tmp_path: Path) -> Iterator[Federation]:
             fed.enrol(name, f"{name}/all")
         run = fed.start("first", "site-a", "site-b", privacy={"rounds": 0})
         sites = {name: fed.config(name, f"{name}/all", name) for name in ("site-a", "site-b")}
-        fed.finish(sites, rounds=1)
-        fed.completed(run)
+        fed.complete(run, sites)
         yield fed
 
 

@@ -181,13 +181,6 @@ class Federation:
         store = self.settings.object_store_url
         assert carry_out(job, self.worker, store, stop=threading.Event()) == "completed"
 
-    def completed(self, run_id: str) -> None:
-        """Until the sweeper has published the last round."""
-        until = time.monotonic() + 20
-        while self.operator.run(run_id)["state"] != "completed":
-            assert time.monotonic() < until, "the run was not completed in time"
-            time.sleep(0.05)
-
     def _ready_job(self) -> str:
         until = time.monotonic() + 20
         while time.monotonic() < until:
@@ -203,6 +196,14 @@ class Federation:
             connection.execute("SET session_replication_role = replica")
             cursor = connection.execute(statement, values)  # type: ignore[call-overload]
             return cursor.fetchall() if cursor.description else []
+
+    def complete(self, run_id: str, sites: dict[str, SiteConfig], rounds: int = 1) -> None:
+        """All of a run, until its last model is published."""
+        self.finish(sites, rounds)
+        until = time.monotonic() + 20
+        while self.operator.run(run_id)["state"] != "completed":
+            assert time.monotonic() < until, "the run was not completed in time"
+            time.sleep(0.02)
 
     def finish(self, sites: dict[str, SiteConfig], rounds: int) -> None:
         for _ in range(rounds):

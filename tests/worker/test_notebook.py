@@ -27,8 +27,7 @@ def published(database_url: str, tmp_path: Path) -> Iterator[Federation]:
             fed.enrol(name, f"{name}/all", site=name)
             sites[name] = fed.config(f"state-{name}", f"{name}/all", name)
         run = fed.start("wards", *sites)
-        fed.finish(sites, rounds=2)
-        fed.completed(run)
+        fed.complete(run, sites, rounds=2)
         yield fed
 
 

@@ -38,8 +38,7 @@ def coordinator(
             fed.enrol(name, f"{name}/all", site=name)
             sites[name] = fed.config(f"state-{name}", f"{name}/all", name)
         run = fed.start("wards", *sites)
-        fed.finish(sites, 2)
-        fed.completed(run)
+        fed.complete(run, sites, rounds=2)
         monkeypatch.setenv("FHV_COORDINATOR_URL", fed.url)
         monkeypatch.setenv("FHV_TOKEN", real.issue(fed.settings, "scientist"))
         with Coordinator() as found:
