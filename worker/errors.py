@@ -153,6 +153,12 @@ class OrderUnreadable(UnexpectedAnswer):
         self.lease_token = lease_token
 
 
+class FileNotMade(ClientError):
+    """The coordinator will not make a file of rows that was asked for; the message says why."""
+
+    code = "file-not-made"
+
+
 class DownloadCorrupt(ClientError):
     """Downloaded bytes do not have the digest or size under which they were announced."""
 

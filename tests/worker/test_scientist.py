@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -16,21 +21,31 @@ import pytest
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
+from core.receipts.opening import made_with
 from core.synthesis.export import load
 from core.synthesis.request import SynthesisRequest
+from core.wire.synthesis import Claim
 from tests.worker import real
+from worker import files
 from worker.client import CoordinatorClient, Retry
 from worker.errors import DownloadCorrupt, UnexpectedAnswer
-from worker.scientist import ApiProblem, Coordinator, NotNow, Rows, Stream, Unreachable
+from worker.scientist import (
+    ApiProblem,
+    Coordinator,
+    FileNotMade,
+    NotNow,
+    Rows,
+    Stream,
+    Unreachable,
+)
+from worker.scientist.files import download
 
 ROOT = Path(__file__).resolve().parents[2]
 ONCE = Retry(attempts=1)
 
 
 @pytest.fixture
-def coordinator(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Coordinator]:
+def federation(database_url: str, tmp_path: Path) -> Iterator[real.Federation]:
     """With a run "wards" of two sites, trained for one round."""
     with real.federation(database_url, tmp_path) as fed:
         sites = {}
@@ -39,10 +54,17 @@ def coordinator(
             sites[name] = fed.config(f"state-{name}", f"{name}/all", name)
         run = fed.start("wards", *sites)
         fed.complete(run, sites, rounds=2)
-        monkeypatch.setenv("FHV_COORDINATOR_URL", fed.url)
-        monkeypatch.setenv("FHV_TOKEN", real.issue(fed.settings, "scientist"))
-        with Coordinator() as found:
-            yield found
+        yield fed
+
+
+@pytest.fixture
+def coordinator(
+    federation: real.Federation, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Coordinator]:
+    monkeypatch.setenv("FHV_COORDINATOR_URL", federation.url)
+    monkeypatch.setenv("FHV_TOKEN", real.issue(federation.settings, "scientist"))
+    with Coordinator() as found:
+        yield found
 
 
 def test_from_the_run_to_rows_and_their_proof(coordinator: Coordinator, tmp_path: Path) -> None:
@@ -139,7 +161,96 @@ def test_refusals_are_typed(coordinator: Coordinator, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.safetensors")) == []
 
 
+def test_a_file_that_a_worker_makes_has_the_same_bytes(
+    coordinator: Coordinator, federation: real.Federation, tmp_path: Path
+) -> None:
+    def works() -> None:
+        until = time.monotonic() + 20
+        while not (ready := federation.sql("SELECT id FROM synthesis_jobs WHERE state = 'ready'")):
+            assert time.monotonic() < until, "nobody asked for a file"
+            time.sleep(0.05)
+        job = federation.worker.claim_file(str(ready[0][0]), Claim(made_with=made_with()))
+        store = federation.settings.object_store_url
+        assert files.make(job, federation.worker, store, stop=threading.Event()) == "completed"
+
+    asked: dict[str, Any] = {"mixture": {"site-a": 1.0}, "seed": 5}
+    told: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(works)
+        path = coordinator.file(
+            "wards",
+            tmp_path / "rows.parquet",
+            9_000,
+            progress=lambda *way: told.append(way),
+            **asked,
+        )
+        working.result()
+    asked.pop("progress")
+    rows = coordinator.synthesize("wards", 9_000, **asked)
+    again = rows.save(tmp_path / "again.parquet")
+    assert path.read_bytes() == again.read_bytes()
+    assert told[-1] == (9_000, 9_000)
+
+
 # --- coordinators that misbehave ---
+
+
+class Broken:
+    """Serves a file and breaks the line after so many bytes, each time."""
+
+    def __init__(self, body: bytes, after: int) -> None:
+        self.body, self.after, self.etag = body, after, '"1"'
+        self.begun: list[int] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        at = int(request.headers.get("Range", "bytes=0-")[6:-1])
+        if request.headers.get("If-Range", self.etag) != self.etag:
+            at = 0
+        self.begun.append(at)
+        headers = {"ETag": self.etag}
+        if at:
+            headers["Content-Range"] = f"bytes {at}-{len(self.body) - 1}/{len(self.body)}"
+        return httpx.Response(206 if at else 200, content=self._cut(at), headers=headers)
+
+    def _cut(self, at: int) -> Iterator[bytes]:
+        yield self.body[at : at + self.after]
+        if at + self.after < len(self.body):
+            raise httpx.ReadError("cut")
+
+
+def test_a_broken_download_is_continued_as_long_as_it_gets_on() -> None:
+    broken, file = Broken(bytes(range(100)), 40), io.BytesIO()
+    download(connected(broken)._client, "/file", file)
+    assert file.getvalue() == broken.body
+    assert broken.begun == [0, 40, 80]
+    broken = Broken(bytes(100), 0)
+    with pytest.raises(Unreachable):
+        download(connected(broken)._client, "/file", io.BytesIO())
+
+
+def test_a_download_never_joins_two_files() -> None:
+    broken = Broken(bytes(100), 40)
+
+    def other_file(request: httpx.Request) -> httpx.Response:
+        answer = broken(request)
+        broken.etag = '"2"'
+        return answer
+
+    with pytest.raises(DownloadCorrupt):
+        download(connected(other_file)._client, "/file", io.BytesIO())
+
+
+def test_a_file_that_is_not_made_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.scientist.files._PAUSE_S", 0.0)
+    states = iter(["ready", "leased", "failed"])
+
+    def job(_: httpx.Request) -> httpx.Response:
+        shown = {"id": "j", "rows": 5, "rows_done": 0, "why": "file-failed: no disk"}
+        return httpx.Response(200, json={**shown, "state": next(states)})
+
+    with pytest.raises(FileNotMade, match="no disk"):
+        connected(job).file("wards", tmp_path / "rows.parquet", 5)
+    assert list(tmp_path.iterdir()) == []
 
 
 def connected(

@@ -13,6 +13,7 @@ What goes wrong is an ``ApiProblem`` (the coordinator refuses: ``problem`` is it
 
 from worker.errors import ApiProblem as ApiProblem
 from worker.errors import ClientError as ClientError
+from worker.errors import FileNotMade as FileNotMade
 from worker.errors import NotNow as NotNow
 from worker.errors import Unreachable as Unreachable
 from worker.scientist.coordinator import Coordinator as Coordinator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from worker.client import CoordinatorClient
 from worker.config import load_settings
 from worker.errors import ApiProblem, DownloadCorrupt, UnexpectedAnswer
 from worker.operations import path_part
+from worker.scientist import files
 from worker.scientist.rows import Rows
 from worker.scientist.stream import Stream
 
@@ -173,6 +174,25 @@ class Coordinator:
         body = {**_request(run, n, asked), "format": "arrow"}
         headers = {"Accept": f"{ARROW}, application/problem+json"}
         return Stream(self._client.streamed("POST", "/v1/synthesize", json=body, headers=headers))
+
+    def file(
+        self,
+        run: str,
+        path: Path | str,
+        n: int | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **asked: Unpack[Asked],
+    ) -> Path:
+        """The same rows as Parquet in a file, made by a worker: for more rows than the coordinator
+        makes while one waits (``job-needed``). ``progress``: (rows made, rows asked for). A broken
+        download is continued. Raises ``FileNotMade``.
+        """
+        body = {**_request(run, n, asked), "format": "parquet"}
+        job = files.made(self._client, self._client.ask_file(body), progress)
+        with whole_file(Path(path)) as file:
+            files.download(self._client, f"/v1/synthesis-jobs/{path_part(job['id'])}/file", file)
+        return Path(path)
 
     # --- to take away, and proof ---
 
