@@ -66,13 +66,13 @@ def verify(
 def _make_again(findings: Findings, file: Path, model: Path, keys: PublicKeys | None) -> None:
     """What a hash could not tell, because the file is of float16, the comparison tells."""
     # Here, because they take a second that a check of a hash need not take.
-    from core.receipts.proving import compare
+    from core.receipts.proving import made_again
     from core.synthesis.export import load
 
     generator, card = load(model)
     if keys is not None:
         card.require_signature(keys)
-    findings.checks["made again"] = compare(read_rows(file), findings.receipt, generator, card)
+    findings.checks["made again"] = made_again(read_rows(file), findings.receipt, generator, card)
     if findings.checks["rows"][0] is None:
         del findings.checks["rows"]
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from core.federation.values import Frozen, Sha256
 from core.receipts.content import Content
-from core.synthesis.request import ClassCounts, Labels, Mixture
+from core.synthesis.request import ClassCounts, Labels, Mixture, SynthesisRequest
 
 NOT_PRIVATE = "NOT PRIVATE"
 _ID_DIGITS = 32
@@ -115,6 +115,12 @@ class Receipt(Signable):
     withdrawn: tuple[str, ...] = ()
     made_with: MadeWith
     content: Content | None = Field(default=None)
+
+    @property
+    def request(self) -> SynthesisRequest:
+        """What makes the rows again, with ``asked.seed``."""
+        asked = self.asked.model_dump(exclude={"seed"})
+        return SynthesisRequest.model_validate(asked | {"run": self.model.run_id})
 
     @property
     def id(self) -> str:
