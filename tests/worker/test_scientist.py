@@ -185,7 +185,6 @@ def test_a_file_that_a_worker_makes_has_the_same_bytes(
             **asked,
         )
         working.result()
-    asked.pop("progress")
     rows = coordinator.synthesize("wards", 9_000, **asked)
     again = rows.save(tmp_path / "again.parquet")
     assert path.read_bytes() == again.read_bytes()
