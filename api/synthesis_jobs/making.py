@@ -19,7 +19,6 @@ from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
 from api.db.synthesis_models import SynthesisJob, SynthesisPart
 from api.problems import (
-    ClientWithdrawn,
     Conflict,
     InvalidRequest,
     LeaseLost,
@@ -33,6 +32,7 @@ from api.receipts.keys import Keyring
 from api.synthesis.models import Generators, Models
 from api.synthesis_jobs import repository
 from api.synthesis_jobs.service import told
+from core.errors import ClientWithdrawn
 from core.receipts.content import Content
 from core.receipts.opening import opening
 from core.receipts.signing import Signed
