@@ -22,6 +22,7 @@ from api.db.outbox import Dispatcher
 from api.erasure import endpoints as erasure
 from api.events import endpoints as events
 from api.events.feed import Feeds
+from api.exports import endpoints as exports
 from api.http import Outermost
 from api.jobs import endpoints as jobs
 from api.joins import endpoints as joins
@@ -151,7 +152,7 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         app.include_router(module.router)
     for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
         app.include_router(module.router)
-    for module in (synthesis, synthesis_jobs, making, receipts, report, usage):
+    for module in (synthesis, synthesis_jobs, making, exports, receipts, report, usage):
         app.include_router(module.router)
     app.include_router(health.router)
     return app

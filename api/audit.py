@@ -62,6 +62,7 @@ KINDS: Mapping[str, str] = {
     "replay-differs": "a recomputed round is NOT what was published",
     "updates-erased": "stored bytes of updates were erased",
     "synthesis-served": "synthetic rows were handed out",
+    "model-exported": "a published generator was taken away as a file",
     "synthesis-job-created": "somebody asked for a file of rows",
     "synthesis-job-claimed": "a worker began to make it",
     "synthesis-job-done": "the file can be downloaded",

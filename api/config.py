@@ -119,6 +119,13 @@ class Settings(Secrets):
         description="Serve rows of models without a privacy guarantee, stamped NOT PRIVATE.",
     )
 
+    model_licence: str = Field(
+        default="unspecified: ask the operator",
+        min_length=1,
+        max_length=200,
+        description="Licence of exported generators: an SPDX expression, such as CC-BY-4.0.",
+    )
+
     @field_validator("object_store_url")
     @classmethod
     def _store(cls, value: str) -> str:

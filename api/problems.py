@@ -134,12 +134,6 @@ class TooManyAnswers(DomainError):
     code = "too-many-answers"
 
 
-class ClientWithdrawn(DomainError):
-    """Rows under the code of a client that was revoked."""
-
-    code = "client-withdrawn"
-
-
 class NotPrivate(DomainError):
     code = "not-private"
 
@@ -198,6 +192,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "job-needed": (422, "So many rows are made in the background"),
     "invalid-synthesis-request": (422, "The synthesis request is not valid"),
     "file-unreadable": (422, "The file cannot be read"),
+    "file-not-written": (500, "The file cannot be written"),
     "receipt-invalid": (422, "The receipt cannot be verified"),
     "update-rejected": (422, "The update does not count"),
     "update-unreadable": (422, "The update cannot be read"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from api import etags, examples
+from api import examples
 from api.auth import Scientist
 from api.context import Ctx
+from api.downloads import NOT_200, Sent
 from api.idempotency import REPLAYED_HEADER, Key
-from api.objects import parse_range
 from api.openapi import answers, example
 from api.pages import DEFAULT_LIMIT, After, Limit, Page, paged
 from api.synthesis_jobs import service
@@ -114,11 +114,7 @@ def _file_answers() -> dict[int | str, dict[str, Any]]:
         "range-not-satisfiable",
         media=FORMATS[service.DEFAULT_FORMAT].media,
     )
-    return {
-        **documented,
-        206: {"description": "The range that was asked for."},
-        304: {"description": "The caller has these bytes already."},
-    }
+    return {**documented, **NOT_200}
 
 
 @router.get(
@@ -134,9 +130,7 @@ async def file(
     who: Scientist,
     request: Request,
     job_id: UUID,
-    range_header: Annotated[str | None, Header(alias="Range")] = None,
-    if_range: Annotated[str | None, Header(alias="If-Range")] = None,
-    if_none_match: Annotated[str | None, Header(alias="If-None-Match")] = None,
+    sent: Sent,
 ) -> Response:
     found = await service.file(ctx, who, request.app.state.models, job_id)
     headers = {
@@ -147,11 +141,9 @@ async def file(
         "Link": f'</v1/receipts/{found.receipt_id}>; rel="describedby"',
         "X-FHV-Receipt": found.receipt_id,
     }
-    if etags.has(if_none_match, found.etag):
+    if sent.know(found.etag):
         return Response(status_code=304, headers=headers)
-    wanted = None
-    if if_range is None or if_range.strip() == found.etag:
-        wanted = parse_range(range_header, found.size)
+    wanted = sent.wanted(found.etag, found.size)
     first, last = (0, found.size - 1) if wanted is None else wanted
     headers["Content-Length"] = str(last - first + 1)
     if wanted is not None:

@@ -19,7 +19,6 @@ from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
 from api.db.synthesis_models import SynthesisJob, SynthesisPart
 from api.problems import (
-    ClientWithdrawn,
     Conflict,
     InvalidRequest,
     LeaseLost,
@@ -33,6 +32,7 @@ from api.receipts.keys import Keyring
 from api.synthesis.models import Generators, Models
 from api.synthesis_jobs import repository
 from api.synthesis_jobs.service import told
+from core.errors import ClientWithdrawn
 from core.receipts.content import Content
 from core.receipts.opening import opening
 from core.receipts.signing import Signed
@@ -150,6 +150,8 @@ async def part(ctx: Context, job_id: UUID, given: str | None, body: wire.Part) -
         known = await repository.part(session, job.id, job.attempt, body.number)
         if known is not None and (known.digest, known.size) != (body.digest, body.size):
             raise Conflict(f"part {body.number} is another one", field="digest")
+        if known is None and job.state not in ("leased", "cancelled"):
+            _must_be_leased(job)
         if known is None and body.number != count:
             raise Conflict(f"part {count} comes next, not {body.number}", field="number")
         if body.rows > job.rows:

@@ -270,6 +270,9 @@ async def test_a_killed_worker_changes_nothing(
     ):
         problem(await tell(coordinator, first, what, body), 409, "lease-lost")
     whole = await make(coordinator, second)
+    done = wire.FileMade(parts=-(-len(whole) // PART), size=len(whole)).model_dump(mode="json")
+    problem(await report(coordinator, second, done["parts"], b"more"), 409, "lease-lost")
+    assert (await tell(coordinator, second, "complete", done)).status_code == 204
     file = await coordinator.call("GET", f"/v1/synthesis-jobs/{made['id']}/file", "scientist")
     assert file.content == whole
     assert (await shown(coordinator, made))["attempt"] == 2
