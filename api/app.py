@@ -22,6 +22,7 @@ from api.db.outbox import Dispatcher
 from api.erasure import endpoints as erasure
 from api.events import endpoints as events
 from api.events.feed import Feeds
+from api.exports import endpoints as exports
 from api.http import Outermost
 from api.jobs import endpoints as jobs
 from api.joins import endpoints as joins
@@ -37,6 +38,8 @@ from api.runs import endpoints as runs
 from api.sweeper import Sweeper
 from api.synthesis import endpoints as synthesis
 from api.synthesis.models import Generators, Models
+from api.synthesis_jobs import endpoints as synthesis_jobs
+from api.synthesis_jobs import making_endpoints as making
 from api.updates import endpoints as updates
 from api.usage import endpoints as usage
 from api.usage.service import Answers
@@ -147,7 +150,7 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         app.include_router(module.router)
     for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
         app.include_router(module.router)
-    for module in (synthesis, receipts, usage):
+    for module in (synthesis, synthesis_jobs, making, exports, receipts, usage):
         app.include_router(module.router)
     app.include_router(health.router)
     return app

@@ -87,6 +87,17 @@ class Settings(Secrets):
     synthesis_max_rows: int = Field(
         default=MAX_ROWS, ge=1, le=MAX_ROWS, description="Of one request."
     )
+    synthesis_job_rows: int = Field(
+        default=2_000_000,
+        ge=1,
+        description="More rows than these are made by a worker, not while the caller waits.",
+    )
+    synthesis_job_ttl_s: float = Field(
+        default=7 * 86_400.0, gt=0, description="So long the file of a job can be downloaded."
+    )
+    synthesis_jobs_per_token: int = Field(
+        default=4, ge=1, description="Jobs of one token that are not ended."
+    )
     synthesis_requests_per_minute: int = Field(default=300, ge=1, description="Of one token.")
     synthesis_rows_per_day: int = Field(
         default=100_000_000, ge=1, description="Of one token, from midnight UTC."
@@ -106,6 +117,13 @@ class Settings(Secrets):
     serve_not_private: bool = Field(
         default=False,
         description="Serve rows of models without a privacy guarantee, stamped NOT PRIVATE.",
+    )
+
+    model_licence: str = Field(
+        default="unspecified: ask the operator",
+        min_length=1,
+        max_length=200,
+        description="Licence of exported generators: an SPDX expression, such as CC-BY-4.0.",
     )
 
     @field_validator("object_store_url")

@@ -514,6 +514,42 @@ SIGNED_RECEIPT: dict[str, Any] = {
     "algorithm": "ed25519",
     "signature": "c2lnbmVk" * 11,
 }
+SYNTHESIS_JOB = {
+    "id": JOB_ID,
+    "state": "leased",
+    "why": "a worker makes rows",
+    "run": "digits-1",
+    "run_id": RUN_ID,
+    "round": 3,
+    "format": "parquet",
+    "request": {"run": RUN_ID, "round": 3, "n": 10_000_000, "format": "parquet"},
+    "seed": 7,
+    "rows": 10_000_000,
+    "rows_done": 4_096_000,
+    "attempt": 1,
+    "size": None,
+    "receipt_id": RECEIPT_ID,
+    "receipt": f"/v1/receipts/{RECEIPT_ID}",
+    "file": None,
+    "created_at": AT,
+    "finished_at": None,
+    "expires_at": None,
+}
+SYNTHESIS_CLAIM = {"made_with": MADE_WITH}
+SYNTHESIS_WORK = {
+    "job_id": JOB_ID,
+    "lease_token": f"{JOB_ID}.1.8f0c",
+    "lease_s": 120.0,
+    "spec": RUN_SPEC,
+    "frame": FRAME,
+    "weights": WEIGHTS,
+    "request": {"run": RUN_ID, "round": 3, "n": 10_000_000, "format": "parquet"},
+    "seed": 7,
+    "format": "parquet",
+    "receipt": SIGNED_RECEIPT,
+}
+SYNTHESIS_PART = {"number": 0, "digest": UPDATE, "size": 16_777_216, "rows": 16_384}
+SYNTHESIS_FILE_MADE = {"parts": 610, "size": 10_234_567_890}
 USAGE = {
     "requests_this_minute": 3,
     "requests_per_minute": 300,

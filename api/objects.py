@@ -7,10 +7,9 @@ optimiser states are not, whoever asks.
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Path, Response
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,13 +17,14 @@ from api.auth import Anyone, Principal
 from api.context import Ctx
 from api.db.models import Client
 from api.db.run_models import Round, RunClient, Update
+from api.downloads import NOT_200, Sent, answered
 from api.examples import FRAME
 from api.openapi import answers
-from api.problems import ClientWithdrawn, NotFound, RangeNotSatisfiable
+from api.problems import NotFound
+from core.errors import ClientWithdrawn
 from core.wire.messages import CONTENT_TYPE_TENSORS
 
 router = APIRouter(prefix="/v1/objects", tags=["objects"])
-_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
 
 async def _served(session: AsyncSession, who: Principal, digest: str) -> bool:
@@ -55,28 +55,6 @@ async def _withdrawn(session: AsyncSession, digest: str) -> list[str]:
     return list(await session.scalars(query))
 
 
-def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """(first, last) of a single range, or None for the whole (also for what RFC 9110 lets a
-    server ignore: other units, several ranges). Raises ``RangeNotSatisfiable``.
-    """
-    match = _RANGE.match(header.strip()) if header else None
-    if match is None or match.groups() == ("", ""):
-        return None
-    first, last = match.groups()
-    if not first:
-        length = min(int(last), size)
-        if length == 0:
-            raise RangeNotSatisfiable(f"the object has {size} bytes", field="Range")
-        return size - length, size - 1
-    start = int(first)
-    end = min(int(last), size - 1) if last else size - 1
-    if last and int(last) < start:
-        return None
-    if start >= size:
-        raise RangeNotSatisfiable(f"the object has {size} bytes", field="Range")
-    return start, end
-
-
 @router.get(
     "/{digest}",
     operation_id="getObject",
@@ -93,8 +71,7 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
             "range-not-satisfiable",
             media=CONTENT_TYPE_TENSORS,
         ),
-        206: {"description": "The range that was asked for."},
-        304: {"description": "The caller has these bytes already."},
+        **NOT_200,
     },
 )
 async def download(
@@ -104,9 +81,7 @@ async def download(
         str,
         Path(pattern=r"^sha256:[0-9a-f]{64}$", openapi_examples={"frame": {"value": FRAME}}),
     ],
-    range_header: Annotated[str | None, Header(alias="Range")] = None,
-    if_range: Annotated[str | None, Header(alias="If-Range")] = None,
-    if_none_match: Annotated[str | None, Header(alias="If-None-Match")] = None,
+    sent: Sent,
 ) -> Response:
     async with ctx.database.read() as session:
         if not await _served(session, who, digest):
@@ -117,21 +92,9 @@ async def download(
                 field="digest",
                 mend="Export the model: GET /v1/runs/{run}/export leaves it out.",
             )
-    etag = f'"{digest}"'
-    headers = {
-        "ETag": etag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=31536000, immutable",
-    }
-    known = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    if etag in known or "*" in known:
-        return Response(status_code=304, headers=headers)
-    body = await asyncio.to_thread(ctx.store.get, digest)
-    wanted = None
-    if if_range is None or if_range.strip() == etag:
-        wanted = parse_range(range_header, len(body))
-    if wanted is None:
-        return Response(body, 200, headers, CONTENT_TYPE_TENSORS)
-    start, end = wanted
-    headers["Content-Range"] = f"bytes {start}-{end}/{len(body)}"
-    return Response(body[start : end + 1], 206, headers, CONTENT_TYPE_TENSORS)
+    return await answered(
+        digest,
+        sent,
+        {"Cache-Control": "private, max-age=31536000, immutable"},
+        lambda: asyncio.to_thread(ctx.store.get, digest),
+    )

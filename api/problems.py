@@ -104,6 +104,26 @@ class NotReady(DomainError):
     code = "not-ready"
 
 
+class JobNeeded(DomainError):
+    """So many rows are not made while the caller waits."""
+
+    code = "job-needed"
+
+
+class FileNotReady(Conflict):
+    code = "file-not-ready"
+
+
+class FileGone(DomainError):
+    code = "file-gone"
+
+
+class PartMissing(Conflict):
+    """A part that the worker names is not in the store: it is to be stored again."""
+
+    code = "part-missing"
+
+
 class QuotaExceeded(DomainError):
     """``retry_after_s``: whole seconds until the same request may pass."""
 
@@ -112,12 +132,6 @@ class QuotaExceeded(DomainError):
 
 class TooManyAnswers(DomainError):
     code = "too-many-answers"
-
-
-class ClientWithdrawn(DomainError):
-    """Rows under the code of a client that was revoked."""
-
-    code = "client-withdrawn"
 
 
 class NotPrivate(DomainError):
@@ -162,6 +176,9 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "not-replayable": (409, "The round cannot be recomputed"),
     "budget-exceeded": (409, "The privacy budget does not allow it"),
     "plan-refused": (409, "A site refuses the plan"),
+    "file-not-ready": (409, "The file is not made yet"),
+    "part-missing": (409, "The store does not hold this part"),
+    "file-gone": (410, "The file is there no more"),
     "client-withdrawn": (410, "The client has withdrawn"),
     "payload-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The content type is not understood"),
@@ -172,8 +189,10 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "space-mismatch": (422, "The embedding spaces differ"),
     "invalid-mixture": (422, "The mixture is not valid"),
     "unknown-mixture-client": (422, "The mixture names an unknown client"),
+    "job-needed": (422, "So many rows are made in the background"),
     "invalid-synthesis-request": (422, "The synthesis request is not valid"),
     "file-unreadable": (422, "The file cannot be read"),
+    "file-not-written": (500, "The file cannot be written"),
     "receipt-invalid": (422, "The receipt cannot be verified"),
     "update-rejected": (422, "The update does not count"),
     "update-unreadable": (422, "The update cannot be read"),

@@ -26,6 +26,7 @@ from api.jobs import service as jobs
 from api.joins import queue as joins
 from api.rounds import driver
 from api.rounds import repository as rounds
+from api.synthesis_jobs import making as files
 
 log = structlog.get_logger(__name__)
 # "fhv-sweep" as a number; advisory locks have no names.
@@ -142,6 +143,7 @@ class Sweeper:
     async def _chores(self, now: datetime) -> None:
         ctx = self._ctx
         await joins.place(ctx)
+        await files.look_after(ctx)
         async with ctx.database.write() as session:
             await outbox.announce_again(session, now, ctx.settings.resend_s)
             await consents.announce_again(session, now, ctx.settings.resend_s)

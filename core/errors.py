@@ -92,6 +92,12 @@ class UnknownMixtureClient(InvalidMixture):
     code = "unknown-mixture-client"
 
 
+class ClientWithdrawn(InvalidMixture):
+    """The client has withdrawn: nothing is made under its code any more."""
+
+    code = "client-withdrawn"
+
+
 class InvalidSynthesisRequest(DomainError):
     code = "invalid-synthesis-request"
 
@@ -106,6 +112,12 @@ class FileUnreadable(DomainError):
     """A file that is not one of those that this program writes."""
 
     code = "file-unreadable"
+
+
+class FileNotWritten(DomainError):
+    """A file cannot be written where it was asked for."""
+
+    code = "file-not-written"
 
 
 # --- updates ---

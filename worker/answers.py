@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +52,14 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class StreamedAnswer:
+    """A successful answer while its body comes, in ``chunks``. Header names are lower case."""
+
+    headers: Mapping[str, str]
+    chunks: Iterator[bytes] = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from celery import Celery
 
 from core.wire.jobs import (
     QUEUE_COORDINATOR,
+    QUEUE_SYNTHESIS,
     QUEUE_TRAIN,
     TASK_AGGREGATE,
     TASK_CONSENT,
+    TASK_SYNTHESISE,
     TASK_TRAIN,
 )
 from worker import broker, logs
@@ -49,12 +51,13 @@ def _configuration() -> dict[str, Any]:
         "task_ignore_result": True,
         "task_queues": {
             name: {"exchange": name, "exchange_type": "direct", "routing_key": name}
-            for name in (QUEUE_TRAIN, QUEUE_COORDINATOR)
+            for name in (QUEUE_TRAIN, QUEUE_COORDINATOR, QUEUE_SYNTHESIS)
         },
         "task_routes": {
             TASK_TRAIN: {"queue": QUEUE_TRAIN},
             TASK_CONSENT: {"queue": QUEUE_TRAIN},
             TASK_AGGREGATE: {"queue": QUEUE_COORDINATOR},
+            TASK_SYNTHESISE: {"queue": QUEUE_SYNTHESIS},
         },
         "task_create_missing_queues": False,
         "task_acks_late": True,

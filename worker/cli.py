@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
+from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_SYNTHESIS, QUEUE_TRAIN
 from worker import logs
 from worker.config import SiteConfig, WorkerSettings, load_settings
 from worker.errors import WorkerError
@@ -87,14 +87,17 @@ def _connected() -> Iterator[tuple[WorkerSettings, SiteConfig, CoordinatorClient
 @worker_app.command("run")
 def worker_run(
     queue: Annotated[
-        str, typer.Option("--queue", help="train (managed clients) or coordinator (aggregation).")
+        str,
+        typer.Option(
+            "--queue",
+            help="train (managed clients), coordinator (aggregation) or synthesis (large files).",
+        ),
     ],
 ) -> None:
     """Serve one Celery queue in this process until a signal."""
-    if queue not in (QUEUE_TRAIN, QUEUE_COORDINATOR):
-        raise typer.BadParameter(
-            f"{queue!r}; there are {QUEUE_TRAIN} and {QUEUE_COORDINATOR}", param_hint="--queue"
-        )
+    known = (QUEUE_TRAIN, QUEUE_COORDINATOR, QUEUE_SYNTHESIS)
+    if queue not in known:
+        raise typer.BadParameter(f"{queue!r}; there are {', '.join(known)}", param_hint="--queue")
     with _told():
         settings = _prepare()
         settings.require_token()

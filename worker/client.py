@@ -1,4 +1,5 @@
-"""Every HTTP operation of the coordinator, typed. The only file that imports httpx.
+"""Every HTTP operation of the coordinator, typed. Only this file and its helper
+``worker.transport`` import httpx.
 
 Workers and site agents use it, and so do the demo and the tests (operator and data-scientist
 calls). One rule for retries: connection errors, 502, 503, 504 and 429 (``Retry-After`` is
@@ -10,12 +11,10 @@ as the very same bytes under the same id. Tokens never appear in an exception, a
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -24,32 +23,35 @@ import stamina
 from pydantic import BaseModel
 
 from core.wire.messages import LEASE_HEADER
-from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN, Versions
-from core.wire.protocol import read as versions
-from worker.answers import Answer, Retry, Timeouts
+from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN
+from worker.answers import Answer, Retry, StreamedAnswer, Timeouts
 from worker.cache import ObjectCache
 from worker.errors import (
     UNSUPPORTED,
     ApiProblem,
     ConfigError,
     DownloadCorrupt,
-    UnexpectedAnswer,
     Unreachable,
 )
 from worker.feed import END, SILENCE_S, RunEvent, parse
-from worker.operations import Operations, json_body, path_part
+from worker.file_operations import FileOperations
+from worker.operations import json_body, path_part
+from worker.transport import (
+    raise_for,
+    raise_unreachable,
+    spoken_by,
+    timeout_of,
+    worth_another_try,
+)
 
 __all__ = ["CoordinatorClient", "Retry", "Timeouts"]
 
 T = TypeVar("T")
 
 MAX_DOWNLOAD = 1 << 30  # bytes: refuses an endless answer when the size is not known beforehand
-_LONGEST_RETRY_AFTER_S = 120.0
-_OUR_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
-_NOT_NOW = frozenset({429, 502, 503, 504})
 
 
-class CoordinatorClient(Operations):
+class CoordinatorClient(FileOperations):
     """A blocking client of one coordinator with one token. Close it, or use it in ``with``."""
 
     def __init__(
@@ -79,7 +81,7 @@ class CoordinatorClient(Operations):
         self._http = httpx.Client(
             base_url=self.base_url,
             headers=headers,
-            timeout=_httpx_timeout(self._timeouts),
+            timeout=timeout_of(self._timeouts),
             transport=transport,
             follow_redirects=False,  # a redirect must never carry the token elsewhere
         )
@@ -129,10 +131,53 @@ class CoordinatorClient(Operations):
                     if len(body) > limit:
                         raise DownloadCorrupt(f"object {digest} is longer than its {limit} bytes")
         except httpx.RequestError as error:
-            _raise_unreachable(self.base_url, error)
+            raise_unreachable(self.base_url, error)
         if f"sha256:{mac.hexdigest()}" != digest or (size is not None and len(body) != size):
             raise DownloadCorrupt(f"the bytes received for {digest} are not that object")
         return bytes(body)
+
+    @contextmanager
+    def streamed(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        json: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[StreamedAnswer]:
+        """An answer whose body is read as it comes. Opening it is retried as every request is; a
+        body that breaks off raises ``Unreachable``.
+        """
+
+        def opened() -> httpx.Response:
+            request = self._http.build_request(
+                method,
+                path,
+                params=params,
+                json=json,
+                headers=self._versioned(dict(headers or {})),
+                timeout=timeout_of(self._timeouts, self._timeouts.slow),
+            )
+            try:
+                answer = self._http.send(request, stream=True)
+                if not answer.is_success:
+                    with closing(answer):
+                        answer.read()
+                        self._raise_for(answer)
+            except httpx.RequestError as error:
+                raise_unreachable(self.base_url, error)
+            return answer
+
+        with closing(self._retrying(f"{method} {path}", opened)) as answer:
+            found = {name.lower(): value for name, value in answer.headers.items()}
+            yield StreamedAnswer(found, self._chunks(answer))
+
+    def _chunks(self, answer: httpx.Response) -> Iterator[bytes]:
+        try:
+            yield from answer.iter_bytes()
+        except httpx.RequestError as error:
+            raise_unreachable(self.base_url, error)
 
     # --- the feed of a run ---
 
@@ -181,14 +226,14 @@ class CoordinatorClient(Operations):
                 f"/v1/runs/{path_part(run_id)}/events",
                 params={"from_start": "true"} if from_start and not last else None,
                 headers=headers,
-                timeout=_httpx_timeout(self._timeouts, SILENCE_S),
+                timeout=timeout_of(self._timeouts, SILENCE_S),
             ) as answer:
                 if not answer.is_success:
                     answer.read()
-                    _raise_for(answer)
+                    raise_for(answer)
                 yield from parse(answer.iter_lines())
         except httpx.RequestError as error:
-            _raise_unreachable(self.base_url, error)
+            raise_unreachable(self.base_url, error)
 
     # --- transport ---
 
@@ -219,13 +264,13 @@ class CoordinatorClient(Operations):
                     json=body,
                     content=content,
                     headers=self._versioned(sent),
-                    timeout=_httpx_timeout(self._timeouts, read_s),
+                    timeout=timeout_of(self._timeouts, read_s),
                 )
             except httpx.RequestError as error:
-                _raise_unreachable(self.base_url, error)
+                raise_unreachable(self.base_url, error)
             if not answer.is_success:
                 self._raise_for(answer)
-            self._protocol = _spoken(answer) or SPOKEN.oldest
+            self._protocol = spoken_by(answer) or SPOKEN.oldest
             return Answer(
                 where=f"{method} {path}",
                 status=answer.status_code,
@@ -238,7 +283,7 @@ class CoordinatorClient(Operations):
     def _retrying(self, name: str, once: Callable[[], T], retry: Retry | None = None) -> T:
         policy = self._retry if retry is None else self._retry.at_most(retry)
         attempts = stamina.retry_context(
-            on=_again,
+            on=lambda error: worth_another_try(error, policy),
             attempts=policy.attempts,
             timeout=policy.total_s,
             wait_initial=policy.first_s,
@@ -270,11 +315,11 @@ class CoordinatorClient(Operations):
         request is then sent once more; a coordinator that was upgraded is found by its next answer.
         """
         try:
-            _raise_for(answer)
+            raise_for(answer)
         except ApiProblem as problem:
             if problem.problem != UNSUPPORTED:
                 raise
-            common = _spoken(answer)
+            common = spoken_by(answer)
             if common is None or common == self._protocol:
                 raise
             self._protocol = common
@@ -287,83 +332,3 @@ class _OtherVersion(Exception):
     def __init__(self, problem: ApiProblem) -> None:
         super().__init__(problem.problem)
         self.problem = problem
-
-
-def _spoken(answer: httpx.Response) -> int | None:
-    """The newest version that both sides speak, by the answer's headers."""
-    try:
-        theirs = versions(answer.headers.get(PROTOCOL_HEADER), answer.headers.get(RANGE_HEADER))
-    except ValueError:
-        theirs = None
-    return SPOKEN.common(theirs or Versions(SPOKEN.oldest, SPOKEN.oldest))
-
-
-def _httpx_timeout(timeouts: Timeouts, read_s: float | None = None) -> httpx.Timeout:
-    return httpx.Timeout(
-        connect=timeouts.connect,
-        read=timeouts.read if read_s is None else read_s,
-        write=timeouts.write,
-        pool=timeouts.connect,
-    )
-
-
-def _again(error: Exception) -> bool | float:
-    """Retry only what says "not now"; wait as long as the coordinator asked."""
-    if not isinstance(error, Unreachable):
-        return False
-    return True if error.retry_after_s is None else error.retry_after_s
-
-
-def _raise_unreachable(base_url: str, error: httpx.RequestError) -> NoReturn:
-    if not isinstance(error, httpx.TransportError) or isinstance(error, _OUR_FAULT):
-        # Without the cause: it may quote a header, hence the token.
-        raise UnexpectedAnswer(
-            f"cannot exchange a request with {base_url!r} ({type(error).__name__}).",
-            mend="Set FHV_COORDINATOR_URL to http(s)://host:port and check FHV_TOKEN.",
-        ) from None
-    raise Unreachable(f"no answer from {base_url} ({type(error).__name__}).") from error
-
-
-def _raise_for(answer: httpx.Response) -> NoReturn:
-    """Map an answer that is not a success to a typed error."""
-    status, where = answer.status_code, f"{answer.request.method} {answer.request.url.path}"
-    if status in _NOT_NOW:
-        raise Unreachable(
-            f"{where}: the coordinator says {status}, not now.",
-            retry_after_s=_retry_after(answer.headers.get("Retry-After")),
-        )
-    kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
-    problem: Any = None
-    if kind == "application/problem+json":
-        try:
-            problem = answer.json()
-        except ValueError:
-            problem = None
-    if not isinstance(problem, dict) or not isinstance(problem.get("code"), str):
-        raise UnexpectedAnswer(
-            f"{where}: answer {status} of type {kind!r} is no problem document of a coordinator.",
-            mend="Check FHV_COORDINATOR_URL and what proxies stand before it.",
-        )
-    raise ApiProblem(
-        problem=problem["code"],
-        status=status,
-        detail=str(problem.get("detail") or problem.get("title") or ""),
-        field=problem.get("field"),
-        mend=problem.get("mend"),
-        errors=problem.get("errors") or (),
-        request_id=answer.headers.get("X-Request-ID"),
-    )
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds from either form of the header; bounded, None if absent or unreadable."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return None if math.isnan(seconds) else min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_S)

@@ -60,6 +60,32 @@ class Unreachable(ClientError):
         self.retry_after_s = retry_after_s
 
 
+class NotNow(Unreachable):
+    """The coordinator was there and said "not now". ``problem`` (a stable code) and ``detail`` are
+    empty where a proxy said so in its place.
+    """
+
+    code = "coordinator-busy"
+
+    def __init__(
+        self,
+        where: str,
+        status: int,
+        problem: Mapping[str, Any],
+        retry_after_s: float | None,
+    ) -> None:
+        detail = str(problem.get("detail") or "")
+        said = f" {detail}" if detail else ""
+        super().__init__(
+            f"{where}: the coordinator says {status}, not now.{said}", retry_after_s=retry_after_s
+        )
+        self.status = status
+        self.problem = str(problem.get("code") or "")
+        self.detail = detail
+        self.field = problem.get("field")
+        self.mend = problem.get("mend") or "Try again later."
+
+
 UNSUPPORTED = "unsupported-protocol"
 
 
@@ -125,6 +151,12 @@ class OrderUnreadable(UnexpectedAnswer):
         self.problems = tuple(problems)
         self.work_id = work_id
         self.lease_token = lease_token
+
+
+class FileNotMade(ClientError):
+    """The coordinator will not make a file of rows that was asked for; the message says why."""
+
+    code = "file-not-made"
 
 
 class DownloadCorrupt(ClientError):

@@ -279,6 +279,13 @@ class Operations(ABC):
             raise UnexpectedAnswer("the table came without X-FHV-Seed and X-FHV-Model") from error
         return SynthesisedTable(body=answer.content, seed=seed, model=model)
 
+    def receipt(self, receipt_id: str) -> JsonObject:
+        """The signed receipt of rows; with their content once all were made."""
+        return self._object("GET", f"/v1/receipts/{path_part(receipt_id)}")
+
+    def receipt_keys(self) -> JsonObject:
+        return self._object("GET", "/v1/receipt-keys")
+
     # --- a client's work ---
 
     def next_work(

@@ -12,8 +12,16 @@ import threading
 from functools import cache
 from typing import Any
 
-from core.wire.jobs import QUEUE_TRAIN, TASK_AGGREGATE, TASK_CONSENT, TASK_REPLAY, TASK_TRAIN
-from worker import aggregation, execution, logs
+from core.wire.jobs import (
+    QUEUE_COORDINATOR,
+    QUEUE_TRAIN,
+    TASK_AGGREGATE,
+    TASK_CONSENT,
+    TASK_REPLAY,
+    TASK_SYNTHESISE,
+    TASK_TRAIN,
+)
+from worker import aggregation, execution, files, logs
 from worker.agent.consent import consider
 from worker.agent.site import Site
 from worker.cache import ObjectCache
@@ -136,6 +144,18 @@ def _replay(task: Any, job_id: str) -> str:
     return aggregation.carry_out(job, coordinator(), store_url, stop=stopping, replay=True)
 
 
+def _synthesise(task: Any, job_id: str) -> str:
+    """Claim a file of rows and make it."""
+    from core.receipts.opening import made_with
+    from core.wire.synthesis import Claim
+
+    try:
+        job = coordinator().claim_file(job_id, Claim(made_with=made_with()))
+    except ClientError as error:
+        return _not_claimed(task, error, job_id=job_id)
+    return files.make(job, coordinator(), settings().require_object_store_url(), stop=stopping)
+
+
 def _not_claimed(task: Any, error: ClientError, **facts: str) -> str:
     """Over for this message if the coordinator says so; otherwise the message comes back later."""
     if isinstance(error, ApiProblem) and error.final:
@@ -153,6 +173,7 @@ train = app.task(name=TASK_TRAIN, bind=True)(_train)
 consent = app.task(name=TASK_CONSENT, bind=True)(_consent)
 aggregate = app.task(name=TASK_AGGREGATE, bind=True)(_aggregate)
 replay = app.task(name=TASK_REPLAY, bind=True)(_replay)
+synthesise = app.task(name=TASK_SYNTHESISE, bind=True)(_synthesise)
 
 
 # --- what a worker does when it starts ---
@@ -162,8 +183,10 @@ def make_ready(queue: str) -> None:
     """Import what the tasks of a queue need before the first one holds a lease."""
     if queue == QUEUE_TRAIN:
         execution.make_ready(settings().compute)
-    else:
+    elif queue == QUEUE_COORDINATOR:
         from core.federation import aggregate  # noqa: F401
+    else:
+        files.make_ready()
 
 
 def start_recovery() -> threading.Thread:
@@ -210,4 +233,7 @@ def stop_soon(**_: Any) -> None:
     stopping.set()
 
 
-__all__ = ["aggregate", "consent", "make_ready", "replay", "start_recovery", "stop_soon", "train"]
+__all__ = [
+    "aggregate", "consent", "make_ready", "replay", "start_recovery", "stop_soon", "synthesise",
+    "train",
+]  # fmt: skip

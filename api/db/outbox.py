@@ -23,12 +23,15 @@ from api.db.hub import Hub, wait
 from api.db.models import Client, IdempotencyKey
 from api.db.oversight_models import Consent
 from api.db.run_models import Job, OutboxMessage, Round, Run, WorkItem
+from api.db.synthesis_models import SynthesisJob
 from core.wire.jobs import (
     QUEUE_COORDINATOR,
+    QUEUE_SYNTHESIS,
     QUEUE_TRAIN,
     TASK_AGGREGATE,
     TASK_CONSENT,
     TASK_REPLAY,
+    TASK_SYNTHESISE,
     TASK_TRAIN,
 )
 
@@ -80,6 +83,12 @@ async def announce_job(session: AsyncSession, job: Job, now: datetime) -> None:
     await _announce(session, task, QUEUE_COORDINATOR, job.id)
 
 
+async def announce_file(session: AsyncSession, job: SynthesisJob, now: datetime) -> None:
+    """Tell the queue ``synthesis`` about a file of rows."""
+    job.queued_at, job.queued_count = now, (job.queued_count or 0) + 1
+    await _announce(session, TASK_SYNTHESISE, QUEUE_SYNTHESIS, job.id)
+
+
 async def announce_again(session: AsyncSession, now: datetime, resend_s: float) -> int:
     """Announce work and jobs that nobody claimed since; the pause doubles up to five minutes.
 
@@ -120,6 +129,21 @@ async def announce_again(session: AsyncSession, now: datetime, resend_s: float) 
     for job in jobs.all():
         if due(job.queued_at, job.queued_count, now, resend_s):
             await announce_job(session, job, now)
+            count += 1
+    files = await session.scalars(
+        select(SynthesisJob)
+        .where(
+            SynthesisJob.state == "ready",
+            SynthesisJob.available_at <= now,
+            ~exists().where(
+                OutboxMessage.subject == SynthesisJob.id, OutboxMessage.sent_at.is_(None)
+            ),
+        )
+        .with_for_update(key_share=True, skip_locked=True)
+    )
+    for file in files.all():
+        if due(file.queued_at, file.queued_count, now, resend_s):
+            await announce_file(session, file, now)
             count += 1
     return count
 

@@ -19,7 +19,6 @@ from core.receipts.content import Content, content_of
 from core.receipts.opening import ModelFacts, made_with
 from core.receipts.receipt import MadeWith, Model, Receipt, Spent
 from core.receipts.signing import Signed, verified
-from core.synthesis.request import SynthesisRequest
 from core.synthesis.sampler import Generator
 
 log = structlog.get_logger(__name__)
@@ -127,9 +126,7 @@ def _rows(
 
 async def prove(ctx: Context, generator: Generator, receipt: Receipt) -> Proof:
     """Make the rows again and compare their content with what was recorded."""
-    asked = receipt.asked.model_dump(exclude={"seed"})
-    request = SynthesisRequest.model_validate(asked | {"run": receipt.model.run_id})
-    rows = generator.rows(request, receipt.asked.seed)
+    rows = generator.rows(receipt.request, receipt.asked.seed)
     found = await asyncio.to_thread(content_of, rows)
     here = made_with()
     same: bool | None = receipt.content == found

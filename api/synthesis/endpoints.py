@@ -10,10 +10,11 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api import examples
+from api import etags, examples
 from api.auth import Principal, Scientist
 from api.context import Context, Ctx
 from api.openapi import answers, example
+from api.problems import JobNeeded
 from api.synthesis import service
 from api.synthesis.encoding import coding_of, compress, compressed
 from api.synthesis.negotiation import chosen
@@ -41,6 +42,7 @@ _PROBLEMS = (
     "invalid-mixture",
     "unknown-mixture-client",
     "invalid-synthesis-request",
+    "job-needed",
     "not-acceptable",
     "quota-exceeded",
     "too-many-answers",
@@ -91,6 +93,13 @@ async def _answer(
 ) -> Response:
     field = "n" if body.n is not None else "class_counts"
     usage.must_be_allowed(ctx.settings, body.size, field)
+    if body.size > ctx.settings.synthesis_job_rows:
+        raise JobNeeded(
+            f"{body.size:,} rows are more than the {ctx.settings.synthesis_job_rows:,} that are "
+            "made while one waits",
+            field=field,
+            mend="POST the same body to /v1/synthesis-jobs.",
+        )
     kind = chosen(body.format, request.headers.get("accept"))
     coding = coding_of(request.headers.get("accept-encoding"), kind)
     state = request.app.state
@@ -98,11 +107,8 @@ async def _answer(
         ctx, who, state.models, state.generators, state.keyring, body, kind
     )
     headers, media = _headers(draft, coding), FORMATS[kind].media
-    known = [
-        tag.strip().removeprefix("W/")
-        for tag in request.headers.get("if-none-match", "").split(",")
-    ]
-    if request.method == "GET" and draft.etag in known:
+    known = etags.has(request.headers.get("if-none-match"), draft.etag)
+    if request.method == "GET" and known:
         return Response(status_code=304, headers=headers)
     with ExitStack() as place:
         place.enter_context(state.answers.place(who.token_id))

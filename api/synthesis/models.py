@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
 from api.auth import Principal
 from api.context import Context
 from api.db.run_models import Run
-from api.problems import ClientWithdrawn, NotFound, NotPrivate
+from api.problems import NotFound, NotPrivate
 from api.receipts.service import facts_of
 from api.rounds import service as rounds
 from api.rounds.service import ModelView
@@ -20,7 +19,8 @@ from api.runs.specs import spec_of
 from api.synthesis import repository
 from core.federation.plan import RunSpec
 from core.receipts.opening import ModelFacts, caveat_of
-from core.synthesis.request import SynthesisRequest
+from core.synthesis.domains import must_allow, resolved
+from core.synthesis.request import Mixture, SynthesisRequest
 from core.synthesis.sampler import Generator
 
 _KEPT_GENERATORS = 8
@@ -37,32 +37,12 @@ class Published:
     facts: ModelFacts
 
     def resolved(self, request: SynthesisRequest) -> SynthesisRequest:
-        """With clients in place of domains; those that have withdrawn are in none. Raises
-        ``ClientWithdrawn``.
-        """
-        gone = set(self.facts.withdrawn)
-        domains = {
-            label: [name for name in names if name not in gone]
-            for label, names in self.model.domains.items()
-        }
-        for label in () if isinstance(request.mixture, str) else request.mixture:
-            if domains.get(label) == []:
-                raise ClientWithdrawn(
-                    f"all clients of the domain {label!r} have withdrawn", field=f"mixture.{label}"
-                )
-        found = request.with_clients(domains)
-        self.must_allow(found.mixture)
-        return found
+        """With clients in place of domains. Raises ``ClientWithdrawn``."""
+        return resolved(request, self.model.domains, self.facts.withdrawn)
 
-    def must_allow(self, mixture: str | Mapping[str, float]) -> None:
+    def must_allow(self, mixture: Mixture) -> None:
         """Raises ``ClientWithdrawn`` for a mixture that names a revoked client, even with 0."""
-        for name in self.facts.withdrawn:
-            if not isinstance(mixture, str) and name in mixture:
-                raise ClientWithdrawn(
-                    f"client {name!r} has withdrawn: there are no more rows under its code",
-                    field=f"mixture.{name}",
-                    mend="Leave it out of the mixture, or ask for 'neutral'.",
-                )
+        must_allow(mixture, self.facts.withdrawn)
 
 
 class Generators:

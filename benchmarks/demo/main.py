@@ -26,7 +26,7 @@ from benchmarks.demo.stack import Stack, services
 from benchmarks.scanner_digits import ScannerDigits
 from core.federation.plan import Plan, RunSpec
 from core.training.compute import Engine
-from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
+from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_SYNTHESIS, QUEUE_TRAIN
 from worker.answers import JsonObject
 from worker.errors import ClientError
 
@@ -282,8 +282,9 @@ def run_services(options: Options, console: Console) -> None:
             token.touch(mode=0o600)
             token.write_text(stack.token("admin") + "\n")
             stack.start_coordinator()
-        with narrator.step("Starting the Celery worker of the queue coordinator"):
-            stack.start_worker(QUEUE_COORDINATOR, stack.token("worker"))
+        with narrator.step("Starting the Celery workers of the queues coordinator and synthesis"):
+            for queue in (QUEUE_COORDINATOR, QUEUE_SYNTHESIS):
+                stack.start_worker(queue, stack.token("worker"))
         console.print(f"API: {stack.url} (documentation: {stack.url}/docs)", highlight=False)
         console.print(f"Administrator's token (deleted at the end): {token}", highlight=False)
         console.print("Ctrl-C stops everything.")

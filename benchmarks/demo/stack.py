@@ -55,6 +55,7 @@ class Stack:
     port: int
     external_database: bool
     gradients: Engine = "ghost"
+    settings: dict[str, str] = field(default_factory=dict)  # more of the coordinator's
     pepper: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
 
     @property
@@ -71,6 +72,7 @@ class Stack:
             "FHV_BROKER_URL": self.broker_url,
             "FHV_OBJECT_STORE_URL": self.store_url,
             "FHV_TOKEN_PEPPER": self.pepper,
+            **self.settings,
         }
 
     def worker_environment(self, token: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +46,15 @@ class Room:
 
 
 @contextmanager
-def room(keep: Path | None = None) -> Iterator[Room]:
-    """A fresh one in a temporary folder. ``keep``: copy the logs there at the end."""
+def room(keep: Path | None = None, settings: Mapping[str, str] | None = None) -> Iterator[Room]:
+    """A fresh one in a temporary folder. ``keep``: copy the logs there at the end. ``settings``:
+    more of the coordinator's environment.
+    """
     folder = Path(tempfile.mkdtemp(prefix="fhv-"))
     try:
         with ExitStack() as stack:
             made = stack.enter_context(services(folder, Narrator(Console(quiet=True))))
+            made.settings.update(settings or {})
             admin = made.token("admin")
             made.start_coordinator()
             made.start_worker(QUEUE_COORDINATOR, made.token("worker"))

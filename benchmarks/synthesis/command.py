@@ -58,7 +58,8 @@ def run(only: Sequence[str], folder: Path, logs: Path | None) -> Measured:
     """Measure, show and write."""
     console, facts, began = Console(), machine.facts(), time.monotonic()
     found = Measured()
-    with room(logs) as here:
+    # The longest stream has 10^7 rows; by default a worker makes as many.
+    with room(logs, {"FHV_SYNTHESIS_JOB_ROWS": str(parts.MANY)}) as here:
         _measure(here, only, found, Console(stderr=True))
     seconds = round(time.monotonic() - began, 1)
     numbers, goals = results.figures(found), results.targets(found)

@@ -28,6 +28,14 @@ class Caller:
         self._token = token
 
     def synthesise(self, request: dict[str, object]) -> Read:
+        """One answer. A connection that the server closed, because it was idle, is opened again."""
+        try:
+            return self._synthesise(request)
+        except (ConnectionError, http.client.RemoteDisconnected):
+            self._connection.close()
+            return self._synthesise(request)
+
+    def _synthesise(self, request: dict[str, object]) -> Read:
         headers = {
             "Authorization": f"Bearer {self._token}",
             "Content-Type": "application/json",

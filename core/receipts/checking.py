@@ -16,6 +16,8 @@ from core.receipts.reading import RowsFile
 from core.receipts.receipt import Receipt
 from core.receipts.signing import Signed, verified
 
+Check = tuple[bool | None, str]  # whether it holds (None: could not be told), in words
+
 
 class PublicKey(BaseModel):
     """One of those that ``GET /v1/receipt-keys`` lists."""
@@ -48,10 +50,10 @@ def read_keys(path: Path) -> PublicKeys:
 
 @dataclass
 class Findings:
-    """``checks``: what was looked at -> (whether it holds, in words). None: could not be told."""
+    """``checks``: what was looked at, and what was found."""
 
     receipt: Receipt
-    checks: dict[str, tuple[bool | None, str]] = field(default_factory=dict)
+    checks: dict[str, Check] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:
@@ -66,6 +68,12 @@ def signed_of(raw: Mapping[str, Any] | None) -> Signed:
             "the file holds no receipt",
             field="file",
             mend="Fetch it from /v1/receipts/{id} (header X-FHV-Receipt) and give --receipt.",
+        )
+    if raw.get("algorithm") == "none":
+        raise ReceiptInvalid(
+            "nobody has signed this receipt: the rows were made offline",
+            field="file",
+            mend="Ask the coordinator for its own (GET /v1/receipts/{id}) and give --receipt.",
         )
     try:
         return Signed.model_validate(raw)
@@ -88,7 +96,7 @@ def check(rows: RowsFile, signed: Signed, keys: PublicKeys | None) -> Findings:
     return findings
 
 
-def _signature(signed: Signed, keys: PublicKeys | None) -> tuple[bool | None, str]:
+def _signature(signed: Signed, keys: PublicKeys | None) -> Check:
     if keys is None:
         return None, "not checked: no public keys were given (--keys)"
     revoked = {key.id for key in keys.items if key.revoked_at is not None}
@@ -101,7 +109,7 @@ def _signature(signed: Signed, keys: PublicKeys | None) -> tuple[bool | None, st
     return True, f"by key {signed.key_id}"
 
 
-def _rows(rows: RowsFile, receipt: Receipt) -> tuple[bool | None, str]:
+def _rows(rows: RowsFile, receipt: Receipt) -> Check:
     if rows.dtype == "float16":
         return None, "float16 keeps less of the rows than was hashed: compare with --model"
     if receipt.content is None:

@@ -44,8 +44,11 @@ def opening(
     request: SynthesisRequest,
     seed: int,
     codes: tuple[Code, ...],
+    machine: MadeWith | None = None,
 ) -> Receipt:
-    """The receipt without ``content``. Rows of a model without a guarantee are stamped."""
+    """The receipt without ``content``. Rows of a model without a guarantee are stamped.
+    ``machine``: where rows are made, if not here.
+    """
     caveat = caveat_of(generator.spec, facts.noise_mode, generator.caveat)
     return Receipt(
         model=facts.model,
@@ -70,7 +73,7 @@ def opening(
         label=NOT_PRIVATE if caveat else "",
         caveat=caveat,
         withdrawn=facts.withdrawn,
-        made_with=made_with(),
+        made_with=machine or made_with(),
     )
 
 

@@ -10,16 +10,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from abc import abstractmethod
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from core.federation.values import Frozen
+from core.federation.values import Frozen, Sha256
 from core.receipts.content import Content
-from core.synthesis.request import ClassCounts, Labels, Mixture
+from core.synthesis.request import ClassCounts, Labels, Mixture, SynthesisRequest
 
 NOT_PRIVATE = "NOT PRIVATE"
 _ID_DIGITS = 32
+
+
+class Signable(Frozen):
+    """What can be signed: ``canonical`` are the bytes, ``id`` is a digest of them. No signature of
+    one kind is one of another: each has its own ``context``.
+    """
+
+    context: ClassVar[bytes]
+
+    def canonical(self) -> bytes:
+        """The bytes that are signed."""
+        return canonical(self.model_dump(mode="json"))
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """Names it; begins with what kind it is of."""
 
 
 class CodeUsed(Frozen):
@@ -75,11 +93,13 @@ class Asked(Frozen):
     seed: int
 
 
-class Receipt(Frozen):
+class Receipt(Signable):
     """``relation``: what is neighbouring in every epsilon of ``per_client``. ``label``:
     ``NOT_PRIVATE`` or empty; then ``caveat`` says why. ``withdrawn``: clients whose releases are in
     the shared weights, and who have withdrawn. ``content`` is missing until all rows are made.
     """
+
+    context: ClassVar[bytes] = b"fedhypevae receipt 1\n"
 
     version: Literal[1] = 1
     model: Model
@@ -96,15 +116,48 @@ class Receipt(Frozen):
     made_with: MadeWith
     content: Content | None = Field(default=None)
 
-    def canonical(self) -> bytes:
-        """The bytes that are signed."""
-        return canonical(self.model_dump(mode="json"))
+    @property
+    def request(self) -> SynthesisRequest:
+        """What makes the rows again, with ``asked.seed``."""
+        asked = self.asked.model_dump(exclude={"seed"})
+        return SynthesisRequest.model_validate(asked | {"run": self.model.run_id})
 
     @property
     def id(self) -> str:
         """The same before and after the rows are made: a digest of all but ``content``."""
-        opening = self.model_copy(update={"content": None})
-        return "rcp_" + hashlib.sha256(opening.canonical()).hexdigest()[:_ID_DIGITS]
+        return "rcp_" + digits_of(self.model_copy(update={"content": None}))
+
+
+class ModelReceipt(Signable):
+    """The receipt of a published model that is taken away as a file: ``tensors`` and ``card`` are
+    digests of what the file holds (``core.synthesis.export``); the rest is as in ``Receipt``.
+    ``domains``: label -> clients that it stands for in mixtures. ``licence``: what the operator
+    allows, an SPDX expression if it can be one.
+    """
+
+    context: ClassVar[bytes] = b"fedhypevae model 1\n"
+
+    version: Literal[1] = 1
+    model: Model
+    per_client: tuple[Spent, ...]
+    relation: str
+    noise_mode: str
+    label: Literal["NOT PRIVATE", ""] = ""
+    caveat: str = ""
+    withdrawn: tuple[str, ...] = ()
+    domains: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    licence: str
+    tensors: Sha256
+    card: Sha256
+
+    @property
+    def id(self) -> str:
+        return "mdl_" + digits_of(self)
+
+
+def digits_of(value: Signable) -> str:
+    """The beginning of the SHA-256 of what is signed."""
+    return hashlib.sha256(value.canonical()).hexdigest()[:_ID_DIGITS]
 
 
 def canonical(value: object) -> bytes:

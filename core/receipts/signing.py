@@ -7,7 +7,7 @@ import binascii
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, overload
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -15,14 +15,15 @@ from pydantic import ValidationError
 
 from core.errors import ReceiptInvalid
 from core.federation.values import Frozen
-from core.receipts.receipt import Receipt, canonical
+from core.receipts.receipt import Receipt, Signable, canonical
 
-_CONTEXT = b"fedhypevae receipt 1\n"  # no signature of anything else is one of a receipt
 _ID_DIGITS = 16
+
+S = TypeVar("S", bound=Signable)
 
 
 class Signed(Frozen):
-    """A receipt as it is handed out. ``id``: ``Receipt.id``. ``signature``: base64 of 64 bytes."""
+    """A receipt as it is handed out, under its id. ``signature``: base64 of 64 bytes."""
 
     id: str
     receipt: dict[str, object]
@@ -46,10 +47,10 @@ class SigningKey:
         """32 bytes that anybody may have."""
         return Ed25519PrivateKey.from_private_bytes(self.seed).public_key().public_bytes_raw()
 
-    def sign(self, receipt: Receipt) -> Signed:
+    def sign(self, receipt: Signable) -> Signed:
         key = Ed25519PrivateKey.from_private_bytes(self.seed)
         content = receipt.model_dump(mode="json")
-        signature = key.sign(_CONTEXT + canonical(content))
+        signature = key.sign(receipt.context + canonical(content))
         return Signed(
             id=receipt.id,
             receipt=content,
@@ -63,9 +64,17 @@ def key_id(public: bytes) -> str:
     return hashlib.sha256(public).hexdigest()[:_ID_DIGITS]
 
 
-def verified(signed: Signed, keys: Mapping[str, bytes]) -> Receipt:
-    """The receipt, if one of these keys (id -> 32 public bytes) signed it as it is; raises
-    ``ReceiptInvalid``, which says what is wrong.
+@overload
+def verified(signed: Signed, keys: Mapping[str, bytes]) -> Receipt: ...
+
+
+@overload
+def verified(signed: Signed, keys: Mapping[str, bytes], kind: type[S]) -> S: ...
+
+
+def verified(signed: Signed, keys: Mapping[str, bytes], kind: type[Signable] = Receipt) -> Signable:
+    """The receipt of this ``kind``, if one of these keys (id -> 32 public bytes) signed it as it
+    is; raises ``ReceiptInvalid``, which says what is wrong.
     """
     public = keys.get(signed.key_id)
     if public is None:
@@ -78,7 +87,7 @@ def verified(signed: Signed, keys: Mapping[str, bytes]) -> Receipt:
         raise ReceiptInvalid(f"the key under {signed.key_id!r} has another id", field="key_id")
     try:
         signature = base64.b64decode(signed.signature, validate=True)
-        content = _CONTEXT + canonical(signed.receipt)
+        content = kind.context + canonical(signed.receipt)
         Ed25519PublicKey.from_public_bytes(public).verify(signature, content)
     except (binascii.Error, ValueError, InvalidSignature) as error:
         raise ReceiptInvalid(
@@ -86,7 +95,7 @@ def verified(signed: Signed, keys: Mapping[str, bytes]) -> Receipt:
             field="signature",
         ) from error
     try:
-        receipt = Receipt.model_validate(signed.receipt)
+        receipt = kind.model_validate(signed.receipt)
     except ValidationError as error:
         raise ReceiptInvalid(
             "a receipt of another version: this program is too old for it", field="receipt"

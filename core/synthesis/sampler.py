@@ -33,6 +33,7 @@ from core.models.layout import shared_layout
 from core.receipts.content import Content
 from core.synthesis.codes import Code
 from core.synthesis.decoding import Decoding
+from core.synthesis.domains import must_allow
 from core.synthesis.formats.document import Document, Receipt
 from core.synthesis.guidance import Guide, Guided
 from core.synthesis.labels import Counted, Drawn, LabelSource, apportioned
@@ -76,7 +77,8 @@ class Generator:
     """A published model, ready to sample. Build it with ``load``.
 
     ``guided``: its classifier was trained and is to choose the labels of rows. ``caveat``: what
-    must be said with all that it makes, as its plan or its weights file says.
+    must be said with all that it makes, as its plan or its weights file says. ``withdrawn``:
+    clients that a mixture must not name any more.
     """
 
     spec: RunSpec
@@ -86,6 +88,7 @@ class Generator:
     label_shift: NDArray[np.float64]  # [M, C] of ``core.models.label_shift``
     guided: bool = False
     caveat: str = ""
+    withdrawn: frozenset[str] = frozenset()
     _kept: OrderedDict[tuple[str, float, bool], Decoding | Guide] = field(
         init=False, repr=False, default_factory=OrderedDict
     )
@@ -126,6 +129,7 @@ class Generator:
         blended = np.zeros(rows.shape[1])
         if isinstance(mixture, str):
             return blended
+        must_allow(mixture, self.withdrawn)
         for name, weight in mixture.items():
             if name not in self.clients:
                 raise UnknownMixtureClient(
@@ -172,6 +176,7 @@ class Generator:
         seed: int,
         receipt: Callable[[tuple[Code, ...]], Receipt] | None = None,
         close: Callable[[Content], Receipt] = _no_receipt,
+        watch: Callable[[int], None] | None = None,
     ) -> Document:
         """The rows of a request, ready to be written in any format, with the ``receipt`` that is
         made of their codes. Raises as ``rows`` does.
@@ -186,6 +191,7 @@ class Generator:
             close=close,
             dtype=request.dtype,
             columns=request.columns,
+            watch=watch,
         )
 
     def _source(self, code: Code, number: int, request: SynthesisRequest, seed: int) -> Source:

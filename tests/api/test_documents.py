@@ -33,6 +33,7 @@ from api.replays.service import ReplayView
 from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
 from api.spaces import SpaceView
+from api.synthesis_jobs.service import JobView
 from api.tokens import NewToken, TokenMade, TokenView
 from api.usage.service import TokenUsage, UsageView
 from core.errors import DomainError
@@ -40,7 +41,7 @@ from core.federation.plan import EmbeddingSpace
 from core.receipts.receipt import Receipt
 from core.receipts.signing import Signed
 from core.synthesis.request import SynthesisRequest
-from core.wire import messages
+from core.wire import messages, synthesis
 from tests.api.support import Coordinator, problem
 
 
@@ -147,6 +148,11 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (Signed, examples.SIGNED_RECEIPT),
         (Receipt, examples.SIGNED_RECEIPT["receipt"]),
         (UsageView, examples.USAGE),
+        (JobView, examples.SYNTHESIS_JOB),
+        (synthesis.Claim, examples.SYNTHESIS_CLAIM),
+        (synthesis.SynthesisJob, examples.SYNTHESIS_WORK),
+        (synthesis.Part, examples.SYNTHESIS_PART),
+        (synthesis.FileMade, examples.SYNTHESIS_FILE_MADE),
         (TokenUsage, examples.TOKEN_USAGE),
         (Verdict, examples.VERDICT),
         (Proof, examples.PROOF),

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from core.errors import ReceiptInvalid
@@ -226,3 +228,60 @@ def test_signed_receipts_keep_all_fields(generator: Generator) -> None:
     again = Signed.model_validate_json(signed.model_dump_json())
     assert again == signed
     assert Receipt.model_validate(again.receipt).withdrawn == ("b",)
+
+
+WEIGHTS = st.dictionaries(st.sampled_from(["a", "b"]), st.floats(0, 10), min_size=1).filter(
+    lambda weights: sum(weights.values()) > 0
+)
+CLASSES = [f"class-{number}" for number in range(3)]
+REQUESTS = st.fixed_dictionaries(
+    {
+        "mixture": st.one_of(st.just("neutral"), WEIGHTS),
+        "temperature": st.floats(0.01, 4.0),
+        "guidance": st.sampled_from(["model", "none"]),
+    }
+)
+AMOUNTS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "n": st.integers(1, 5_000),
+            "labels": st.one_of(
+                st.sampled_from(["model", "uniform"]),
+                st.dictionaries(st.sampled_from(CLASSES), st.floats(0.1, 5), min_size=1),
+            ),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "class_counts": st.dictionaries(
+                st.sampled_from(CLASSES), st.integers(0, 900), min_size=1
+            ).filter(lambda counts: sum(counts.values()) > 0)
+        }
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(REQUESTS, AMOUNTS, st.integers(0, 2**63 - 1), st.booleans())
+def test_a_receipt_holds_all_that_makes_the_rows(
+    generator: Generator, asked: dict[str, Any], amount: dict[str, Any], seed: int, each: bool
+) -> None:
+    mode = "sample" if each and asked["mixture"] != "neutral" else "blend"
+    request = SynthesisRequest.model_validate({"run": "r", "mode": mode} | asked | amount)
+    rows = generator.rows(request, seed)
+    made = list(rows)
+    x = np.concatenate([block.x for block in made])
+    assert x.shape == (request.size, generator.spec.space.dim)
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), np.sqrt(x.shape[1]), rtol=1e-5)
+    receipt = opening(FACTS, generator, request, seed, generator.codes(request))
+    kept = Receipt.model_validate_json(receipt.model_dump_json())
+    assert kept == receipt
+    again = SynthesisRequest.model_validate(
+        kept.asked.model_dump(exclude={"seed"}) | {"run": "another name"}
+    )
+    assert content_of(generator.rows(again, kept.asked.seed)) == content_of(made)
+    assert abs(sum(code.share for code in receipt.codes) - 1.0) < 1e-9
+    if request.class_counts is not None:
+        y = np.concatenate([block.y for block in made])
+        counts = [request.class_counts.get(name, 0) for name in CLASSES]
+        assert np.bincount(y, minlength=3).tolist() == counts

@@ -33,7 +33,7 @@ def test_every_copied_path_exists() -> None:
 
 def test_every_command_exists() -> None:
     ours = [s["command"] for s in _services().values() if "fedhypevae" in str(s.get("image"))]
-    assert len(ours) == 5
+    assert len(ours) == 6
     assert {command[0] for command in ours} <= set(cli.commands())
 
 

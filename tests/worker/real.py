@@ -197,6 +197,14 @@ class Federation:
             cursor = connection.execute(statement, values)  # type: ignore[call-overload]
             return cursor.fetchall() if cursor.description else []
 
+    def complete(self, run_id: str, sites: dict[str, SiteConfig], rounds: int = 1) -> None:
+        """All of a run, until its last model is published."""
+        self.finish(sites, rounds)
+        until = time.monotonic() + 20
+        while self.operator.run(run_id)["state"] != "completed":
+            assert time.monotonic() < until, "the run was not completed in time"
+            time.sleep(0.02)
+
     def finish(self, sites: dict[str, SiteConfig], rounds: int) -> None:
         for _ in range(rounds):
             for name, site_config in sites.items():

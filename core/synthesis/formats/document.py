@@ -26,7 +26,7 @@ class Document:
     the embeddings; ``columns`` beside embedding and label.
 
     ``receipt`` is known before the rows are; ``close`` gives the one that names their content. It
-    is called once a reading, after the last row.
+    is called once a reading, after the last row. ``watch`` is told how many rows were made.
     """
 
     rows: Rows
@@ -37,6 +37,7 @@ class Document:
     close: Callable[[Content], Receipt]
     dtype: Dtype = "float32"
     columns: Sequence[Column] = ()
+    watch: Callable[[int], None] | None = None
 
     @property
     def n(self) -> int:
@@ -63,9 +64,12 @@ class Reading:
         self._receipt: Receipt | None = None
 
     def __iter__(self) -> Iterator[Block]:
-        digest = RowsDigest()
+        digest, watch, made = RowsDigest(), self._document.watch, 0
         for block in self._document.rows:
             digest.add(block)
+            made += len(block.y)
+            if watch is not None:
+                watch(made)
             yield block
         self._receipt = self._document.close(digest.content())
 
