@@ -144,6 +144,9 @@ def noise_for(spec: RunSpec, purse: Purse, rounds: int, clients: int) -> Needed:
     if not purse.allows(first):
         return Needed(rounds, own, False, None, "not even the sketch fits the budget")
     if rounds == 0:
+        report = [] if spec.report_round is None else [spec.event(spec.report_round)]
+        if not purse.allows([*first, *report]):
+            return Needed(0, own, False, None, "the sketch leaves nothing for the report round")
         return Needed(rounds, own, True, None, "no training round, no training noise")
 
     def events(sigma: float) -> list[PrivacyEvent]:

@@ -1,10 +1,10 @@
 """Which of a client's units are held out for the report: a public coin a unit.
 
 u(unit) in [0, 1) is HMAC-SHA256 of the unit's id under the client's id, which enrolment fixed. A
-unit is held out if u < privacy.report_holdout. So it is held out in every run of its client with
-this share or a larger one, or in none: holdouts nest. (A secret coin a run would put units
-that an earlier generator of the client has seen into the holdout of a later one.) The coin needs no
-secret: it says which part a unit is in, if it is there, and nothing of whether it is there.
+unit is held out if u < privacy.report_holdout. So holdouts nest: what a run holds out, every run
+of the client with a report and no smaller share holds out. (With a coin a run, units that an
+earlier generator has seen would be in the holdout of a later one.) The coin needs no secret: it
+says which part a unit is in if it is there, and nothing of whether it is there.
 
 Held-out units take part in the report round only, of all rounds of a run that has one, joins
 included. The coin depends on that unit alone, so removing one moves no other.

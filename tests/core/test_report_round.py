@@ -15,7 +15,7 @@ from core.data import EmbeddingDataset
 from core.errors import UpdateNoiseImplausible
 from core.federation.aggregate import aggregate
 from core.federation.plan import Noise, Plan, PrivacyPlan, RunSpec, calibrate
-from core.federation.planner import Purse, lost_attempts, rounds_left
+from core.federation.planner import Purse, lost_attempts, noise_for, rounds_left
 from core.federation.rule import resolved
 from core.federation.updates import check_update, expectation
 from core.federation.withdrawal import without
@@ -438,6 +438,11 @@ def test_the_planner_counts_it() -> None:
     purse = Purse((), 2.0, 1e-5)
     assert rounds_left(spec, purse) == 5
     assert set(lost_attempts(spec, purse)) == {"sketch", "train", "report"}
+    needed = noise_for(spec, purse, 5, 3)
+    assert needed.train_multiplier == pytest.approx(spec.noise.train_multiplier, rel=1e-3)
+    sketch_only = accounting.epsilon([spec.event(0)], 1e-5) + 1e-6
+    assert not noise_for(spec, Purse((), sketch_only, 1e-5), 0, 3).possible
+    assert noise_for(spec, purse, 0, 3).possible
 
 
 def test_the_rules_of_a_default_plan_do_not_change_with_it() -> None:
@@ -541,6 +546,23 @@ def test_whatever_comes_before_the_report(rounds: int, validation: float) -> Non
     assert found is not None
     assert len(done.events["a"]) == spec.last_round + 1
     assert found.pooled.accuracy.value > 0.9
+    assert found.pooled.held_out.value == pytest.approx(0.4 * (134 + 300), rel=0.2)
+
+
+def test_with_trained_codes_and_a_local_encoder() -> None:
+    spec = spec_of({"rounds": 1}, model={"codes": "trained", "encoder": "local"})
+    found = read(spec, run_of(spec, SITES).rounds[-1].weights)
+    assert found is not None
+    assert set(found.pooled.domains) == {"a", "b"}
+    assert found.pooled.accuracy.value > 0.9
+
+
+def test_with_noise_once_in_the_sum_the_pool_is_all_there_is() -> None:
+    done = simulate(SPEC, SITES, noise=seeded(0), secret=worlds.SECRET, noise_mode="aggregated")
+    found = read(SPEC, done.rounds[-1].weights)
+    assert found is not None
+    assert len(found.sites) == 1
+    assert found.noise_std == 0.5
     assert found.pooled.held_out.value == pytest.approx(0.4 * (134 + 300), rel=0.2)
 
 

@@ -1,4 +1,6 @@
-"""A report round at a site: judged by its policy, charged, computed on its records, sent once."""
+"""A report round at a site: judged by its policy, charged, computed on its records, sent once; and
+a whole run with one over real HTTP.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from core.privacy import accounting
 from core.report.statistics import read
 from core.wire import tensors
 from core.wire.messages import AggregateInput, AggregateJob, ObjectRef, WorkOrder
+from tests.worker.real import federation
 from tests.worker.support import Script, make_config, make_order, make_spec, write_records
 from worker.agent.policy import judge
 from worker.agent.site import Site
@@ -120,3 +123,28 @@ def test_the_policy_knows_its_noise(site: Site, records: Path, noise: Noise, fie
     with pytest.raises(PlanRefused) as refused:
         judge(order_of(spec_of(noise=noise), 0, {}), config, site.ledger.entries(), None)
     assert refused.value.field == field
+
+
+@pytest.mark.timeout(240)
+def test_a_run_with_a_report_over_http(
+    database_url: str, tmp_path: Path, no_fhv_environment: None
+) -> None:
+    """Real coordinator, sites with their ledgers, sums by the worker's own code."""
+    with federation(database_url, tmp_path) as fed:
+        sites = {}
+        for name in ("site-a", "site-b"):
+            fed.enrol(name, f"{name}/all", site=name)
+            sites[name] = fed.config(f"state-{name}", f"{name}/all", name)
+        asked = {"epsilon": 20.0, "rounds": 1, "validation_share": 0.0, "report_precision": 0.5}
+        run_id = fed.start("run-1", *sites, privacy=asked)
+        fed.complete(run_id, sites, rounds=3)
+        model = ObjectRef.model_validate(fed.operator.model(run_id)["weights"])
+        spec = fed.operator.run(run_id)["spec"]
+        weights = fed.operator.download(model.digest, size=model.size)
+        found = read(RunSpec.model_validate(spec), weights)
+        assert found is not None
+        assert [site.client for site in found.sites] == ["site-a", "site-b"]
+        for name, config in sites.items():
+            with Site.open(config.state_dir) as site:
+                executed = [each.event for each in site.ledger.standings(f"{name}/all")]
+            assert executed == RunSpec.model_validate(spec).events()
