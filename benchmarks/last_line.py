@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -33,6 +35,32 @@ def at_most(value: float, target: float) -> Target:
 def _shown(value: float) -> float:
     """Without the dust of binary fractions, and fine enough that rounding meets no target."""
     return round(value, 6)
+
+
+def show(
+    console: Console, facts: Mapping[str, object], seconds: float, rows: Sequence[Sequence[str]]
+) -> None:
+    """The table: on which machine and how long, then (what, value, target)."""
+    console.print(
+        f"{facts['cpu']}, {facts['cores']} cores; load before: {facts['load']}; "
+        f"measured in {seconds / 60:.1f} min",
+        highlight=False,
+    )
+    table = Table("what", "value", "target", box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def shown(
+    numbers: Mapping[str, float], goals: Mapping[str, Target]
+) -> Sequence[tuple[str, str, str]]:
+    """(what, value, target) for the table: targets first, then everything else."""
+    first = [
+        (name, f"{goal['value']:,.3g}", f"{goal['target']:g} {'met' if goal['ok'] else 'MISSED'}")
+        for name, goal in goals.items()
+    ]
+    return [*first, *((name, f"{value:,.4g}", "") for name, value in numbers.items())]
 
 
 def finish(

@@ -32,7 +32,7 @@ def run_online() -> None:
             target_metadata=target_metadata,
             compare_type=True,
             compare_server_default=True,
-            transaction_per_migration=True,
+            transaction_per_migration=False,  # all of them or none: no database in between
         )
         with context.begin_transaction():
             context.run_migrations()

@@ -20,6 +20,7 @@ from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
 from api.db.run_models import Job
 from api.jobs import repository
+from api.jobs.attempts import after_failure
 from api.problems import Conflict, InvalidRequest, LeaseLost, NotFound, WorkGone, WorkLeased
 from api.replays import service as replays
 from api.rounds import repository as rounds
@@ -36,8 +37,6 @@ from core.wire.messages import (
 )
 
 log = structlog.get_logger(__name__)
-_RETRY_S = 2.0
-_RETRY_LIMIT_S = 60.0
 
 
 # In which state a job's round must be. A replay never moves its round.
@@ -217,13 +216,7 @@ async def _again(
 ) -> None:
     """Ready for another attempt after a pause, or failed for good."""
     now = await ctx.database.now(session)
-    job.reason = reason
-    if final or job.attempt >= ctx.settings.job_attempts:
-        job.state, job.finished_at = "failed", now
-    else:
-        pause = min(_RETRY_S * 2.0 ** (job.attempt - 1), _RETRY_LIMIT_S)
-        job.state, job.available_at = "ready", now + timedelta(seconds=pause)
-        job.queued_at = None  # announced again as soon as its time has come
+    after_failure(job, reason, now, most=ctx.settings.job_attempts, final=final)
     await _told(session, "job-failed", who, job, reason=reason, state=job.state)
     await ring(session, TOPIC_SWEEP)
     log.warning("job_attempt_failed", job_id=str(job.id), attempt=job.attempt, reason=reason)

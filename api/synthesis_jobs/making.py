@@ -18,6 +18,7 @@ from api.auth import Principal, lease_token, read_lease
 from api.context import Context
 from api.db.engine import TOPIC_SWEEP, ring
 from api.db.synthesis_models import SynthesisJob, SynthesisPart
+from api.jobs.attempts import after_failure
 from api.problems import (
     Conflict,
     InvalidRequest,
@@ -41,8 +42,6 @@ from core.wire import synthesis as wire
 from core.wire.messages import LEASE_HEADER, JobFailure, LeaseRenewal
 
 log = structlog.get_logger(__name__)
-_RETRY_S = 2.0
-_RETRY_LIMIT_S = 60.0
 _DELETED_AT_ONCE = 20
 _FINAL = ("not-private", "client-withdrawn", "object-missing", "object-corrupt")
 
@@ -247,13 +246,7 @@ async def _again(
 ) -> None:
     """Ready for another attempt after a pause, or failed for good."""
     now = await ctx.database.now(session)
-    job.reason = reason
-    if final or job.attempt >= ctx.settings.job_attempts:
-        job.state, job.finished_at = "failed", now
-    else:
-        pause = min(_RETRY_S * 2.0 ** (job.attempt - 1), _RETRY_LIMIT_S)
-        job.state, job.available_at = "ready", now + timedelta(seconds=pause)
-        job.queued_at = None  # announced again as soon as its time has come
+    after_failure(job, reason, now, most=ctx.settings.job_attempts, final=final)
     await told(
         session, "synthesis-job-failed", who, job, reason=reason, state=job.state,
         attempt=job.attempt,

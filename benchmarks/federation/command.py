@@ -9,10 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from benchmarks.clipping import machine
 from benchmarks.demo.processes import DemoError, Stopped, stop_on_signals
@@ -28,7 +26,7 @@ from benchmarks.federation import (
 from benchmarks.federation.crowd import enrol
 from benchmarks.federation.results import Measured
 from benchmarks.federation.room import room
-from benchmarks.last_line import RESULTS, finish
+from benchmarks.last_line import RESULTS, finish, show, shown
 from benchmarks.options import OptionParser
 
 PROGRAM = "python -m benchmarks.federation"
@@ -76,15 +74,7 @@ def run(parts: Sequence[str], clients: int, folder: Path, logs: Path | None) -> 
     found = measure(parts, clients, logs, Console(stderr=True))
     seconds = round(time.monotonic() - began, 1)
     numbers, goals = results.figures(found), results.targets(found)
-    console.print(
-        f"{facts['cpu']}, {facts['cores']} cores; load before: {facts['load']}; "
-        f"measured in {seconds / 60:.1f} min",
-        highlight=False,
-    )
-    table = Table("what", "value", "target", box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in results.rows(numbers, goals):
-        table.add_row(*row)
-    console.print(table)
+    show(console, facts, seconds, shown(numbers, goals))
     if found.series:
         figures.costs(
             found.series, folder / f"{NAME}.png",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 
@@ -94,12 +93,3 @@ def targets(found: Measured) -> dict[str, Target]:
     for series in found.series:
         made[f"linear-in-{series.over}"] = at_least(series.line.r2, LINEAR_R2)
     return made
-
-
-def rows(numbers: dict[str, float], goals: dict[str, Target]) -> Sequence[tuple[str, str, str]]:
-    """(what, value, target) for the table: targets first, then everything else."""
-    shown = [
-        (name, f"{goal['value']:,.3g}", f"{goal['target']:g} {'met' if goal['ok'] else 'MISSED'}")
-        for name, goal in goals.items()
-    ]
-    return [*shown, *((name, f"{value:,.4g}", "") for name, value in numbers.items())]

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from benchmarks.clipping import machine
 from benchmarks.demo.processes import DemoError, Stopped, stop_on_signals
 from benchmarks.federation.room import Room, room
-from benchmarks.last_line import RESULTS, finish
+from benchmarks.last_line import RESULTS, finish, show, shown
 from benchmarks.options import OptionParser
 from benchmarks.synthesis import parts, results
 from benchmarks.synthesis.http import Caller
@@ -63,15 +61,7 @@ def run(only: Sequence[str], folder: Path, logs: Path | None) -> Measured:
         _measure(here, only, found, Console(stderr=True))
     seconds = round(time.monotonic() - began, 1)
     numbers, goals = results.figures(found), results.targets(found)
-    console.print(
-        f"{facts['cpu']}, {facts['cores']} cores; load before: {facts['load']}; "
-        f"measured in {seconds / 60:.1f} min",
-        highlight=False,
-    )
-    table = Table("what", "value", "target", box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in results.rows(numbers, goals):
-        table.add_row(*row)
-    console.print(table)
+    show(console, facts, seconds, shown(numbers, goals))
     more = {"machine": facts, "parts": asdict(found)}
     finish(console, folder, NAME, {**numbers, "seconds": seconds}, goals, more)
     return found

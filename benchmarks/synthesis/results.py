@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -69,12 +68,3 @@ def targets(found: Measured) -> dict[str, Target]:
         made["four-streams-slowest-to-fastest"] = at_most(max(t.seconds) / min(t.seconds), FAIR)
         made["health-max-ms"] = at_most(1e3 * max(t.health_s), HEALTH_MS)
     return made
-
-
-def rows(numbers: dict[str, float], goals: dict[str, Target]) -> Sequence[tuple[str, str, str]]:
-    """(what, value, target) for the table: targets first, then everything else."""
-    shown = [
-        (name, f"{goal['value']:,.3g}", f"{goal['target']:g} {'met' if goal['ok'] else 'MISSED'}")
-        for name, goal in goals.items()
-    ]
-    return [*shown, *((name, f"{value:,.4g}", "") for name, value in numbers.items())]

@@ -101,6 +101,16 @@ def _reasons(listed: str) -> None:
 
 
 def downgrade() -> None:
+    # A receipt must be verifiable as long as anybody has one.
+    op.execute(
+        """
+        DO $$ BEGIN
+            IF EXISTS (SELECT FROM receipts) THEN
+                RAISE EXCEPTION 'there are receipts: this database cannot go back before them';
+            END IF;
+        END $$
+        """
+    )
     op.execute("ALTER TABLE erasures DISABLE TRIGGER erasures_immutable")
     op.execute("UPDATE erasures SET reason = 'requested' WHERE reason = 'revoked'")
     op.execute("ALTER TABLE erasures ENABLE TRIGGER erasures_immutable")

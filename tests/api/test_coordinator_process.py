@@ -127,7 +127,7 @@ def test_the_database_and_tokens_from_the_command_line(
     code, _, told = ran(token_app, *create, "admin")
     assert (code, "db upgrade" in told) == (1, True)
     assert ran(db_app, "current")[0] == 1
-    upgraded = (0, "the database is at migration 0004\n")
+    upgraded = (0, "the database is at migration 0006\n")
     assert ran(db_app, "upgrade")[:2] == upgraded
     down = ran(db_app, "downgrade", "base")
     assert down[:2] == (0, "the database is at migration none\n")

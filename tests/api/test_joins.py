@@ -36,6 +36,11 @@ async def rows(coordinator: Coordinator, mixture: object) -> dict[str, Any]:
     return dict(await coordinator.ok("POST", "/synthesize", "scientist", json=body))
 
 
+def of(answer: dict[str, Any]) -> dict[str, Any]:
+    """What the receipt says."""
+    return dict(answer["receipt"]["receipt"])
+
+
 async def ask(
     coordinator: Coordinator, run: dict[str, Any], *names: str, who: str = "admin", **how: Any
 ) -> Any:
@@ -87,17 +92,17 @@ async def test_a_client_joins_and_nothing_changes_for_the_others(coordinator: Co
         new = await rows(coordinator, mixture)
         assert new["label_ids"] == old["label_ids"]
         np.testing.assert_allclose(new["embeddings"], old["embeddings"], atol=1e-4)
-        assert new["receipt"]["weights_digest"] == old["receipt"]["weights_digest"]
-        assert new["receipt"]["frame_digest"] != old["receipt"]["frame_digest"]
+        assert of(new)["model"]["weights_digest"] == of(old)["model"]["weights_digest"]
+        assert of(new)["model"]["frame_digest"] != of(old)["model"]["frame_digest"]
     alone = await rows(coordinator, {"site-c": 1.0})
     blend = await rows(coordinator, {"site-c": 0.5, "site-a": 0.5})
     assert alone["embeddings"] != blend["embeddings"]
-    receipt = alone["receipt"]
-    assert receipt["round"] == 2
+    receipt = of(alone)
+    assert receipt["model"]["round"] == 2
     spent = {each["client"]: each["epsilon"] for each in receipt["per_client"]}
     assert spent["site-c"] == epsilon([spec.event(2)], 1e-5)
-    assert spent["site-a"] == before[0]["receipt"]["per_client"][0]["epsilon"]
-    assert [each["client"] for each in before[0]["receipt"]["per_client"]] == ["site-a", "site-b"]
+    assert spent["site-a"] == of(before[0])["per_client"][0]["epsilon"]
+    assert [each["client"] for each in of(before[0])["per_client"]] == ["site-a", "site-b"]
     assert await coordinator.ledger("site-a") == ledger_a
     assert await coordinator.kinds("site-c") == ["reserve", "commit"]
     older = await coordinator.ok("GET", f"/v1/runs/{run['id']}/model?round=1")
@@ -150,7 +155,7 @@ async def test_a_founding_client_that_missed_the_sketch_may_join(coordinator: Co
     await coordinator.work("site-c")
     await coordinator.aggregate()
     assert await coordinator.kinds("site-c") == ["reserve", "lost", "reserve", "commit"]
-    assert (await rows(coordinator, {"site-c": 1.0}))["receipt"]["round"] == 1
+    assert of(await rows(coordinator, {"site-c": 1.0}))["model"]["round"] == 1
 
 
 async def test_a_managed_client_joins_through_the_train_queue(coordinator: Coordinator) -> None:
@@ -394,7 +399,7 @@ async def test_an_operator_abandons_a_join_but_not_the_run(coordinator: Coordina
     await coordinator.join(run, "site-c")
     await coordinator.work("site-c")
     await coordinator.aggregate()
-    assert (await rows(coordinator, {"site-c": 1.0}))["receipt"]["round"] == 3
+    assert of(await rows(coordinator, {"site-c": 1.0}))["model"]["round"] == 3
 
 
 async def test_a_join_whose_sum_fails_is_told_in_the_listing(coordinator: Coordinator) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sqlalchemy.exc import ProgrammingError
 
+from api import migration
 from api.receipts import keys
 from api.receipts.keys import Keyring
 from api.synthesis import models
@@ -262,3 +264,12 @@ async def test_a_model_without_a_guarantee_is_served_only_if_the_operator_says_s
     assert (receipt.label, answer.headers["X-FHV-Label"]) == ("NOT PRIVATE", "NOT PRIVATE")
     assert "seed" in receipt.caveat
     assert np.isfinite(answer.json()["embeddings"]).all()
+
+
+async def test_receipts_are_not_thrown_away_by_a_downgrade(coordinator: Coordinator) -> None:
+    await published(coordinator)
+    await rows(coordinator)
+    url = coordinator.ctx.database.url
+    with pytest.raises(ProgrammingError, match="there are receipts"):
+        await asyncio.to_thread(migration.downgrade, url, "0004")
+    assert migration.state(url).current

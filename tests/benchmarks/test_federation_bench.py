@@ -21,6 +21,7 @@ from benchmarks.federation.polling import Poll, Polled
 from benchmarks.federation.results import Measured
 from benchmarks.federation.scaling import Series
 from benchmarks.federation.thousand import Round
+from benchmarks.last_line import shown
 from core.errors import UpdateRejected
 from core.federation.rule import spec_for
 from core.federation.updates import check_update, expectation
@@ -118,7 +119,7 @@ def test_what_misses_its_target_says_so() -> None:
     goals = results.targets(bad)
     assert set(goals) == {"ingest-5MB-to-bare", "api-mib", "poll-p99-ms", "sum-memory-growth"}
     assert not any(goal["ok"] for goal in goals.values())
-    rows = results.rows(results.figures(bad), goals)
+    rows = shown(results.figures(bad), goals)
     assert rows[0] == ("ingest-5MB-to-bare", "0.333", "0.5 MISSED")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.last_line import shown
 from benchmarks.synthesis import command, parts, results
 from benchmarks.synthesis.parts import Memory, Rate, Short, Together
 from benchmarks.synthesis.published import Published
@@ -61,9 +62,9 @@ def test_figures_are_finite_and_shown() -> None:
     assert numbers["json-1000-p50-ms"] == 30.0
     assert numbers["health-p99-ms"] == 49.0
     assert all(np.isfinite(value) for value in numbers.values())
-    shown = results.rows(numbers, results.targets(measured()))
-    assert shown[0] == ("arrow-to-bare", "0.9", "0.8 met")
-    assert len(shown) == 5 + len(numbers)
+    listed = shown(numbers, results.targets(measured()))
+    assert listed[0] == ("arrow-to-bare", "0.9", "0.8 met")
+    assert len(listed) == 5 + len(numbers)
     assert json.dumps(numbers)
 
 

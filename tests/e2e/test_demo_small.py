@@ -99,11 +99,13 @@ def test_synthetic_tables_are_usable_and_say_what_they_are(
         assert x.shape == (400, space.dim)
         assert np.isfinite(x).all()
         assert set(table.column("label").to_pylist()) <= set(space.classes)
-        receipt = receipt_of(path)
-        assert receipt["run_id"] == report["run_id"]
+        receipt = receipt_of(path)["receipt"]
+        assert receipt["model"]["run_id"] == report["run_id"]
         assert receipt["noise_mode"] == "csprng"
         assert len(receipt["per_client"]) == 3
-    assert receipt_of(output / "mixture.parquet")["mixture"] == {"site-a": 0.7, "site-b": 0.3}
+        assert receipt["content"]["n"] == 400
+    mixture = receipt_of(output / "mixture.parquet")["receipt"]["asked"]["mixture"]
+    assert mixture == {"site-a": 0.7, "site-b": 0.3}
     accuracy = {row["trained_on"]: row["accuracy"] for row in report["accuracy"]}
     assert accuracy["real data (ceiling)"] > 0.9
     assert accuracy["synthetic: neutral code"] > 3 / len(space.classes) * 0.9

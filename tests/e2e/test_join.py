@@ -179,9 +179,9 @@ def test_a_site_joins_by_its_agent_through_a_kill_and_a_managed_one_by_the_queue
     assert np.isfinite(alone["embeddings"]).all()
     assert not np.allclose(alone["embeddings"], blend["embeddings"], atol=1e-3)
     assert not np.allclose(alone["embeddings"], before[0]["embeddings"], atol=1e-3)
-    spent = {each["client"]: each["epsilon"] for each in alone["receipt"]["per_client"]}
+    spent = {each["client"]: each["epsilon"] for each in alone["receipt"]["receipt"]["per_client"]}
     assert (spent["site-c"], spent["late"]) == (price, price)
-    assert spent["site-a"] == before[0]["receipt"]["per_client"][0]["epsilon"] > price
+    assert spent["site-a"] == before[0]["receipt"]["receipt"]["per_client"][0]["epsilon"] > price
     run = finished.operator.run(finished.run_id)
     assert (run["state"], run["rounds_published"], run["joins_published"]) == (
         "completed",
