@@ -18,7 +18,8 @@ from core.federation.plan import RunSpec
 from core.models.layout import report_layout
 from core.report import blocks
 from core.report.blocks import HELD_OUT, MEMBERS
-from core.report.reference import ROWS, Reference
+from core.report.neighbours import row_count
+from core.report.reference import Reference
 from core.report.site import Estimate, Shares, SiteStatistics
 
 Vector = NDArray[np.float64]
@@ -39,6 +40,7 @@ class SiteEstimator:
         self, spec: RunSpec, reference: Reference, vector: Vector, noise_std: float
     ) -> None:
         self._spec, self._reference = spec, reference
+        self._others = row_count(spec) - 1
         layout = report_layout(spec)
         self._shapes = dict(layout.blocks)
         self._noise = {name: noise_std / weight for name, weight in blocks.weights().items()}
@@ -205,7 +207,7 @@ class SiteEstimator:
         length = np.clip(np.sum(mean**2, axis=1) - noise, 0.0, 1.0)
         sd = self._count(HELD_OUT).se
         by_count = length * (sd / count) ** 2  # the mean is divided by a noised number
-        real, synthetic = (1.0 - length) / count, (1.0 - float(made @ made)) / (ROWS - 1)
+        real, synthetic = (1.0 - length) / count, (1.0 - float(made @ made)) / self._others
         gap = np.sum((mean - made) ** 2, axis=1)
         return _estimate(gap - noise - by_count - real - synthetic)
 

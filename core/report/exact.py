@@ -18,6 +18,7 @@ Vector = NDArray[np.float64]
 
 # What products may be wrong by, of squared distances between directions: some 1e-13 in truth.
 _MARGIN = 1e-9
+_PIECE = 1 << 20  # numbers at once
 
 
 def dot(rows: Vector, others: Vector) -> Vector:
@@ -25,9 +26,23 @@ def dot(rows: Vector, others: Vector) -> Vector:
     return np.asarray(np.sum(np.ascontiguousarray(rows * others), axis=1))
 
 
-def _squared(rows: Vector, others: Vector) -> Vector:
-    apart = rows - others
-    return dot(apart, apart)
+def _of_pairs(
+    rows: Vector, here: NDArray[np.intp], others: Vector, there: NDArray[np.intp], *, apart: bool
+) -> Vector:
+    """[p] for each pair of a row and another: their squared distance, or their inner product.
+
+    In pieces: a model whose rows are all equally far from some record would otherwise make a
+    site that has it run out of memory, and so say that it has it.
+    """
+    found = np.empty(len(here))
+    piece = max(1, _PIECE // rows.shape[1])
+    for start in range(0, len(here), piece):
+        part = slice(start, start + piece)
+        mine, other = rows[here[part]], others[there[part]]
+        if apart:
+            mine = other = mine - other
+        found[part] = dot(mine, other)
+    return found
 
 
 def two_nearest(rows: Vector, others: Vector) -> Vector:
@@ -40,7 +55,7 @@ def two_nearest(rows: Vector, others: Vector) -> Vector:
         limit = np.partition(rough, 1, axis=1)[:, 1] + 2.0 * _MARGIN
         here, there = np.nonzero(rough <= limit[:, None])
         squared = np.full(rough.shape, np.inf)
-        squared[here, there] = _squared(rows[part][here], others[there])
+        squared[here, there] = _of_pairs(rows[part], here, others, there, apart=True)
         found[part] = np.sqrt(np.sort(np.partition(squared, 1, axis=1)[:, :2], axis=1))
     return found
 
@@ -53,7 +68,7 @@ def inside(rows: Vector, others: Vector, radii: Vector) -> NDArray[np.bool_]:
         beyond = rough - limits
         sure = np.asarray((beyond < -_MARGIN).any(axis=1))
         here, there = np.nonzero((np.abs(beyond) <= _MARGIN) & ~sure[:, None])
-        close = _squared(rows[part][here], others[there]) <= limits[there]
+        close = _of_pairs(rows[part], here, others, there, apart=True) <= limits[there]
         sure[here[close]] = True
         found[part] = sure
     return found
@@ -72,6 +87,6 @@ def labels(rows: Vector, classifier: Vector) -> NDArray[np.int64]:
     unclear = np.flatnonzero(close.sum(axis=1) > 1)
     here, there = np.nonzero(close[unclear])
     scores = np.full((len(unclear), len(bias)), -np.inf)
-    scores[here, there] = dot(rows[unclear][here], weight[there]) + bias[there]
+    scores[here, there] = _of_pairs(rows[unclear], here, weight, there, apart=False) + bias[there]
     said[unclear] = scores.argmax(axis=1)
     return said

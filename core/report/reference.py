@@ -11,17 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from core.evaluation.distance import squared_distances, unit_rows
 from core.federation.plan import RunSpec
-from core.models.features import fourier_features
-from core.models.features import report_frequencies as report_frequencies
-from core.report import exact
+from core.models.features import fourier_features, report_frequencies
 from core.report.blocks import (
     CELLS,
     DISTANCES,
@@ -31,16 +27,15 @@ from core.report.blocks import (
     RATIOS,
     STRETCHES,
 )
+from core.report.neighbours import MOST_ROWS, Synthetic, bins, cells, ratios
 from core.synthesis.request import Mixture, SynthesisRequest
 from core.synthesis.sampler import Generator
 from core.wire import tensors
 
 Vector = NDArray[np.float64]
 
-ROWS = 4_000  # synthetic rows that records are compared with
 _DOMAIN_ROWS = 2_000  # to which the classifier of one client's code is fitted
 _MOST_NUMBERS = 2_000_000  # in the classifiers of all clients together
-_NEIGHBOUR = 5  # whose distance is the radius of a synthetic row's ball in the manifold
 _SPREAD = 32  # principal axes of the features' covariance that are kept
 _REACH = 1.25  # the map reaches so far beyond the outermost synthetic rows
 _LEAST_STEP = 1e-6  # between thresholds, so that bins of rows that coincide keep their order
@@ -128,66 +123,6 @@ def without_classifiers(content: Mapping[str, tensors.Array]) -> dict[str, tenso
     return {name: value for name, value in content.items() if name != PREFIX + "classifiers"}
 
 
-@dataclass(frozen=True, eq=False)
-class Synthetic:
-    """Directions [n, d] of neutral synthetic rows, and where records lie among them."""
-
-    directions: Vector
-
-    @classmethod
-    def of(cls, generator: Generator) -> Synthetic:
-        """The same rows everywhere, but for rounding. Raises ``ValueError`` for rows without a
-        direction, ``numpy.linalg.LinAlgError`` for a spread that is none.
-        """
-        request = SynthesisRequest(run=generator.spec.run_id, n=ROWS)
-        return cls(unit_rows(generator.sample(request, generator.spec.plan.seed).x))
-
-    @cached_property
-    def radii(self) -> Vector:
-        """[n] distance from each row to its fifth nearest other one."""
-        return _smallest(self.directions, self.directions, _NEIGHBOUR + 1)[:, _NEIGHBOUR]
-
-    def two_nearest(self, directions: Vector) -> Vector:
-        """[m, 2] distances to the nearest and to the next row, from directions [m, d]."""
-        return exact.two_nearest(directions, self.directions)
-
-    def two_nearest_others(self) -> Vector:
-        """[n, 2] of each row to the others."""
-        return _smallest(self.directions, self.directions, 3)[:, 1:]
-
-    def inside(self, directions: Vector) -> NDArray[np.bool_]:
-        """[m] within the ball of any row, whose radius its own neighbours give."""
-        return exact.inside(directions, self.directions, self.radii)
-
-
-def _smallest(rows: Vector, others: Vector, count: int) -> Vector:
-    """[n, count] the smallest distances from each of ``rows``, ascending."""
-    found = np.empty((len(rows), count))
-    for part, squared in squared_distances(rows, others):
-        found[part] = np.sqrt(np.sort(np.partition(squared, count - 1, axis=1)[:, :count], axis=1))
-    return found
-
-
-def ratios(two: Vector) -> Vector:
-    """[n] d1 / d2 of distances [n, 2]; 1 where both are 0."""
-    safe = np.where(two[:, 1] > 0, two[:, 1], 1.0)
-    return np.asarray(np.where(two[:, 1] > 0, two[:, 0] / safe, 1.0))
-
-
-def bins(values: Vector, thresholds: Vector) -> NDArray[np.int64]:
-    """[n] i where thresholds[i - 1] <= value < thresholds[i]."""
-    return np.asarray(np.searchsorted(thresholds, values, side="right"), np.int64)
-
-
-def cells(directions: Vector, axes: Vector, edges: Vector) -> NDArray[np.int64]:
-    """[n] cell of the map, row by row; what lies beyond the edges is in the outermost cells."""
-    first, second = (
-        np.clip(bins(exact.dot(directions, axis), edge) - 1, 0, CELLS - 1)
-        for axis, edge in zip(axes, edges, strict=True)
-    )
-    return np.asarray(CELLS * first + second, np.int64)
-
-
 def reference(generator: Generator, clients: Sequence[str]) -> Reference:
     """The public values of a published model; ``clients`` have a code. One thread: the same bytes
     from the same model.
@@ -251,7 +186,7 @@ def _classifier(generator: Generator, mixture: Mixture) -> Vector:
     from core.evaluation.utility import linear_classifier  # scikit-learn: slow to import
 
     spec = generator.spec
-    count = ROWS if mixture == "neutral" else _DOMAIN_ROWS
+    count = MOST_ROWS if mixture == "neutral" else _DOMAIN_ROWS
     request = SynthesisRequest(run=spec.run_id, n=count, mixture=mixture)
     rows = generator.sample(request, spec.plan.seed)
     weight, bias = linear_classifier(rows.x, rows.y, len(spec.space.classes))
@@ -261,7 +196,11 @@ def _classifier(generator: Generator, mixture: Mixture) -> Vector:
 def _principal_axes(rows: Vector) -> Vector:
     """[2, d] of rows [n, d], each with its largest entry positive."""
     centred = rows - rows.mean(axis=0)
-    axes = np.linalg.eigh(centred.T @ centred)[1][:, :-3:-1].T
+    if rows.shape[1] <= len(rows):
+        axes = np.linalg.eigh(centred.T @ centred)[1][:, :-3:-1].T
+    else:  # the same by the smaller matrix
+        axes = np.linalg.eigh(centred @ centred.T)[1][:, :-3:-1].T @ centred
+        axes = axes / np.maximum(np.linalg.norm(axes, axis=1, keepdims=True), 1e-12)
     largest = np.abs(axes).argmax(axis=1)
     return np.asarray(axes * np.sign(axes[np.arange(2), largest])[:, None])
 

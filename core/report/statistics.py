@@ -17,7 +17,8 @@ from core.models.layout import report_layout
 from core.privacy.mechanism import sensitivity
 from core.report import blocks
 from core.report.estimates import SiteEstimator
-from core.report.reference import ROWS, Reference
+from core.report.neighbours import row_count
+from core.report.reference import Reference
 from core.report.site import Estimate as Estimate
 from core.report.site import Shares as Shares
 from core.report.site import SiteStatistics as SiteStatistics
@@ -76,7 +77,7 @@ def read(spec: RunSpec, weights: bytes) -> Statistics | None:
         synthetic_ratio=reference.ratio,
         synthetic_map=reference.map,
         map_edges=reference.edges,
-        synthetic_rows=ROWS,
+        synthetic_rows=row_count(spec),
         pooled=SiteEstimator(spec, reference, vectors.sum(axis=0), total_std).all(""),
         sites=tuple(per_site),
         missing=missing,

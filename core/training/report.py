@@ -28,7 +28,8 @@ from core.federation.plan import RunSpec
 from core.models.features import fourier_features, report_frequencies
 from core.models.layout import report_layout
 from core.report import blocks, exact
-from core.report.reference import Reference, Synthetic, bins, cells, ratios
+from core.report.neighbours import Synthetic, bins, cells, ratios
+from core.report.reference import Reference
 from core.synthesis.sampler import Generator
 from core.training.sketch import record_shares
 from core.wire import tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,8 @@ from core.privacy import accounting
 from core.privacy.mechanism import sensitivity
 from core.privacy.noise import csprng, seeded
 from core.report import blocks, exact
-from core.report.reference import PREFIX, Reference, Synthetic, bins
+from core.report.neighbours import Synthetic, bins, row_count
+from core.report.reference import PREFIX, Reference, _principal_axes
 from core.report.statistics import read
 from core.report.vectors import VECTORS
 from core.simulation import Simulated, SimulatedSite, simulate
@@ -275,6 +277,34 @@ def test_comparisons_of_a_record_do_not_depend_on_the_batch() -> None:
         np.testing.assert_array_equal(exact.labels(alone, classifier), said[row : row + 1])
         np.testing.assert_array_equal(exact.inside(alone, others, radii), within[row : row + 1])
     assert (said != 1).all()  # of equal scores the first
+
+
+def test_a_model_of_equal_rows_cannot_fill_the_memory() -> None:
+    """All rows as near as each other to every record, which the coordinator may arrange."""
+    rows = np.tile(directions(1, 0), (1_000, 20)) / np.sqrt(20.0)
+    others = np.tile(directions(1, 2), (3_000, 20)) / np.sqrt(20.0)
+    classifier = np.zeros((400, 141))
+    tracemalloc.start()
+    try:
+        two = exact.two_nearest(rows, others)
+        exact.inside(rows, others, two[0, :1].repeat(3_000))
+        exact.labels(rows, classifier)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 400e6  # all pairs at once: 3.4 GB
+    assert (two == two[0, 0]).all()
+
+
+def test_axes_of_few_rows_in_many_dimensions() -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 40)) * np.linspace(3.0, 0.1, 40)
+    centred = rows - rows.mean(axis=0)
+    slow = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    for given in (rows, np.hstack([rows, np.zeros((60, 200))])):
+        axes = _principal_axes(given)[:, :40]
+        np.testing.assert_allclose(np.abs(np.sum(axes * slow, axis=1)), 1.0, atol=1e-9)
+    assert row_count(SPEC) == 4_000
+    assert row_count(worlds.spec(dim=20_000, model={"basis_rank": 2})) == 800
 
 
 def test_defect_trusting_products_of_matrices_lets_bins_jump(

@@ -18,7 +18,7 @@ from core.privacy.noise import seeded
 from core.report import blocks
 from core.report.blocks import FEATURE_PAIRS, RATIOS
 from core.report.estimates import SiteEstimator
-from core.report.reference import Synthetic
+from core.report.neighbours import Synthetic
 from core.report.site import Estimate, SiteStatistics
 from core.report.statistics import Statistics, read
 from core.simulation import Simulated, SimulatedSite, simulate
