@@ -201,6 +201,8 @@ def synthesize(
             federation.synthesize(scientist, run_id, mixture, guidance, options.rows, path)
             files[title] = path
             progress.advance(bar)
+        page = scientist.report_page(run_id)
+    (options.output / "model-report.html").write_text(page)
     return files
 
 
@@ -264,7 +266,11 @@ def run_demo(options: Options, console: Console) -> Report:
     )
     report.write(options.output / "report.json")
     report.show(console)
-    console.print(f"Synthetic tables and report.json are in {options.output}/", highlight=False)
+    console.print(
+        f"Synthetic tables, the model's report (model-report.html) and the demo's figures "
+        f"(report.json) are in {options.output}/",
+        highlight=False,
+    )
     return report
 
 
