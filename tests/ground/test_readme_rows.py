@@ -82,7 +82,7 @@ def test_the_snippets_do_what_the_readme_says(
     ran("bash", "-c", f"run={run}\n{reported}")
     page = (tmp_path / "report.html").read_text()
     assert "site-b" in page
-    assert page.endswith("</html>\n")
+    assert page.endswith("</html>")
     ran(sys.executable, "-c", client)
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(sample_app, shlex.split(sampled)[2:])
