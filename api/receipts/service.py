@@ -48,8 +48,8 @@ class Proof(BaseModel):
     made_with: MadeWith = Field(description="Of this machine.")
 
 
-def facts_of(run_name: str, model: ModelView, withdrawn: tuple[str, ...] = ()) -> ModelFacts:
-    """What receipts of a published model say whatever is asked of it."""
+def facts_of(run_name: str, model: ModelView) -> ModelFacts:
+    """What receipts of a published model say whatever is asked of it, before anybody withdraws."""
     return ModelFacts(
         model=Model(
             run_id=str(model.run_id),
@@ -65,7 +65,6 @@ def facts_of(run_name: str, model: ModelView, withdrawn: tuple[str, ...] = ()) -
         ),
         relation=model.relation,
         noise_mode=model.noise_mode,
-        withdrawn=withdrawn,
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
@@ -21,6 +20,7 @@ from api.rounds import repository as rounds
 from api.runs import repository as runs
 from api.runs.service import seat_view
 from api.synthesis.models import Generators, Models, Published
+from core.recent import Recent
 from core.report import page, statistics
 from core.report.make import Known, make
 from core.report.report import Member
@@ -50,7 +50,7 @@ class Reports:
     """Written reports by all that they were made of; the least recently used one goes."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Known, Written] = OrderedDict()
+        self._kept = Recent[Known, Written](_KEPT)
 
     async def get(
         self,
@@ -70,11 +70,8 @@ class Reports:
             written = self._kept.get(known)
             if written is None:
                 weights = found.model.weights.digest
-                written = await asyncio.to_thread(_written, ctx, known, generator, weights)
-                self._kept[known] = written
-        self._kept.move_to_end(known)
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
+                made = await asyncio.to_thread(_written, ctx, known, generator, weights)
+                written = self._kept.keep(known, made)
         return written
 
 

@@ -4,7 +4,6 @@ so nothing that is kept here can be out of date.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -13,10 +12,11 @@ from api.db.engine import Database
 from api.db.run_models import Run
 from core.federation.plan import RunSpec
 from core.federation.updates import UpdateExpectation, expectation
+from core.recent import Recent
 
 _MOST = 256
-_specs: OrderedDict[str, RunSpec] = OrderedDict()
-_expected: OrderedDict[tuple[str, int], UpdateExpectation] = OrderedDict()
+_specs = Recent[str, RunSpec](_MOST)
+_expected = Recent[tuple[str, int], UpdateExpectation](_MOST)
 _BODY = "SELECT spec FROM runs WHERE id = %(run_id)s"
 
 
@@ -36,15 +36,11 @@ def expected_of(digest: str, spec: RunSpec, round_number: int) -> UpdateExpectat
     """What an update of this round of this specification must look like."""
     key = (digest, round_number)
     if (known := _expected.get(key)) is None:
-        known = _expected[key] = expectation(spec, round_number)
-        if len(_expected) > _MOST:
-            _expected.popitem(last=False)
+        known = _expected.keep(key, expectation(spec, round_number))
     return known
 
 
 def _spec(digest: str, body: Mapping[str, Any]) -> RunSpec:
     if (known := _specs.get(digest)) is None:
-        known = _specs[digest] = RunSpec.model_validate(body)
-        if len(_specs) > _MOST:
-            _specs.popitem(last=False)
+        known = _specs.keep(digest, RunSpec.model_validate(body))
     return known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -19,6 +18,7 @@ from api.runs.specs import spec_of
 from api.synthesis import repository
 from core.federation.plan import RunSpec
 from core.receipts.opening import ModelFacts, caveat_of
+from core.recent import Recent
 from core.synthesis.domains import must_allow, resolved
 from core.synthesis.request import Mixture, SynthesisRequest
 from core.synthesis.sampler import Generator
@@ -49,7 +49,7 @@ class Generators:
     """Loaded models by their digests; the least recently used one goes."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str, str], Generator] = OrderedDict()
+        self._kept = Recent[tuple[str, str, str], Generator](_KEPT_GENERATORS)
 
     async def get(self, ctx: Context, published: Published) -> Generator:
         """Raises ``NotPrivate`` for a model without a guarantee, unless the operator allows it."""
@@ -57,11 +57,7 @@ class Generators:
         key = (model.frame.digest, model.weights.digest, model.spec_digest)
         found = self._kept.get(key)
         if found is None:
-            found = await asyncio.to_thread(_load, ctx, published)
-            self._kept[key] = found
-        self._kept.move_to_end(key)
-        while len(self._kept) > _KEPT_GENERATORS:
-            self._kept.popitem(last=False)
+            found = self._kept.keep(key, await asyncio.to_thread(_load, ctx, published))
         _may_be_served(ctx, published, found)
         return found
 
@@ -89,7 +85,7 @@ class Models:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[UUID, int], Published] = OrderedDict()
+        self._kept = Recent[tuple[UUID, int], Published](_KEPT_MODELS)
 
     async def published(
         self, ctx: Context, who: Principal, id_or_name: str, number: int | None
@@ -104,11 +100,7 @@ class Models:
         key = (found.run_id, found.round)
         kept = self._kept.get(key)
         if kept is None:
-            kept = await _read(ctx, who, found.run_id, found.round)
-            self._kept[key] = kept
-        self._kept.move_to_end(key)
-        while len(self._kept) > _KEPT_MODELS:
-            self._kept.popitem(last=False)
+            kept = self._kept.keep(key, await _read(ctx, who, found.run_id, found.round))
         return replace(kept, facts=replace(kept.facts, withdrawn=found.withdrawn))
 
 

@@ -6,7 +6,6 @@ what is kept here cannot be out of date. A thousand clients that ask for a round
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -22,10 +21,11 @@ from api.runs.specs import expected_of, spec_of
 from core.federation.plan import RoundKind, RunSpec
 from core.federation.updates import UpdateExpectation
 from core.privacy.events import PrivacyEvent
+from core.recent import Recent
 from core.wire.messages import ObjectRef, WorkOrder
 
 _MOST = 256
-_kept: OrderedDict[tuple[UUID, int], Common] = OrderedDict()
+_kept: Recent[tuple[UUID, int], Common] = Recent(_MOST)
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,7 @@ async def common(database: Database, work: Attempt) -> Common:
     key = (work.run_id, work.round_number)
     if (known := _kept.get(key)) is None:
         async with database.read() as session:
-            known = _kept[key] = await _read(session, *key)
-        if len(_kept) > _MOST:
-            _kept.popitem(last=False)
+            known = _kept.keep(key, await _read(session, *key))
     return known
 
 

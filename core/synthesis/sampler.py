@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +30,7 @@ from core.models.frame import Frame
 from core.models.label_shift import curvature, read_label_shift, shifted
 from core.models.layout import shared_layout
 from core.receipts.content import Content
+from core.recent import Recent
 from core.synthesis.codes import Code
 from core.synthesis.decoding import Decoding
 from core.synthesis.domains import must_allow
@@ -89,8 +89,8 @@ class Generator:
     guided: bool = False
     caveat: str = ""
     withdrawn: frozenset[str] = frozenset()
-    _kept: OrderedDict[tuple[str, float, bool], Decoding | Guide] = field(
-        init=False, repr=False, default_factory=OrderedDict
+    _kept: Recent[tuple[str, float, bool], Decoding | Guide] = field(
+        init=False, repr=False, default_factory=lambda: Recent(_KEPT_CODES)
     )
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
@@ -209,10 +209,7 @@ class Generator:
                 found = self._decoding(code, temperature)
                 if guided:
                     found = Guide(found, self.classifier(code.mixture))
-                self._kept[key] = found
-            self._kept.move_to_end(key)
-            while len(self._kept) > _KEPT_CODES:
-                self._kept.popitem(last=False)
+                self._kept.keep(key, found)
         return found
 
     def _decoding(self, code: Code, temperature: float) -> Decoding:
