@@ -11,7 +11,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import health, objects, problems, spaces, tokens
+from api import cors, health, objects, problems, spaces, tokens
 from api.clients import endpoints as clients
 from api.config import Settings, load
 from api.consents import endpoints as consents
@@ -143,6 +143,8 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.settings, app.state.background, app.state.context = settings, background, None
+    if settings.origins:
+        cors.install(app, settings.origins)
     app.add_middleware(Outermost, max_json_bytes=settings.max_json_bytes)
     problems.install(app)
     # Routes are tried in this order: what every site asks all the time comes first.

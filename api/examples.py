@@ -105,6 +105,7 @@ RUN = {
     "spec_digest": SPEC,
     "paused_until": None,
     "clients": ["site-a", "site-b"],
+    "clients_total": 2,
     "seats": [
         {
             "client": name,

@@ -1,4 +1,5 @@
-"""The outermost layer: request ids, the size limit of JSON bodies, the protocol, one log line.
+"""The outermost layer: request ids, the size limit of JSON bodies, the protocol, headers that keep
+browsers from doing more with an answer than it is meant for, one log line.
 
 Plain ASGI, because it must see bodies before anything reads them and must answer in
 problem+json. Bodies, tokens and query strings are never logged.
@@ -27,7 +28,28 @@ _QUIET = frozenset({"/healthz", "/readyz"})
 # The one route whose bodies are large; it enforces the exact limit of its round by itself.
 _UPLOAD = re.compile(r"^/v1/runs/[^/]+/rounds/[^/]+/updates/[^/]+$")
 
+_PAGE = "text/html"
+# An answer that is not a page may load nothing and be framed by nobody, whatever a browser takes it
+# for. Pages (/docs, /redoc) have scripts of their own; the report's own policy is stricter.
+_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_POLICY_OF_PAGES = "frame-ancestors 'none'; base-uri 'none'; object-src 'none'; form-action 'self'"
+SECURITY_HEADERS = {
+    "Cache-Control": "no-store",  # tokens, ledgers: what may be kept says so by itself
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
 log = structlog.get_logger("api.access")
+
+
+def _protect(answer: MutableHeaders) -> None:
+    """The security headers, where an answer does not have its own."""
+    for name, value in SECURITY_HEADERS.items():
+        answer.setdefault(name, value)
+    page = answer.get("Content-Type", "").startswith(_PAGE)
+    answer.setdefault("Content-Security-Policy", _POLICY_OF_PAGES if page else _POLICY)
 
 
 _CRASHED = "An error that nobody expected; the coordinator's log has the request id."
@@ -62,7 +84,7 @@ class Outermost:
                 answer = MutableHeaders(scope=message)
                 answer[REQUEST_ID_HEADER] = request_id
                 answer[PROTOCOL_HEADER], answer[RANGE_HEADER] = str(used), str(SPOKEN)
-                answer.setdefault("Cache-Control", "no-store")
+                _protect(answer)
             await send(message)
 
         try:
