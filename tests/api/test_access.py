@@ -134,7 +134,7 @@ async def test_who_is_let_in(coordinator: Coordinator, operations: Operations, w
         where = f"{who}: {method} {path}: {answer.status_code} {answer.text[:200]}"
         if allowed is not None and who in INVALID:
             problem(answer, 401, "unauthenticated")
-            assert answer.headers["WWW-Authenticate"] == "Bearer", where
+            assert answer.headers["WWW-Authenticate"].startswith("Bearer "), where
         elif allowed is not None and who not in allowed:
             assert "needed: " in problem(answer, 403, "forbidden")["detail"], where
         else:
@@ -160,6 +160,7 @@ async def _stage(coordinator: Coordinator) -> tuple[dict[str, str], dict[str, di
     order = await coordinator.poll("site-a")
     assert order is not None
     model = await coordinator.ok("GET", f"/v1/runs/{run['id']}/model")
+    await coordinator.ok("GET", "/v1/events")  # readers number the trail: let it be done
     own = {
         "client_id": coordinator.clients["site-a"],
         "run_id": run["id"],
