@@ -157,7 +157,8 @@ def operations(app: FastAPI) -> list[Operation]:
         scopes = frozenset.intersection(*doors) if doors else None
         path = context.path or route.path
         found += [
-            Operation(name, method, path, scopes, RULES[name]) for method in sorted(route.methods)
+            Operation(name, method, path, scopes, RULES[name])
+            for method in sorted(route.methods or ())
         ]
     return found
 
