@@ -40,6 +40,8 @@ _bearer = HTTPBearer(
     description="Made by `fedhypevae token create`, or returned once when a client is enrolled.",
 )
 
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
 
 @dataclass(frozen=True)
 class Principal:
@@ -88,7 +90,7 @@ def read_lease(token: str, pepper: bytes) -> tuple[UUID, int] | None:
 
 async def principal(
     ctx: Ctx,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    credentials: Bearer,
 ) -> Principal:
     """The caller, or 401. Looked up on every request, so a revocation holds at once."""
     if credentials is None:
