@@ -166,7 +166,9 @@ async def complete(
     given: str | None,
     result: AggregateResult,
 ) -> Completed | None:
-    """Idempotent for the same result (then None). The sweeper publishes; a replay is only compared."""
+    """None if it was done already: idempotent for the same result. The sweeper publishes; a replay
+    is only compared.
+    """
     job = await _held(ctx, session, job_id, given)
     if job.state == "done":
         if job.result != result.model_dump(mode="json"):

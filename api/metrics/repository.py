@@ -1,6 +1,4 @@
-"""SQL of metrics: three statements a scrape, over rows that are under way (partial indexes) and over
-small tables.
-"""
+"""SQL of metrics: three statements a scrape."""
 
 from __future__ import annotations
 
