@@ -17,7 +17,7 @@ from api.rounds.service import ModelView
 from core.errors import ReceiptInvalid
 from core.receipts.content import Content, content_of
 from core.receipts.opening import ModelFacts, made_with
-from core.receipts.receipt import MadeWith, Model, Receipt, Spent
+from core.receipts.receipt import MadeWith, Model, ModelReceipt, Receipt, Spent
 from core.receipts.signing import Signed, verified
 from core.synthesis.sampler import Generator
 
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 
 class Verdict(BaseModel):
+    """Of the receipt of rows, or of a model that was taken away."""
+
     valid: bool = Field(description="Signed by this coordinator, as it is.")
     why: str = Field(description="What is wrong with it; empty if it is valid.")
     key_id: str
@@ -100,9 +102,13 @@ async def verify(ctx: Context, signed: Signed) -> Verdict:
     async with ctx.database.read() as session:
         known = {key.id: key for key in await keys.views(session)}
         recorded = await repository.one(session, signed.id)
+    public = {name: bytes.fromhex(key.public) for name, key in known.items()}
     why, receipt = "", None
     try:
-        receipt = verified(signed, {name: bytes.fromhex(key.public) for name, key in known.items()})
+        if signed.id.startswith(ModelReceipt.prefix):
+            verified(signed, public, ModelReceipt)
+        else:
+            receipt = verified(signed, public)
         if known[signed.key_id].revoked_at is not None:
             why = f"the key {signed.key_id} was revoked: others may have had it"
     except ReceiptInvalid as error:

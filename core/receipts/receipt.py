@@ -136,6 +136,7 @@ class ModelReceipt(Signable):
     """
 
     context: ClassVar[bytes] = b"fedhypevae model 1\n"
+    prefix: ClassVar[str] = "mdl_"
 
     version: Literal[1] = 1
     model: Model
@@ -152,7 +153,7 @@ class ModelReceipt(Signable):
 
     @property
     def id(self) -> str:
-        return "mdl_" + digits_of(self)
+        return self.prefix + digits_of(self)
 
 
 def digits_of(value: Signable) -> str:

@@ -60,6 +60,18 @@ async def test_an_export_makes_the_coordinators_rows_and_receipt(coordinator: Co
     assert (card.receipt.label, card.receipt.licence) == ("", "unspecified: ask the operator")
 
 
+async def test_the_coordinator_verifies_the_receipt_of_a_model(coordinator: Coordinator) -> None:
+    await published(coordinator)
+    _, card = load((await export(coordinator)).content)
+    signed = card.signed.model_dump(mode="json")
+    path = "/v1/receipts/verify"
+    found = await coordinator.ok("POST", path, "auditor", json=signed)
+    assert (found["valid"], found["why"], found["rows"]) == (True, "", "not recorded")
+    changed = signed | {"receipt": signed["receipt"] | {"licence": "CC0-1.0"}}
+    found = await coordinator.ok("POST", path, "auditor", json=changed)
+    assert (found["valid"], "was changed" in found["why"]) == (False, True)
+
+
 async def test_a_receipt_that_is_made_offline_has_the_coordinators_id(
     coordinator: Coordinator,
 ) -> None:

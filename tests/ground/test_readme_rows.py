@@ -67,7 +67,7 @@ def test_the_snippets_do_what_the_readme_says(
     assert lines[0] == "4000 ['embedding', 'label', 'label_id']"
     assert sum(int(line.split()[0]) for line in lines[1:]) == 20_000
     assert lines[1] == "4096 ['embedding', 'label', 'label_id']"
-    asked, verified, sampled = _blocks("sh")
+    asked, verified, sampled, reported = _blocks("sh")
     lines = ran("bash", "-c", asked).splitlines()
     assert [sorted(json.loads(line)) for line in lines] == [["embedding", "label", "label_id"]] * 3
     keys = verified.splitlines()[0]
@@ -78,6 +78,11 @@ def test_the_snippets_do_what_the_readme_says(
     assert done.exit_code == 0, done.output
     assert "ok       rows: 4,000 rows" in done.output
     assert "site-b: epsilon" in done.output
+    run = published.operator.runs()["items"][0]["id"]
+    ran("bash", "-c", f"run={run}\n{reported}")
+    page = (tmp_path / "report.html").read_text()
+    assert "site-b" in page
+    assert page.endswith("</html>")
     ran(sys.executable, "-c", client)
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(sample_app, shlex.split(sampled)[2:])
