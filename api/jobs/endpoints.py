@@ -63,7 +63,7 @@ async def complete(
     await service.check_stored(ctx, job_id, body)
     async with ctx.database.write() as session:
         done = await service.complete(ctx, session, who, job_id, lease, body)
-    if done is not None:
+    if done is not None and done.seconds is not None:
         ctx.meters.sums_s.labels(done.kind).observe(done.seconds)
 
 

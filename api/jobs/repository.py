@@ -33,9 +33,9 @@ async def overdue(session: AsyncSession, now: datetime) -> Sequence[Job]:
     return (await session.scalars(query)).all()
 
 
-async def seconds_since_claim(session: AsyncSession, job: Job) -> float:
+async def seconds_since_claim(session: AsyncSession, job: Job) -> float | None:
     """How long the job's current attempt has taken; by the trail, since the row has no such time
-    (a lease is renewed).
+    (a lease is renewed). None: the trail does not know the claim.
     """
     query = (
         select(func.extract("epoch", func.clock_timestamp() - AuditEvent.at))
@@ -47,4 +47,5 @@ async def seconds_since_claim(session: AsyncSession, job: Job) -> float:
         .order_by(AuditEvent.id.desc())
         .limit(1)
     )
-    return float((await session.execute(query)).scalar_one())
+    found = await session.scalar(query)
+    return None if found is None else float(found)

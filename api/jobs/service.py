@@ -152,10 +152,10 @@ async def check_stored(ctx: Context, job_id: UUID, result: AggregateResult) -> N
 
 @dataclass(frozen=True)
 class Completed:
-    """A job that has just been done, and how long its last attempt took."""
+    """A job that has just been done, and how long its last attempt took, if that is known."""
 
     kind: str
-    seconds: float
+    seconds: float | None
 
 
 async def complete(

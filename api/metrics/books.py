@@ -1,4 +1,5 @@
-"""What the database says, as gauges: read at a scrape, kept for a few seconds.
+"""What the database says, as gauges: read at a scrape, kept for a few seconds; epsilon, which takes
+a look at every ledger entry, for a minute.
 
 All replicas read one database and export the same values; take ``max`` over ``instance``, never
 the sum.
@@ -27,6 +28,7 @@ from core.privacy.events import PrivacyEvent
 
 log = structlog.get_logger(__name__)
 KEPT_S = 5.0
+SPENT_KEPT_S = 60.0
 _SAME = " The same in every replica: take max, not sum."
 _STATES = ("ready", "leased")
 _QUEUES = ("work", "aggregate", "replay", "synthesis")
@@ -154,27 +156,31 @@ def _spent(clients: Iterable[Enrolled], reserved: _Reserved) -> tuple[Spent, ...
 
 
 class Books:
-    """The last snapshot, for ``KEPT_S``; scrapes that come meanwhile wait for one reading."""
+    """The last snapshot; scrapes that come meanwhile wait for one reading."""
 
-    def __init__(self, kept_s: float = KEPT_S) -> None:
-        self.kept_s = kept_s
+    def __init__(self, kept_s: float = KEPT_S, spent_kept_s: float = SPENT_KEPT_S) -> None:
+        self._kept_s, self._spent_kept_s = kept_s, spent_kept_s
         self._reading = asyncio.Lock()
-        self._until = 0.0
+        self._until = self._spent_until = 0.0
         self._last = Snapshot(None)
+        self._spent: tuple[Spent, ...] = ()
 
     async def snapshot(self, ctx: Context) -> Snapshot:
         async with self._reading:
             if time.monotonic() >= self._until:
                 self._last = await self._read(ctx)
-                self._until = time.monotonic() + self.kept_s
+                self._until = time.monotonic() + self._kept_s
             return self._last
 
     async def _read(self, ctx: Context) -> Snapshot:
         try:
             facts = await repository.facts(ctx.database)
-            clients = await repository.clients(ctx.database)
-            reserved = await repository.reserved(ctx.database)
+            if time.monotonic() >= self._spent_until:
+                clients = await repository.clients(ctx.database)
+                reserved = await repository.reserved(ctx.database)
+                self._spent = await asyncio.to_thread(_spent, clients, reserved)
+                self._spent_until = time.monotonic() + self._spent_kept_s
         except (psycopg.Error, OSError) as error:
             log.warning("metrics_without_database", error=type(error).__name__)
             return Snapshot(None)
-        return Snapshot(facts, await asyncio.to_thread(_spent, clients, reserved))
+        return Snapshot(facts, self._spent)

@@ -17,7 +17,7 @@ from prometheus_client import (
 )
 
 # A series for every counter's birth would double the scrape; process_start_time_seconds says it.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SUM_S = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 # Requests that no route takes have one label, not one for every path that a scanner tries.

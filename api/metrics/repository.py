@@ -1,4 +1,4 @@
-"""SQL of metrics: three statements a scrape."""
+"""SQL of metrics: one statement a scrape, and two of all ledger entries now and then."""
 
 from __future__ import annotations
 

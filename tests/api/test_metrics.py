@@ -27,7 +27,7 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 @pytest.fixture(autouse=True)
 def fresh(coordinator: Coordinator) -> None:
     """Every scrape reads the database."""
-    coordinator.app.state.books = Books(kept_s=0.0)
+    coordinator.app.state.books = Books(kept_s=0.0, spent_kept_s=0.0)
 
 
 async def scrape(coordinator: Coordinator) -> dict[Sample, float]:
@@ -149,9 +149,18 @@ async def test_a_stuck_round_and_a_lost_attempt_show(coordinator: Coordinator) -
 
 async def test_a_snapshot_is_kept_for_a_while(coordinator: Coordinator) -> None:
     coordinator.app.state.books = Books(kept_s=60.0)
-    assert not [name for name, _ in await scrape(coordinator) if "client" in name]
     await coordinator.enrol("site-a")
-    assert not [name for name, _ in await scrape(coordinator) if "client" in name]
+    assert of(await scrape(coordinator), "rounds", state="open") == 0
+    await coordinator.run("site-a", round={"quorum": 1})
+    assert of(await scrape(coordinator), "rounds", state="open") == 0
+    coordinator.app.state.books = Books(kept_s=0.0, spent_kept_s=60.0)
+    first = await scrape(coordinator)
+    assert of(first, "rounds", state="open") == 1
+    await coordinator.work("site-a")
+    second = await scrape(coordinator)
+    assert of(second, "queue", queue="work", state="ready") == 0
+    name = "client_epsilon_committed"
+    assert of(second, name, client="site-a") == of(first, name, client="site-a") == 0
 
 
 async def test_strangers_get_nothing(coordinator: Coordinator) -> None:
