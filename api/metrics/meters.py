@@ -16,6 +16,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from core.errors import UpdateRejected
+
 # A series for every counter's birth would double the scrape; process_start_time_seconds says it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -60,6 +62,9 @@ class Meters:
             ("code",),
             registry=self.registry,
         )
+        # From zero on: a series that begins with its first event shows Prometheus no increase.
+        for kind in UpdateRejected.__subclasses__():
+            self.updates_rejected.labels(kind.code)
         self.rows = Counter(
             "fhv_synthesis_rows",
             "Synthetic rows; way: answered while the caller waits, or in a worker's file.",
