@@ -18,7 +18,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from api.app import create_app
-from api.auth import Allow
+from api.auth import Door
 from api.config import Settings
 from api.db.models import SCOPES
 
@@ -58,6 +58,7 @@ RULES = {
     "getHealth": "says nothing but that the process lives",
     "getLedger": _OWN_CLIENT,
     "getLedgerTable": _OWN_CLIENT,
+    "getMetrics": "of this process and of all; also the holder of FHV_METRICS_TOKEN",
     "getModel": "a client: runs in which it takes part, all names in the model, its own cost only",
     "getObject": "frames and weights of published rounds; a client: of runs in which it takes "
     "part; a scientist: not where a client has withdrawn",
@@ -138,7 +139,7 @@ class Operation:
 
 def _scopes(dependant: Dependant) -> Iterator[frozenset[str]]:
     for each in dependant.dependencies:
-        if isinstance(each.call, Allow):
+        if isinstance(each.call, Door):
             yield frozenset(each.call.scopes)
         yield from _scopes(each)
 

@@ -39,6 +39,8 @@ _bearer = HTTPBearer(
     description="Made by `fedhypevae token create`, or returned once when a client is enrolled.",
 )
 
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
 
 @dataclass(frozen=True)
 class Principal:
@@ -87,7 +89,7 @@ def read_lease(token: str, pepper: bytes) -> tuple[UUID, int] | None:
 
 async def principal(
     ctx: Ctx,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    credentials: Bearer,
 ) -> Principal:
     """The caller, or 401. Looked up on every request, so a revocation holds at once."""
     if credentials is None:
@@ -113,10 +115,16 @@ async def still_valid(ctx: Context, who: Principal) -> bool:
     return bool(found)
 
 
-class Allow:
-    """A dependency that lets ``scopes`` in and refuses the others with 403. Its scopes can be read
-    from a route: api/access.py does.
+class Door:
+    """A dependency of a route that lets callers in. Its ``scopes`` can be read from the route:
+    api/access.py does.
     """
+
+    scopes: tuple[str, ...]
+
+
+class Allow(Door):
+    """Lets these scopes in and refuses the others with 403."""
 
     def __init__(self, *scopes: str) -> None:
         unknown = set(scopes) - set(SCOPES)

@@ -88,6 +88,12 @@ class Settings(Secrets):
     )
     max_json_bytes: int = Field(default=4 * 2**20, gt=0)
     max_wait_s: float = Field(default=60.0, gt=0, description="Longest long poll.")
+    metrics_token: SecretStr | None = Field(
+        default=None,
+        min_length=MIN_PEPPER,
+        description="Bearer token of a Prometheus server; unset: only administrators and auditors "
+        "may read metrics.",
+    )
     max_streams: int = Field(default=500, ge=1, description="Event streams of one process.")
     heartbeat_s: float = Field(default=15.0, gt=0, description="Pace of a quiet stream's comments.")
     update_retention_days: float | None = Field(
@@ -157,6 +163,11 @@ class Settings(Secrets):
     def origins(self) -> list[str]:
         """The origins of ``cors_origins``."""
         return _listed(self.cors_origins)
+
+    @field_validator("metrics_token", mode="before")
+    @classmethod
+    def _no_empty_token(cls, value: object) -> object:
+        return value or None
 
     @field_validator("broker_url")
     @classmethod

@@ -18,13 +18,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
+from api.metrics.meters import UNMATCHED, Meters
 from api.protocol import SCOPE_KEY, negotiated
 from core.errors import DomainError
 from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-_QUIET = frozenset({"/healthz", "/readyz"})
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 # The one route whose bodies are large; it enforces the exact limit of its round by itself.
 _UPLOAD = re.compile(r"^/v1/runs/[^/]+/rounds/[^/]+/updates/[^/]+$")
 
@@ -60,8 +61,9 @@ class _Crashed(DomainError):
 
 
 class Outermost:
-    def __init__(self, app: ASGIApp, max_json_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_json_bytes: int, meters: Meters) -> None:
         self.app = app
+        self.meters = meters
         self.max_json_bytes = max_json_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,6 +93,7 @@ class Outermost:
             refused = self._refusal(scope, headers)
             used = scope.get(SCOPE_KEY, used)
             if refused is not None:
+                scope[problems.SCOPE_KEY] = refused.code
                 await _send_problem(refused, request_id, send_with_id)
             else:
                 await self.app(scope, self._limited(scope, receive), send_with_id)
@@ -98,15 +101,24 @@ class Outermost:
             log.exception("request_crashed", method=scope["method"], path=scope["path"])
             if status:  # half an answer is out: the server must cut the connection
                 raise
+            scope[problems.SCOPE_KEY] = _Crashed.code
             await _send_problem(_Crashed(_CRASHED), request_id, send_with_id)
         finally:
+            seconds = time.perf_counter() - started
+            self.meters.request(
+                route=getattr(scope.get("route"), "path", UNMATCHED),
+                method=scope["method"],
+                status=status,
+                seconds=seconds,
+                code=scope.get(problems.SCOPE_KEY),
+            )
             if scope["path"] not in _QUIET:
                 log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
-                    ms=round(1000 * (time.perf_counter() - started), 1),
+                    ms=round(1000 * seconds, 1),
                 )
 
     def _refusal(self, scope: Scope, headers: Headers) -> DomainError | None:
