@@ -139,8 +139,9 @@ class Operation:
 
 def _scopes(dependant: Dependant) -> Iterator[frozenset[str]]:
     for each in dependant.dependencies:
-        if isinstance(each.call, Door):
-            yield frozenset(each.call.scopes)
+        call: object = each.call
+        if isinstance(call, Door):
+            yield frozenset(call.scopes)
         yield from _scopes(each)
 
 
