@@ -20,7 +20,7 @@ SOURCES := api benchmarks core migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test fault-matrix soak test-repeat check lint types layers format lock clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test access-table fault-matrix soak test-repeat check lint types layers format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -62,6 +62,9 @@ run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordin
 
 test: check ## Everything that must hold: style, types, layers, all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+access-table: $(STAMP) ## Who may do what, by operation; writes docs/access.md
+	$(BIN)/python -m api.access
 
 fault-matrix: $(STAMP) ## Every fault at every moment, with real processes; writes docs/fault-matrix.md (some minutes)
 	@rm -rf .cache/faults && mkdir -p .cache/faults

@@ -11,7 +11,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import health, objects, problems, spaces, tokens
+from api import cors, health, objects, problems, spaces, tokens
 from api.clients import endpoints as clients
 from api.config import Settings, load
 from api.consents import endpoints as consents
@@ -27,6 +27,9 @@ from api.http import Outermost
 from api.jobs import endpoints as jobs
 from api.joins import endpoints as joins
 from api.ledger import endpoints as ledger
+from api.metrics import endpoints as metrics
+from api.metrics.books import Books
+from api.metrics.meters import Meters
 from api.observability import configure
 from api.planner import endpoints as planner
 from api.receipts import endpoints as receipts
@@ -98,11 +101,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database = Database(settings.database_url, pool_size=settings.database_pool)
     hub = Hub(database)
     store = await asyncio.to_thread(ObjectStore, settings.object_store_url)
-    ctx = Context(settings=settings, database=database, store=store, hub=hub)
+    meters: Meters = app.state.meters
+    ctx = Context(settings=settings, database=database, store=store, hub=hub, meters=meters)
     dispatcher = Dispatcher(database, hub, settings.broker_url, settings.poll_s)
     app.state.context, app.state.dispatcher, app.state.generators = ctx, dispatcher, Generators()
     app.state.models, app.state.reports = Models(), Reports()
-    app.state.answers = Answers(settings)
+    app.state.answers, app.state.books = Answers(settings), Books()
     app.state.keyring = Keyring(database, settings.pepper)
     app.state.feeds = Feeds(settings.max_streams)
     tasks = []
@@ -143,7 +147,10 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.settings, app.state.background, app.state.context = settings, background, None
-    app.add_middleware(Outermost, max_json_bytes=settings.max_json_bytes)
+    app.state.meters = Meters()
+    if settings.origins:
+        cors.install(app, settings.origins)
+    app.add_middleware(Outermost, max_json_bytes=settings.max_json_bytes, meters=app.state.meters)
     problems.install(app)
     # Routes are tried in this order: what every site asks all the time comes first.
     for module in (work, updates, jobs, objects, consents):
@@ -154,7 +161,8 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         app.include_router(module.router)
     for module in (synthesis, synthesis_jobs, making, exports, receipts, report, usage):
         app.include_router(module.router)
-    app.include_router(health.router)
+    for module in (health, metrics):
+        app.include_router(module.router)
     return app
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
@@ -39,6 +38,8 @@ _bearer = HTTPBearer(
     bearerFormat="fhv_<scope>_<secret>",
     description="Made by `fedhypevae token create`, or returned once when a client is enrolled.",
 )
+
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def read_lease(token: str, pepper: bytes) -> tuple[UUID, int] | None:
 
 async def principal(
     ctx: Ctx,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    credentials: Bearer,
 ) -> Principal:
     """The caller, or 401. Looked up on every request, so a revocation holds at once."""
     if credentials is None:
@@ -114,30 +115,40 @@ async def still_valid(ctx: Context, who: Principal) -> bool:
     return bool(found)
 
 
-def allow(*scopes: str) -> Callable[[Principal], Awaitable[Principal]]:
-    """A dependency that lets these scopes in and refuses the others with 403."""
-    unknown = set(scopes) - set(SCOPES)
-    if unknown:
-        raise ValueError(f"unknown scopes {sorted(unknown)}")
+class Door:
+    """A dependency of a route that lets callers in. Its ``scopes`` can be read from the route:
+    api/access.py does.
+    """
 
-    async def check(who: Annotated[Principal, Depends(principal)]) -> Principal:
-        if who.scope not in scopes:
+    scopes: tuple[str, ...]
+
+
+class Allow(Door):
+    """Lets these scopes in and refuses the others with 403."""
+
+    def __init__(self, *scopes: str) -> None:
+        unknown = set(scopes) - set(SCOPES)
+        if unknown:
+            raise ValueError(f"unknown scopes {sorted(unknown)}")
+        self.scopes = scopes
+
+    async def __call__(self, who: Annotated[Principal, Depends(principal)]) -> Principal:
+        if who.scope not in self.scopes:
             raise Forbidden(
-                f"a token of scope {who.scope!r} may not do that; needed: {' or '.join(scopes)}"
+                f"a token of scope {who.scope!r} may not do that; "
+                f"needed: {' or '.join(self.scopes)}"
             )
         return who
 
-    return check
 
-
-Admin = Annotated[Principal, Depends(allow("admin"))]
-Anyone = Annotated[Principal, Depends(allow(*SCOPES))]
-ClientOnly = Annotated[Principal, Depends(allow("client"))]
-WorkerOnly = Annotated[Principal, Depends(allow("worker"))]
-ClientOrWorker = Annotated[Principal, Depends(allow("client", "worker"))]
-AdminOrClient = Annotated[Principal, Depends(allow("admin", "client"))]
-Overseer = Annotated[Principal, Depends(allow("admin", "auditor"))]
-OverseerOrClient = Annotated[Principal, Depends(allow("admin", "auditor", "client"))]
-OverseerOrWorker = Annotated[Principal, Depends(allow("admin", "auditor", "worker"))]
-Reader = Annotated[Principal, Depends(allow("admin", "auditor", "scientist"))]
-Scientist = Annotated[Principal, Depends(allow("scientist", "admin"))]
+Admin = Annotated[Principal, Depends(Allow("admin"))]
+Anyone = Annotated[Principal, Depends(Allow(*SCOPES))]
+ClientOnly = Annotated[Principal, Depends(Allow("client"))]
+WorkerOnly = Annotated[Principal, Depends(Allow("worker"))]
+ClientOrWorker = Annotated[Principal, Depends(Allow("client", "worker"))]
+AdminOrClient = Annotated[Principal, Depends(Allow("admin", "client"))]
+Overseer = Annotated[Principal, Depends(Allow("admin", "auditor"))]
+OverseerOrClient = Annotated[Principal, Depends(Allow("admin", "auditor", "client"))]
+OverseerOrWorker = Annotated[Principal, Depends(Allow("admin", "auditor", "worker"))]
+Reader = Annotated[Principal, Depends(Allow("admin", "auditor", "scientist"))]
+Scientist = Annotated[Principal, Depends(Allow("scientist", "admin"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -13,6 +14,12 @@ from core.synthesis.request import MAX_ROWS
 # Only with FHV_ENV=dev: a laptop's tokens need no secrecy, but must survive a restart.
 _DEV_PEPPER = "development-only-pepper-not-a-secret"
 MIN_PEPPER = 16
+# As browsers send it: lower case, no path, no user.
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
+
+
+def _listed(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _with_driver(url: str) -> str:
@@ -60,6 +67,11 @@ class Settings(Secrets):
     broker_url: str | None = None
     object_store_url: str = Field(default="", validate_default=True)
 
+    cors_origins: str = Field(
+        default="",
+        description="Origins whose pages may call this API from a browser, with commas: "
+        "https://host[:port]. Empty: none.",
+    )
     database_pool: int = Field(default=10, ge=2, description="Connections of one process.")
     sweep_s: float = Field(default=0.25, gt=0, description="Fallback pace of the sweeper.")
     poll_s: float = Field(default=1.0, gt=0, description="Fallback pace of polls and the outbox.")
@@ -76,6 +88,12 @@ class Settings(Secrets):
     )
     max_json_bytes: int = Field(default=4 * 2**20, gt=0)
     max_wait_s: float = Field(default=60.0, gt=0, description="Longest long poll.")
+    metrics_token: SecretStr | None = Field(
+        default=None,
+        min_length=MIN_PEPPER,
+        description="Bearer token of a Prometheus server; unset: only administrators and auditors "
+        "may read metrics.",
+    )
     max_streams: int = Field(default=500, ge=1, description="Event streams of one process.")
     heartbeat_s: float = Field(default=15.0, gt=0, description="Pace of a quiet stream's comments.")
     update_retention_days: float | None = Field(
@@ -132,6 +150,24 @@ class Settings(Secrets):
         if "://" not in value:
             raise ValueError("must be file:///folder or s3://bucket/prefix")
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in _listed(value):
+            if not _ORIGIN.fullmatch(origin):  # no '*': a list that names nobody protects nobody
+                raise ValueError("must be origins with commas, such as https://host:8443")
+        return value
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins of ``cors_origins``."""
+        return _listed(self.cors_origins)
+
+    @field_validator("metrics_token", mode="before")
+    @classmethod
+    def _no_empty_token(cls, value: object) -> object:
+        return value or None
 
     @field_validator("broker_url")
     @classmethod

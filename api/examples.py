@@ -105,6 +105,7 @@ RUN = {
     "spec_digest": SPEC,
     "paused_until": None,
     "clients": ["site-a", "site-b"],
+    "clients_total": 2,
     "seats": [
         {
             "client": name,
@@ -600,6 +601,10 @@ SYNTHESISED = {
     "embeddings": [[0.12, -0.4], [0.08, 0.31]],
     "receipt": SIGNED_RECEIPT,
 }
+METRICS = """# HELP fhv_rounds Rounds of all runs. The same in every replica: take max, not sum.
+# TYPE fhv_rounds gauge
+fhv_rounds{state="open"} 1.0
+"""
 
 
 def page(item: Any) -> dict[str, Any]:

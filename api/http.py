@@ -1,4 +1,5 @@
-"""The outermost layer: request ids, the size limit of JSON bodies, the protocol, one log line.
+"""The outermost layer: request ids, the size limit of JSON bodies, the protocol, headers that keep
+browsers from doing more with an answer than it is meant for, one log line.
 
 Plain ASGI, because it must see bodies before anything reads them and must answer in
 problem+json. Bodies, tokens and query strings are never logged.
@@ -17,17 +18,39 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
+from api.metrics.meters import UNMATCHED, Meters
 from api.protocol import SCOPE_KEY, negotiated
 from core.errors import DomainError
 from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-_QUIET = frozenset({"/healthz", "/readyz"})
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 # The one route whose bodies are large; it enforces the exact limit of its round by itself.
 _UPLOAD = re.compile(r"^/v1/runs/[^/]+/rounds/[^/]+/updates/[^/]+$")
 
+_PAGE = "text/html"
+# An answer that is not a page may load nothing and be framed by nobody, whatever a browser takes it
+# for. Pages (/docs, /redoc) have scripts of their own; the report's own policy is stricter.
+_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_POLICY_OF_PAGES = "frame-ancestors 'none'; base-uri 'none'; object-src 'none'; form-action 'self'"
+SECURITY_HEADERS = {
+    "Cache-Control": "no-store",  # tokens, ledgers: what may be kept says so by itself
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
 log = structlog.get_logger("api.access")
+
+
+def _protect(answer: MutableHeaders) -> None:
+    """The security headers, where an answer does not have its own."""
+    for name, value in SECURITY_HEADERS.items():
+        answer.setdefault(name, value)
+    page = answer.get("Content-Type", "").startswith(_PAGE)
+    answer.setdefault("Content-Security-Policy", _POLICY_OF_PAGES if page else _POLICY)
 
 
 _CRASHED = "An error that nobody expected; the coordinator's log has the request id."
@@ -38,8 +61,9 @@ class _Crashed(DomainError):
 
 
 class Outermost:
-    def __init__(self, app: ASGIApp, max_json_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_json_bytes: int, meters: Meters) -> None:
         self.app = app
+        self.meters = meters
         self.max_json_bytes = max_json_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,13 +86,14 @@ class Outermost:
                 answer = MutableHeaders(scope=message)
                 answer[REQUEST_ID_HEADER] = request_id
                 answer[PROTOCOL_HEADER], answer[RANGE_HEADER] = str(used), str(SPOKEN)
-                answer.setdefault("Cache-Control", "no-store")
+                _protect(answer)
             await send(message)
 
         try:
             refused = self._refusal(scope, headers)
             used = scope.get(SCOPE_KEY, used)
             if refused is not None:
+                scope[problems.SCOPE_KEY] = refused.code
                 await _send_problem(refused, request_id, send_with_id)
             else:
                 await self.app(scope, self._limited(scope, receive), send_with_id)
@@ -76,15 +101,24 @@ class Outermost:
             log.exception("request_crashed", method=scope["method"], path=scope["path"])
             if status:  # half an answer is out: the server must cut the connection
                 raise
+            scope[problems.SCOPE_KEY] = _Crashed.code
             await _send_problem(_Crashed(_CRASHED), request_id, send_with_id)
         finally:
+            seconds = time.perf_counter() - started
+            self.meters.request(
+                route=getattr(scope.get("route"), "path", UNMATCHED),
+                method=scope["method"],
+                status=status,
+                seconds=seconds,
+                code=scope.get(problems.SCOPE_KEY),
+            )
             if scope["path"] not in _QUIET:
                 log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
-                    ms=round(1000 * (time.perf_counter() - started), 1),
+                    ms=round(1000 * seconds, 1),
                 )
 
     def _refusal(self, scope: Scope, headers: Headers) -> DomainError | None:

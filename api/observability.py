@@ -6,13 +6,36 @@ Never logged: bodies, tokens, query strings, embeddings, labels, losses.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 # Libraries that would write URLs, statements or bodies at DEBUG or INFO.
 _QUIET = ("sqlalchemy", "psycopg", "kombu", "celery", "amqp", "asyncio", "uvicorn.access")
+
+# No event names a secret. A library's message or a traceback might: the line is searched as it is
+# written. Bearer tokens (``api.auth.new_token``), lease tokens (``api.auth.lease_token``) and the
+# password of a URL.
+_SECRETS = re.compile(
+    r"(?P<scope>\bfhv_[a-z]+_)[A-Za-z0-9_-]{16,}"
+    r"|(?P<lease>\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+\.)[0-9a-f]{64}\b"
+    r"|(?P<user>\b[a-z][a-z0-9+.]*://[^\s:/@\"]*:)[^\s/@\"]+(?=@)"
+)
+_HIDDEN = "[hidden]"
+
+
+def scrubbed(line: str) -> str:
+    """A log line without the secrets that can be known by their form."""
+    return _SECRETS.sub(lambda found: f"{found[found.lastgroup or 0]}{_HIDDEN}", line)
+
+
+def _rendered(logger: object, name: str, event: EventDict) -> str:
+    return scrubbed(str(_AS_JSON(logger, name, event)))
+
+
+_AS_JSON = structlog.processors.JSONRenderer()
 
 
 def configure(level: str) -> None:
@@ -36,7 +59,7 @@ def configure(level: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
+                _rendered,
             ],
         )
     )

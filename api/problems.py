@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from core.errors import DomainError
 
 CONTENT_TYPE = "application/problem+json"
+SCOPE_KEY = "fhv.problem"  # where a request's ASGI scope holds the code that it was answered with
 log = structlog.get_logger(__name__)
 
 
@@ -265,7 +266,10 @@ def request_id_of(request: Request) -> str:
     return str(request.scope.get("fhv.request_id", ""))
 
 
-def _answer(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
+def _answer(
+    request: Request, body: dict[str, Any], headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    request.scope[SCOPE_KEY] = body["code"]
     extra = dict(headers or {})
     if body["status"] == 401:
         extra.setdefault("WWW-Authenticate", 'Bearer realm="fedhypevae"')
@@ -292,9 +296,9 @@ async def _on_domain_error(request: Request, error: Exception) -> JSONResponse:
         log.error("request_failed", code=error.code, detail=error.message)
         body["detail"] = "The coordinator cannot answer; its log has the request id."
     if body["status"] != 429:
-        return _answer(body)
+        return _answer(request, body)
     seconds = error.facts.get("retry_after_s", _LATER_S)
-    return _answer(body, {"Retry-After": str(seconds)})
+    return _answer(request, body, {"Retry-After": str(seconds)})
 
 
 def _path(location: tuple[Any, ...]) -> str:
@@ -309,7 +313,7 @@ async def _on_database_trouble(request: Request, error: Exception) -> JSONRespon
     log.error("database_trouble", error=type(error).__name__)
     detail = "The database does not answer just now."
     body = body_of("not-ready", detail, request_id=request_id_of(request), mend="Try again.")
-    return _answer(body, {"Retry-After": "2"})
+    return _answer(request, body, {"Retry-After": "2"})
 
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
@@ -332,7 +336,7 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
         field=first["field"],
         errors=errors,
     )
-    return _answer(body)
+    return _answer(request, body)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -342,7 +346,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     if code is None:
         code = "invalid-request" if error.status_code < 500 else "internal-error"
     body = body_of(code, str(error.detail), request_id=request_id_of(request))
-    return _answer(body, error.headers)
+    return _answer(request, body, error.headers)
 
 
 def install(app: FastAPI) -> None:

@@ -60,6 +60,7 @@ class Leader:
             row = await cursor.fetchone()
             if row is not None and row[0]:
                 self._connection = connection
+                self._ctx.meters.leads.set(1)
                 log.info("sweeper_leads")
                 return True
             await connection.close()
@@ -69,6 +70,7 @@ class Leader:
         return False
 
     async def release(self) -> None:
+        self._ctx.meters.leads.set(0)
         if self._connection is not None:
             await self._connection.close()
             self._connection = None

@@ -62,7 +62,9 @@ async def complete(
 ) -> None:
     await service.check_stored(ctx, job_id, body)
     async with ctx.database.write() as session:
-        await service.complete(ctx, session, who, job_id, lease, body)
+        done = await service.complete(ctx, session, who, job_id, lease, body)
+    if done is not None and done.seconds is not None:
+        ctx.meters.sums_s.labels(done.kind).observe(done.seconds)
 
 
 @router.post(

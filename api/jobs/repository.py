@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.db.oversight_models import AuditEvent
 from api.db.run_models import Job
 
 
@@ -30,3 +31,21 @@ async def overdue(session: AsyncSession, now: datetime) -> Sequence[Job]:
         .with_for_update(key_share=True, skip_locked=True)
     )
     return (await session.scalars(query)).all()
+
+
+async def seconds_since_claim(session: AsyncSession, job: Job) -> float | None:
+    """How long the job's current attempt has taken; by the trail, since the row has no such time
+    (a lease is renewed). None: the trail does not know the claim.
+    """
+    query = (
+        select(func.extract("epoch", func.clock_timestamp() - AuditEvent.at))
+        .where(
+            AuditEvent.kind == "job-claimed",
+            AuditEvent.run_id == job.run_id,
+            AuditEvent.detail["job"].astext == str(job.id),
+        )
+        .order_by(AuditEvent.id.desc())
+        .limit(1)
+    )
+    found = await session.scalar(query)
+    return None if found is None else float(found)

@@ -7,6 +7,7 @@ ready again until its attempts are used up.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -149,6 +150,14 @@ async def check_stored(ctx: Context, job_id: UUID, result: AggregateResult) -> N
             )
 
 
+@dataclass(frozen=True)
+class Completed:
+    """A job that has just been done, and how long its last attempt took, if that is known."""
+
+    kind: str
+    seconds: float | None
+
+
 async def complete(
     ctx: Context,
     session: AsyncSession,
@@ -156,13 +165,15 @@ async def complete(
     job_id: UUID,
     given: str | None,
     result: AggregateResult,
-) -> None:
-    """Idempotent for the same result. The sweeper publishes; a replay is only compared."""
+) -> Completed | None:
+    """None if it was done already: idempotent for the same result. The sweeper publishes; a replay
+    is only compared.
+    """
     job = await _held(ctx, session, job_id, given)
     if job.state == "done":
         if job.result != result.model_dump(mode="json"):
             raise Conflict("the job was completed with another result")
-        return
+        return None
     _must_be_leased(job)
     if job.kind == "aggregate":
         await remember_object(session, result.frame.digest, result.frame.size)
@@ -176,6 +187,7 @@ async def complete(
         await _compare(session, who, job)
     await ring(session, TOPIC_SWEEP)
     log.info("job_done", job_id=str(job.id), round=job.round_number, attempt=job.attempt)
+    return Completed(job.kind, await repository.seconds_since_claim(session, job))
 
 
 async def _compare(session: AsyncSession, who: Principal, job: Job) -> None:

@@ -7,14 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from api import examples
-from api.auth import Principal, allow
+from api.auth import Allow, Principal
 from api.context import Ctx
 from api.openapi import answers, example
 from api.planner import service
 from api.planner.service import PlannerRequest, PlannerView
 
 router = APIRouter(prefix="/v1/planner", tags=["ledger"])
-Asker = Annotated[Principal, Depends(allow("admin", "auditor", "scientist", "client"))]
+Asker = Annotated[Principal, Depends(Allow("admin", "auditor", "scientist", "client"))]
 
 
 @router.post(

@@ -6,10 +6,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import audit, spaces
@@ -60,7 +60,8 @@ class RunView(BaseModel):
     paused_until: datetime | None = None
     spec: RunSpec
     spec_digest: str
-    clients: list[str]
+    clients: list[str] = Field(description="For a client's token: its own name only.")
+    clients_total: int
     seats: list[SeatView]
     epsilon_planned: float
     current_round: int | None
@@ -70,6 +71,14 @@ class RunView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, value: Any) -> Any:
+        """Answers that were remembered under an Idempotency-Key before there was a total."""
+        if isinstance(value, dict) and "clients" in value:
+            return {"clients_total": len(value["clients"]), **value}
+        return value
 
 
 def seat_view(seat: repository.Seat) -> SeatView:
@@ -91,20 +100,24 @@ def seat_view(seat: repository.Seat) -> SeatView:
 
 
 async def view(session: AsyncSession, who: Principal, run: Run) -> RunView:
-    """A client token sees its own seat only."""
+    """A client token sees its own name and seat, and how many take part: who the others are is
+    not its business. The reason of a run may name them.
+    """
     spec = spec_of(run)
     seats = await repository.seats(session, run.id)
+    shown = [seat for seat in seats if who.client_id in (None, seat.client.id)]
     newest, published, joins = await repository.progress(session, run.id, spec.last_round)
     return RunView(
         id=run.id,
         name=run.name,
         state=run.state,
-        why=run.why,
+        why=run.why if who.client_id is None else "",
         paused_until=run.pause_ends,
         spec=spec,
         spec_digest=run.spec_digest,
-        clients=[seat.client.name for seat in seats],
-        seats=[seat_view(seat) for seat in seats if who.client_id in (None, seat.client.id)],
+        clients=[seat.client.name for seat in shown],
+        clients_total=len(seats),
+        seats=[seat_view(seat) for seat in shown],
         epsilon_planned=run.epsilon_planned,
         current_round=newest,
         rounds_published=published,

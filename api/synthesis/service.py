@@ -142,6 +142,7 @@ async def _recorded(ctx: Context, who: Principal, draft: Draft) -> None:
         receipt=draft.receipt.id,
     )
     await repository.record(ctx.database, draft.receipt, event)
+    ctx.meters.rows.labels(draft.kind, "answer").inc(draft.document.n)
 
 
 async def at_once(ctx: Context, who: Principal, draft: Draft) -> bytes:

@@ -201,8 +201,8 @@ async def complete(
     job_id: UUID,
     given: str | None,
     body: wire.FileMade,
-) -> None:
-    """Idempotent for the same file."""
+) -> SynthesisJob | None:
+    """The job that is now done; None if it was before: idempotent for the same file."""
     job = await _held(ctx, session, job_id, given)
     stored = await repository.summed(session, job.id, job.attempt)
     if stored != (body.parts, body.size):
@@ -210,7 +210,7 @@ async def complete(
             f"{stored[0]} parts of {stored[1]} bytes are stored, not {body.parts} of {body.size}"
         )
     if job.state == "done":
-        return
+        return None
     _must_be_leased(job)
     now = await ctx.database.now(session)
     job.state, job.size, job.rows_done, job.finished_at = "done", body.size, job.rows, now
@@ -219,6 +219,7 @@ async def complete(
         session, "synthesis-job-done", who, job, n=job.rows, size=body.size, receipt=job.receipt_id
     )
     log.info("file_made", job_id=str(job.id), rows=job.rows, bytes=body.size, attempt=job.attempt)
+    return job
 
 
 async def fail(

@@ -111,7 +111,9 @@ async def complete(
     lease: Lease = None,
 ) -> None:
     async with ctx.database.write() as session:
-        await making.complete(ctx, session, who, job_id, lease, body)
+        done = await making.complete(ctx, session, who, job_id, lease, body)
+    if done is not None:
+        ctx.meters.rows.labels(done.format, "file").inc(done.rows)
 
 
 @router.post(

@@ -86,6 +86,7 @@ async def refused(ctx: Context, to: Target, digest: str, size: int, error: Updat
             reason=error.message,
             update_id=str(to.update_id),
         )
+    ctx.meters.updates_rejected.labels(error.code).inc()
     log.warning("update_refused", run_id=str(run_id), round=number, code=error.code)
 
 

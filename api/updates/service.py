@@ -153,6 +153,7 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
         raise
     if many_out is None:
         return await _not_counted(ctx, to, stored.digest), False
+    ctx.meters.updates_accepted.inc()
     if not many_out:
         await _ring_if_last(ctx, to)
     return _receipt(to, to.update_id, stored.digest, stored.size), True

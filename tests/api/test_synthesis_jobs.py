@@ -138,6 +138,9 @@ async def test_the_file_is_the_streamed_answer(
     assert file.headers["content-disposition"].endswith(f'seed-7.{kind}"')
     receipt = await coordinator.ok("GET", done["receipt"], "auditor")
     assert receipt["receipt"]["content"]["n"] == 5_000
+    scraped = (await coordinator.call("GET", "/metrics", "auditor")).text
+    for way in ("answer", "file"):
+        assert f'fhv_synthesis_rows_total{{format="{kind}",way="{way}"}} 5000.0' in scraped
 
 
 async def test_ranges_go_over_parts(coordinator: Coordinator, run: dict[str, Any]) -> None:

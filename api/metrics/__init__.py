@@ -1,0 +1,1 @@
+"""What Prometheus may read of a coordinator."""
