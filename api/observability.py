@@ -16,7 +16,7 @@ from structlog.typing import EventDict, Processor
 _QUIET = ("sqlalchemy", "psycopg", "kombu", "celery", "amqp", "asyncio", "uvicorn.access")
 
 # No event names a secret. A library's message or a traceback might: the line is searched as it is
-# written. Bearer tokens (``api.auth.new_token``), lease tokens (``api.auth.lease_token``) and the
+# written. Bearer tokens, lease tokens (``api.auth.lease_token``) and the
 # password of a URL; enrolment codes (``core.wire.credentials``).
 _SECRETS = re.compile(
     r"(?P<scope>\bfhv_[a-z]+_)[A-Za-z0-9_-]{16,}"

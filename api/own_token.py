@@ -48,6 +48,11 @@ class Rotation(BaseModel):
     )
 
 
+class OwnToken(TokenView):
+    lifetime_s: float | None = Field(description="From its making to its end; null: no end.")
+    expires_in_s: float | None = Field(description="By the coordinator's clock; null: no end.")
+
+
 class Rotated(TokenView):
     token: str | None = Field(description="Only where the coordinator has made it; shown once.")
 
@@ -117,14 +122,20 @@ async def rotate(ctx: Context, session: AsyncSession, who: Principal, body: Rota
     operation_id="getOwnToken",
     summary="The token of this request",
     description="Its scope, and until when it is accepted.",
-    responses=answers(200, examples.TOKEN, "The token, without its text."),
+    responses=answers(200, examples.OWN_TOKEN, "The token, without its text."),
 )
-async def mine(ctx: Ctx, who: Anyone) -> TokenView:
+async def mine(ctx: Ctx, who: Anyone) -> OwnToken:
     async with ctx.database.read() as session:
         row = await session.scalar(select(Token).where(Token.id == who.token_id))
+        now = await ctx.database.now(session)
     if row is None:
         raise NotFound("the token vanished")
-    return tokens.view(row)
+    ends = row.expires_at
+    return OwnToken(
+        lifetime_s=None if ends is None else (ends - row.created_at).total_seconds(),
+        expires_in_s=None if ends is None else (ends - now).total_seconds(),
+        **tokens.view(row).model_dump(),
+    )
 
 
 @router.post(

@@ -23,7 +23,16 @@ Operations = dict[str, access.Operation]
 # What an identity that is no scope stands for: its token is not valid, or there is none.
 INVALID = ("nobody", "unknown", "revoked", "expired")
 # Operations of clients whose path names no client, run, work or object; tested one by one below.
-NAMELESS = {"getOwnClient", "getSpace", "listReceiptKeys", "listRuns", "listSpaces", "planBudget"}
+NAMELESS = {
+    "getOwnClient",
+    "getOwnToken",
+    "getSpace",
+    "listReceiptKeys",
+    "listRuns",
+    "listSpaces",
+    "planBudget",
+    "rotateOwnToken",
+}
 
 
 @pytest.fixture
@@ -78,7 +87,7 @@ def test_every_documented_operation_has_a_rule(
     assert set(operations) == set(access.RULES), "a rule of what is not served"
     assert all(each.rule for each in operations.values())
     public = {each.id for each in operations.values() if each.scopes is None}
-    assert public == {"getHealth", "getReadiness"}
+    assert public == {"getHealth", "getReadiness", "redeemEnrolment"}
 
 
 def test_a_new_operation_without_a_rule_is_noticed(settings: Settings) -> None:
@@ -142,10 +151,10 @@ async def test_who_is_let_in(coordinator: Coordinator, operations: Operations, w
             assert answer.status_code not in (401, 403), where
             assert answer.status_code < 500, where
     if who in INVALID:
-        assert admitted == 2  # health
+        assert admitted == 3  # health, and who has a one-time code
         assert await _contents(coordinator) == before
     else:
-        assert 2 < admitted < len(operations)
+        assert 3 < admitted < len(operations)
 
 
 async def _stage(coordinator: Coordinator) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
