@@ -5,7 +5,9 @@ privacy is what the mechanism WOULD guarantee between sites; with a seed it is N
 
 ``noise_mode`` "local": each site adds the whole noise to its own sum. "aggregated": noise is added
 once, to the sum over sites, as inside a secure aggregation; the guarantee then holds only against
-those who see that sum alone. There are no sketches of single sites then, hence one pseudo-client
+those who see that sum alone. With ``secure`` the sum is a real one of ``core.secagg``, each site's
+share of the noise drawn on the grid, with the allowance for drop-outs and colluders that it names.
+There are no sketches of single sites then, hence one pseudo-client
 ``ALL_SITES`` and only the neutral code.
 """
 
@@ -22,13 +24,16 @@ from core.federation.aggregate import Aggregated, aggregate
 from core.federation.plan import RunSpec
 from core.federation.rule import NoiseMode
 from core.federation.selection import selected
+from core.models.layout import NULL_COORDINATES
 from core.privacy.coins import CoinStream
 from core.privacy.events import PrivacyEvent
+from core.privacy.mechanism import sensitivity
 from core.privacy.noise import NoiseSource
+from core.secagg.simulated import SecureTerms, noised_sum
 from core.storage import sha256_of
 from core.synthesis.sampler import Generator
 from core.training.compute import CPU, Compute
-from core.training.local import Released, clipped_total, noised_update, release
+from core.training.local import Released, clipped_total, noised_update, packed, release
 from core.wire.messages import AggregateInput, AggregateJob
 
 ALL_SITES = "all-sites"
@@ -64,6 +69,7 @@ def simulate(
     progress: Callable[[int], None] | None = None,
     observe: Callable[[int, Mapping[str, bytes]], None] | None = None,
     noise_mode: NoiseMode = "local",
+    secure: SecureTerms | None = None,
 ) -> Simulated:
     """Run the sketch and all training rounds of ``spec`` over ``sites``.
 
@@ -71,6 +77,8 @@ def simulate(
     ``progress`` is called with each finished round's number; ``observe`` with a round's number and
     its updates by client, which is what a coordinator sees.
     """
+    if secure is not None and noise_mode != "aggregated":
+        raise ValueError("secure: a secure sum is for noise_mode = 'aggregated'")
     if caveat := spec.plan.privacy.caveat:
         raise ValueError(f"privacy.mode: 'paper' has {caveat}; use core.paper.simulate_paper")
     if spec.founding_clients is not None and noise_mode == "aggregated":
@@ -92,7 +100,9 @@ def simulate(
         last = published[-1] if published else None
         inputs = {} if last is None else {"frame": last.frame, "weights": last.weights}
         chosen = [sites[position] for position in selected(spec, len(sites), number)]
-        released = _released(spec, number, chosen, inputs, key, noise, compute, noise_mode, kept)
+        released = _released(
+            spec, number, chosen, inputs, key, noise, compute, noise_mode, kept, secure
+        )
         if observe is not None:
             observe(number, {name: made.update for name, made in released.items()})
         updates = []
@@ -138,6 +148,7 @@ def _released(
     compute: Compute,
     noise_mode: NoiseMode,
     kept: Mapping[str, bytes],
+    secure: SecureTerms | None,
 ) -> dict[str, Released]:
     """A round's updates by client: one of each site, or one of all sites together.
 
@@ -163,11 +174,23 @@ def _released(
             "noise_mode: with privacy.local_steps above 1 a site's next step sees its own noised "
             "sum, so noise cannot be added to the sum over sites; use 'local'"
         )
-    totals = [
-        clipped_total(
+    totals = {
+        site.name: clipped_total(
             spec, number, ALL_SITES, site.data, inputs,
             CoinStream(secrets[site.name], spec.run_id, number, 1), compute=compute,
         )
         for site in sites
-    ]  # fmt: skip
-    return {ALL_SITES: Released(noised_update(spec, number, np.sum(totals, axis=0), noise))}
+    }  # fmt: skip
+    if secure is None:
+        total = np.sum(list(totals.values()), axis=0)
+        return {ALL_SITES: Released(noised_update(spec, number, total, noise))}
+    summed = noised_sum(
+        {name: np.concatenate([each, np.zeros(NULL_COORDINATES)]) for name, each in totals.items()},
+        run_id=spec.run_id,
+        round_number=number,
+        bound=sensitivity(spec, number),
+        noise_multiplier=spec.event(number).noise_multiplier,
+        n_max=spec.plan.privacy.n_max,
+        terms=secure,
+    )
+    return {ALL_SITES: Released(packed(spec, number, summed.astype(np.float32)))}

@@ -114,7 +114,7 @@ def release(
         sums = noised_steps(
             spec, round_number, client_id, dataset, frame, weights, coins, noise, compute
         )
-        update = _pack(spec, round_number, posted_part(spec, sums))
+        update = packed(spec, round_number, posted_part(spec, sums))
         if state is None:
             return Released(update)
         after = state.after(spec, expected_batch(spec, frame, client_id), sums)
@@ -165,10 +165,11 @@ def noised_update(
         bound=sensitivity(spec, round_number),
         noise=noise,
     )
-    return _pack(spec, round_number, update)
+    return packed(spec, round_number, update)
 
 
-def _pack(spec: RunSpec, round_number: int, update: NDArray[np.float32]) -> bytes:
+def packed(spec: RunSpec, round_number: int, update: NDArray[np.float32]) -> bytes:
+    """The update's file. ``update`` [P + null] carries its noise."""
     layout = layout_of(spec, round_number)
     metadata = {"layout": layout.digest, "spec": spec.digest, "round": str(round_number)}
     return tensors.pack({TENSOR: update}, metadata)
