@@ -28,10 +28,11 @@ from benchmarks.utility.report import draw, show
 from benchmarks.utility.results import Results
 from benchmarks.utility.run_cost import measured
 from benchmarks.utility.runner import fill
-from benchmarks.utility.splits import Settings
+from benchmarks.utility.splits import Settings, split
 from benchmarks.utility.store import Store, configuration
 from benchmarks.utility.targets import targets
 from core.federation.rule import NoiseMode
+from core.secagg.graph import NoThresholds, Thresholds
 
 PROGRAM = "python -m benchmarks.utility"
 COLLUDE = 3
@@ -62,6 +63,8 @@ def _run(arguments: argparse.Namespace) -> None:
     secure = arguments.noise == "aggregated"
     drop, collude = (arguments.drop, arguments.collude) if secure else (0, 0)
     settings = settings_of(arguments, arguments.noise, drop, collude)
+    if secure:
+        _require_sums(len(split(data, settings, 0).sites), drop, collude)
     wanted = jobs(tiers(arguments.methods, arguments.epsilons, arguments.seeds, settings.noise))
     reference = _reference(arguments.reference, wanted, settings.noise)
     store = Store(arguments.results, configuration(data, settings))
@@ -80,6 +83,13 @@ def _run(arguments: argparse.Namespace) -> None:
         console, arguments.results, name, tables.figures(results),
         targets(data.name, settings, results),
     )  # fmt: skip
+
+
+def _require_sums(sites: int, drop: int, collude: int) -> None:
+    try:
+        Thresholds.of(sites, drop, collude)
+    except NoThresholds as error:
+        raise Refused("--collude, --drop", str(error), f"there are {sites} sites") from None
 
 
 def _reference(asked: str | None, wanted: Sequence[Job], noise: NoiseMode) -> str | None:

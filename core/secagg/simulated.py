@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from core.privacy.discrete import lattice
 from core.privacy.discrete.gaussian import BitSource
 from core.secagg.collector import Collector
+from core.secagg.graph import Thresholds
 from core.secagg.messages import Session
 from core.secagg.participant import Participant
 
@@ -47,6 +48,7 @@ def noised_sum(
     sum does not fit 62 bits.
     """
     names, length = sorted(totals), len(next(iter(totals.values())))
+    Thresholds.of(len(names), terms.drop, terms.collude)
     grid = lattice.design(
         bound=bound, length=length, noise_multiplier=noise_multiplier,
         shares=len(names) - terms.drop - terms.collude, contributions=len(names),
