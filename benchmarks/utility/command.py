@@ -63,10 +63,10 @@ def _run(arguments: argparse.Namespace) -> None:
     secure = arguments.noise == "aggregated"
     drop, collude = (arguments.drop, arguments.collude) if secure else (0, 0)
     settings = settings_of(arguments, arguments.noise, drop, collude)
-    if secure:
-        _require_sums(len(split(data, settings, 0).sites), drop, collude)
     wanted = jobs(tiers(arguments.methods, arguments.epsilons, arguments.seeds, settings.noise))
     reference = _reference(arguments.reference, wanted, settings.noise)
+    if secure:
+        _require_sums(len(split(data, settings, 0).sites), drop, collude)
     store = Store(arguments.results, configuration(data, settings))
     fill(store, data, arguments.data, settings, wanted, measure, arguments.jobs, stderr)
     if RUN_COST not in store.cells and any(job.method == OURS for job in wanted):
