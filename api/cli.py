@@ -82,6 +82,8 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(found.proxies),
+        forwarded_allow_ips=found.proxies,
         timeout_graceful_shutdown=_STOP_S,
     )
     _Server(config).run(sockets=[listener])

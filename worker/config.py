@@ -1,4 +1,4 @@
-"""Settings of workers and agents (environment, prefix ``FHV_``) and the site's TOML file.
+"""Settings of workers and agents (environment, ``FHV_*`` or ``FHV_*_FILE``) and the site's TOML file.
 
 The environment says where the coordinator is and which token to use; the TOML says where a
 site's records are and what may be done with them. The second is the site's own policy: nothing
@@ -7,6 +7,7 @@ that a coordinator sends can change it. Errors name the key and how to mend it.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from core.federation.plan import Name, Sha256
+from core.secret_files import SettingFileError, from_files
 from core.training.compute import Compute, Engine, Precision
 from worker.errors import ConfigError
 
@@ -24,7 +26,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _MEND = {
     "coordinator_url": "Set FHV_COORDINATOR_URL, for example https://coordinator.example:8000.",
-    "token": "Set FHV_TOKEN in the environment (never on a command line).",
+    "token": "Set FHV_TOKEN, or FHV_TOKEN_FILE to a file that holds it (never on a command line).",
     "site_config": "Set FHV_SITE_CONFIG to the path of the site's TOML file.",
     "device": "Set FHV_DEVICE to auto, cpu or cuda:N.",
     "gradients": "Set FHV_GRADIENTS to ghost or opacus.",
@@ -53,6 +55,21 @@ class WorkerSettings(BaseSettings):
     micro_batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
     precision: Precision = "float32"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, files, the environment; ``from_files`` refuses a value in both of the last."""
+        names = list(settings_cls.model_fields)
+        # pydantic-settings asks for a class of its own, but calls sources without arguments.
+        files: PydanticBaseSettingsSource = lambda: from_files(names, os.environ)  # type: ignore[assignment]  # noqa: E731
+        return init_settings, files, env_settings
 
     @field_validator("coordinator_url")
     @classmethod
@@ -175,6 +192,10 @@ def load_settings() -> WorkerSettings:
     """Settings from the environment; every fault in one ``ConfigError``."""
     try:
         return WorkerSettings()
+    except SettingFileError as error:
+        raise ConfigError(
+            "the environment has unusable settings:", problems=[str(error)]
+        ) from None
     except ValidationError as error:
         problems = []
         for fault in error.errors(include_input=False, include_url=False):
