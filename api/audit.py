@@ -73,6 +73,8 @@ KINDS: Mapping[str, str] = {
     "signing-key-created": "a key signs receipts from now on",
     "signing-key-retired": "a key signs no more, and goes on verifying",
     "signing-key-revoked": "nothing that a key has signed is valid any more",
+    "backup-made": "the database was copied",
+    "database-restored": "the database is one of an earlier moment: what followed is unknown",
 }
 
 

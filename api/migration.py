@@ -44,6 +44,11 @@ def state(url: str) -> State:
     return State(found, head or "")
 
 
+def known() -> set[str]:
+    """All migrations that this program has."""
+    return {each.revision for each in ScriptDirectory.from_config(_config("")).walk_revisions()}
+
+
 def upgrade(url: str, revision: str = "head") -> None:
     command.upgrade(_config(url), revision)
 

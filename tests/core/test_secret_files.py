@@ -1,4 +1,4 @@
-"""Values of settings that come from files: one place only, named errors, no value in any of them."""
+"""Settings that come from files: one place only, named errors, no value in any of them."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def test_the_coordinator_reads_them(
     assert load(Settings, port=9000).port == 9000  # an option of the command comes first
     monkeypatch.setenv("FHV_DATABASE_URL", "postgresql://elsewhere/x")
     for read in (lambda: load(Secrets), database_url):
-        with pytest.raises(SettingsError, match="FHV_DATABASE_URL_FILE: .*set one of the two"):
+        with pytest.raises(SettingsError, match=r"FHV_DATABASE_URL_FILE: .*set one of the two"):
             read()
     monkeypatch.delenv("FHV_DATABASE_URL")
     (tmp_path / "token_pepper").write_text("short")
-    with pytest.raises(SettingsError, match="FHV_TOKEN_PEPPER: .*at least 16") as caught:
+    with pytest.raises(SettingsError, match=r"FHV_TOKEN_PEPPER: .*at least 16") as caught:
         load(Settings)
     assert "short" not in str(caught.value)
 
