@@ -79,11 +79,11 @@ def main() -> None:
     sys.dont_write_bytecode = True
     sys.meta_path.insert(0, OnlyThese(Path(requirements)))
     read_only(folders.split(":"))
-    from core import cli
-
     # As the image's console script would, from pyproject.toml: an installed copy may be older.
     import tomllib
     from importlib.metadata import EntryPoint
+
+    from core import cli
 
     with (ROOT / "pyproject.toml").open("rb") as file:
         known = tomllib.load(file)["project"]["entry-points"][cli.GROUP]
