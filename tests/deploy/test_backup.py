@@ -150,7 +150,7 @@ def test_a_run_goes_on_from_a_dump_and_what_followed_the_dump_is_charged_again(
         assert settled.epsilon_here > before.epsilon_here
         assert settled.epsilon_there == pytest.approx(settled.epsilon_here)
         rows = admin.synthesize({"run": run, "mixture": "neutral", "n": 12, "seed": 5})
-        assert len(rows.y) == 12
+        assert len(rows["label_ids"]) == 12
         told = after.sql("SELECT kind FROM audit_events WHERE kind LIKE 'database-%%'")
         assert told == [("database-restored",)]
 
