@@ -3,10 +3,9 @@
 # The folder is closed to others (0700). The files in it are readable, for a container's user is none
 # of this machine's, and each container sees only those that it is given.
 set -euo pipefail
-cd "${1:-$(dirname "${BASH_SOURCE[0]}")/secrets}" 2>/dev/null || {
-  mkdir -p "${1:-$(dirname "${BASH_SOURCE[0]}")/secrets}"
-  cd "${1:-$(dirname "${BASH_SOURCE[0]}")/secrets}"
-}
+folder="${1:-$(dirname "${BASH_SOURCE[0]}")/secrets}"
+mkdir -p "$folder"
+cd "$folder"
 chmod 0700 .
 
 random() { head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n'; }
@@ -21,8 +20,6 @@ done
 keep valkey_auth "requirepass $(random)"
 keep database_url "postgresql://fhv:$(<postgres_password)@postgres/fhv"
 keep broker_url "redis://:$(cut -d' ' -f2 valkey_auth)@valkey:6379/0"
-# Tokens are the coordinator's to give: see README.md. Until then the files are empty.
-for name in worker_token client_token; do
-  [[ -e "$name" ]] || : >"$name"
-  chmod 0644 "$name"
-done
+# This one is the coordinator's to give: see README.md. Until then the file is empty.
+[[ -e worker_token ]] || : >worker_token
+chmod 0644 worker_token

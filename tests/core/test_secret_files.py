@@ -88,14 +88,14 @@ def test_the_coordinator_reads_them(
 def test_workers_and_agents_read_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fhv_environment: None
 ) -> None:
-    for name, value in {"token": "fhv_client_x", "broker_url": "redis://:y@valkey/0"}.items():
-        (tmp_path / name).write_text(value + "\n")
-        monkeypatch.setenv(f"FHV_{name.upper()}_FILE", str(tmp_path / name))
+    (tmp_path / "broker_url").write_text("redis://:y@valkey/0\n")
+    monkeypatch.setenv("FHV_BROKER_URL_FILE", str(tmp_path / "broker_url"))
+    monkeypatch.setenv("FHV_TOKEN_FILE", str(tmp_path / "token"))  # read later, and again
     found = load_settings()
-    assert found.require_token() == "fhv_client_x"
     assert found.require_broker_url() == "redis://:y@valkey/0"
-    (tmp_path / "token").unlink()
-    with pytest.raises(ConfigError, match="FHV_TOKEN_FILE: cannot read"):
+    assert found.token_file == tmp_path / "token"
+    (tmp_path / "broker_url").unlink()
+    with pytest.raises(ConfigError, match="FHV_BROKER_URL_FILE: cannot read"):
         load_settings()
 
 
