@@ -1,4 +1,4 @@
-"""Settings of workers and agents (environment, ``FHV_*`` or ``FHV_*_FILE``) and the site's TOML file.
+"""Settings of workers and agents (``FHV_*``, or files by ``FHV_*_FILE``) and the site's TOML file.
 
 The environment says where the coordinator is and which token to use; the TOML says where a
 site's records are and what may be done with them. The second is the site's own policy: nothing
@@ -216,9 +216,7 @@ def load_settings() -> WorkerSettings:
     try:
         return WorkerSettings()
     except SettingFileError as error:
-        raise ConfigError(
-            "the environment has unusable settings:", problems=[str(error)]
-        ) from None
+        raise ConfigError("the environment has unusable settings:", problems=[str(error)]) from None
     except ValidationError as error:
         problems = []
         for fault in error.errors(include_input=False, include_url=False):

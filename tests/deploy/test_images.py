@@ -161,7 +161,7 @@ def test_a_whole_run_with_nothing_but_what_the_images_hold(
     with (
         images.running("api", "serve", FHV_GRACE_S="0.5"),
         httpx.Client(
-            base_url=images.url, headers={"Authorization": f"Bearer {admin}"}, timeout=30
+            base_url=images.url, headers={"Authorization": f"Bearer {admin}"}, timeout=120
         ) as http,
     ):
         until(lambda: _is_ready(http), "the coordinator")
