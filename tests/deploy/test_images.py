@@ -178,27 +178,24 @@ def test_a_whole_run_with_nothing_but_what_the_images_hold(
             images.running(
                 "worker", "worker", "run", "--queue", "coordinator", FHV_TOKEN_FILE=token
             ),
+            images.running("worker", "worker", "run", "--queue", "synthesis", FHV_TOKEN_FILE=token),
         ):
             until(
                 lambda: http.get(f"/v1/runs/{run}").json()["state"] == "completed",
                 "the run",
                 seconds=120,
             )
+            asked = {"run": run, "n": 50, "seed": 1, "format": "parquet"}
+            job = http.post("/v1/synthesis-jobs", json=asked).raise_for_status().json()["id"]
+            made = f"/v1/synthesis-jobs/{job}"
+            until(lambda: http.get(made).json()["state"] == "done", "the file")
+        assert http.get(f"{made}/file").content[:4] == b"PAR1"
         for kind in FORMATS:
             asked = {"run": run, "n": 5, "seed": 1, "format": kind}
             assert http.post("/synthesize", json=asked).status_code == 200, kind
         for path in PAGES:
             answer = http.get(path.format(run=run, client=enrolled.json()["client"]["id"]))
             assert answer.status_code == 200, (path, answer.text)
-        asked = {"run": run, "n": 50, "seed": 1, "format": "parquet"}
-        job = http.post("/v1/synthesis-jobs", json=asked).raise_for_status().json()["id"]
-        with images.running(
-            "worker", "worker", "run", "--queue", "synthesis", FHV_TOKEN_FILE=token
-        ):
-            until(
-                lambda: http.get(f"/v1/synthesis-jobs/{job}").json()["state"] == "done", "the file"
-            )
-        assert http.get(f"/v1/synthesis-jobs/{job}/file").content[:4] == b"PAR1"
         assert "1 runs, 1 clients" in images.call("backup", str(images.volume / "backup"))
     told = "\n".join(images.said)
     assert "IMAGE GUARD" not in told
