@@ -10,7 +10,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,7 +70,10 @@ class Image:
     volume: Path
     secrets: Path
     scratch: Path
-    said: list[str] = field(default_factory=list)
+
+    @property
+    def log(self) -> Path:
+        return self.volume.with_name("log")
 
     @property
     def url(self) -> str:
@@ -104,20 +107,20 @@ class Image:
     def start(self, kind: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
         requirements = ROOT / f"docker/requirements-{kind}.txt"
         folders = f"{self.volume}:{self.scratch}"
-        return subprocess.Popen(
-            [sys.executable, GUARD, requirements, folders, *arguments],
-            env=self._environment(kind) | settings,
-            cwd="/",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        with self.log.open("ab") as log:  # a pipe that nobody reads would stop whoever fills it
+            return subprocess.Popen(
+                [sys.executable, GUARD, requirements, folders, *arguments],
+                env=self._environment(kind) | settings,
+                cwd="/",
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
 
     def call(self, *arguments: str) -> str:
         """A command of the api image to its end; what it prints."""
         process = self.start("api", *arguments)
-        out, said = process.communicate(timeout=60)
-        self.said.append(said.decode())
-        assert process.returncode == 0, said.decode()
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, self.log.read_text()
         return out.decode()
 
     @contextmanager
@@ -126,11 +129,10 @@ class Image:
         process = self.start(kind, *arguments, **settings)
         try:
             yield
-            assert process.poll() is None, process.communicate()[1].decode()
+            assert process.poll() is None, self.log.read_text()
         finally:
             process.terminate()
-            _, said = process.communicate(timeout=30)
-            self.said.append(said.decode())
+            process.communicate(timeout=30)
 
 
 def until(look: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
@@ -197,7 +199,7 @@ def test_a_whole_run_with_nothing_but_what_the_images_hold(
             answer = http.get(path.format(run=run, client=enrolled.json()["client"]["id"]))
             assert answer.status_code == 200, (path, answer.text)
         assert "1 runs, 1 clients" in images.call("backup", str(images.volume / "backup"))
-    told = "\n".join(images.said)
+    told = images.log.read_text()
     assert "IMAGE GUARD" not in told
     assert "is not in this image" not in told
     assert admin not in told
