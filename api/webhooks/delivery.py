@@ -10,15 +10,19 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
+import certifi
 import httpx
 import orjson
+import psycopg
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from api import sealing
 from api.context import Context
@@ -34,6 +38,10 @@ _LONGEST_PAUSE_S = 6 * 3600.0
 _DEAD_AT_MOST = 5  # deliveries given up in a row: then nobody listens there any more
 _ANSWER_BYTES = 16_384
 _GONE = 410
+_ANY_DUE = """
+SELECT 1 FROM webhook_deliveries
+WHERE state = 'pending' AND due_at <= clock_timestamp() + %(clock)s LIMIT 1
+"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class Courier:
         self._under_way: dict[UUID, asyncio.Task[None]] = {}
         # No proxy and no netrc of the environment: a proxy would resolve the name by itself.
         self._http = httpx.AsyncClient(
+            verify=_authorities(),
             timeout=ctx.settings.webhooks_timeout_s,
             follow_redirects=False,
             trust_env=False,
@@ -86,7 +95,7 @@ class Courier:
         with self._ctx.hub.subscribe(TOPIC) as bell:
             try:
                 while True:
-                    await self._begin(bell.set)
+                    await self._begin_if_due(bell.set)
                     await wait(bell, self._ctx.settings.poll_s)
             finally:
                 for task in self._under_way.values():
@@ -103,6 +112,13 @@ class Courier:
 
     async def close(self) -> None:
         await self._http.aclose()
+
+    async def _begin_if_due(self, done: Callable[[], None]) -> None:
+        try:
+            if await self._ctx.database.glance(_ANY_DUE):
+                await self._begin(done)
+        except (SQLAlchemyError, psycopg.Error, OSError) as error:
+            log.warning("courier_without_database", error=type(error).__name__)
 
     async def _begin(self, done: Callable[[], None]) -> int:
         """Start what is due, as far as there is room; ``done`` is called at the end of each."""
@@ -249,6 +265,13 @@ class Courier:
                 why = f"{_DEAD_AT_MOST} deliveries in a row were given up"
                 await service.disable(ctx, session, None, webhook, why)
         _tell_log(settled, outcome)
+
+
+def _authorities() -> ssl.SSLContext:
+    """Those of this machine (also SSL_CERT_FILE), and those that come with the HTTP client."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
 
 
 def _tell_log(delivery: WebhookDelivery, outcome: Outcome) -> None:

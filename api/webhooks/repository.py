@@ -98,8 +98,17 @@ async def is_wanted(session: AsyncSession, kind: str) -> bool:
     return bool(await session.scalar(query))
 
 
-async def forget(session: AsyncSession, before: datetime) -> None:
-    """Deliveries that ended long ago, and events without a key that nothing speaks of any more."""
+async def forget(session: AsyncSession, now: datetime, kept: timedelta) -> None:
+    """Deliveries that ended long ago, events without a key that nothing speaks of any more, and
+    former secrets that sign no longer.
+    """
+    before = now - kept
+    await session.execute(
+        update(Webhook)
+        .where(Webhook.former_until < now)
+        .values(former_sealed=None, former_until=None)
+        .execution_options(synchronize_session=False)
+    )
     await session.execute(delete(WebhookDelivery).where(WebhookDelivery.ended_at < before))
     spoken_of = exists().where(WebhookDelivery.event_id == WebhookEvent.id)
     await session.execute(

@@ -185,10 +185,9 @@ async def remove(session: AsyncSession, who: Principal, row: Webhook) -> None:
 
 async def rotate(ctx: Context, session: AsyncSession, who: Principal, row: Webhook) -> WebhookMade:
     """A new secret; the present one goes on signing beside it for a while, one before that not."""
-    secret = signing.new()
+    secret, now = signing.new(), await ctx.database.now(session)
     row.former_sealed = row.sealed
-    until = timedelta(seconds=ctx.settings.webhooks_overlap_s)
-    row.former_until = await ctx.database.now(session) + until
+    row.former_until = now + timedelta(seconds=ctx.settings.webhooks_overlap_s)
     row.sealed = signing.sealed(secret, row.id, ctx.settings.pepper)
     await session.flush()
     await audit.record(session, "webhook-key-rotated", who, **_of(row))

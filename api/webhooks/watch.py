@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+import psycopg
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.context import Context
 from api.metrics import books
@@ -34,7 +36,10 @@ class Watcher:
     async def run(self) -> None:
         """Until cancelled, in every replica."""
         while True:
-            await self.look(thorough=time.monotonic() >= self._budgets_due)
+            try:
+                await self.look(thorough=time.monotonic() >= self._budgets_due)
+            except (SQLAlchemyError, psycopg.Error, OSError) as error:
+                log.warning("watcher_without_database", error=type(error).__name__)
             await asyncio.sleep(_PACE_S)
 
     async def look(self, *, thorough: bool = True) -> None:
@@ -45,7 +50,7 @@ class Watcher:
         if time.monotonic() >= self._forget_due:
             kept = timedelta(days=self._ctx.settings.webhooks_retention_days)
             async with self._ctx.database.write() as session:
-                await repository.forget(session, await self._ctx.database.now(session) - kept)
+                await repository.forget(session, await self._ctx.database.now(session), kept)
             self._forget_due = time.monotonic() + _FORGET_S
 
     async def _rounds(self) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from api.webhooks import kinds
+from tests.api.support import Coordinator
+
+Verified = Callable[[dict[str, str], bytes, str], str]
 
 
 @dataclass
@@ -39,7 +45,7 @@ class Receiver:
 
 
 @contextmanager
-def receiving() -> Iterator[Receiver]:
+def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     receiver = Receiver("")
     receiver.hold.set()
 
@@ -66,7 +72,11 @@ def receiving() -> Iterator[Receiver]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        receiver.url = f"http://127.0.0.1:{server.server_address[1]}/hooks?room=7"
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        receiver.url = (
+            f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}/hooks?room=7"
+        )
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -75,3 +85,23 @@ def receiving() -> Iterator[Receiver]:
             receiver.hold.set()
             server.shutdown()
             thread.join(10)
+
+
+# --- what tests do with webhooks ---
+
+
+async def made(coordinator: Coordinator, url: str, *events: str) -> dict[str, Any]:
+    body = {"url": url, "events": list(events or kinds.KINDS), "label": "test"}
+    return dict(await coordinator.ok("POST", "/v1/webhooks", json=body))
+
+
+async def told(coordinator: Coordinator, kind: str = "client-enrolment-waiting") -> None:
+    async with coordinator.ctx.database.write() as session:
+        assert await kinds.tell(session, kind, see="/v1/clients")
+
+
+async def deliveries(
+    coordinator: Coordinator, webhook: dict[str, Any], query: str = ""
+) -> list[dict[str, Any]]:
+    path = f"/v1/webhooks/{webhook['id']}/deliveries{query}"
+    return list((await coordinator.ok("GET", path))["items"])
