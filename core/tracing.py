@@ -9,6 +9,7 @@ Sites are not traced: how long a site works says how many records it holds.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
@@ -41,7 +42,7 @@ ATTRIBUTES = frozenset(
     }
 )
 _SCOPE = "fedhypevae"
-_FLUSH_MS = 5_000
+_PATIENCE_S = 3.0  # with a collector, for one batch; a process that ends waits no longer
 
 _provider: TracerProvider | None = None
 
@@ -101,9 +102,10 @@ def start(service: str, endpoint: str, version: str) -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # a line a batch, not one a retry
     about = Resource.create({"service.name": service, "service.version": version})
     provider = TracerProvider(resource=about)  # the sampler is that of OTEL_TRACES_SAMPLER
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces")
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces", timeout=_PATIENCE_S)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     _provider = provider
 
@@ -113,7 +115,6 @@ def stop() -> None:
     global _provider
     if _provider is not None:
         provider, _provider = _provider, None
-        provider.force_flush(_FLUSH_MS)
         provider.shutdown()
 
 

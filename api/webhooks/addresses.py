@@ -25,7 +25,7 @@ _NEVER = tuple(
 _CARRIERS = tuple(
     ipaddress.ip_network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")
 )
-_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9a-fA-F:.]{2,45}")
+_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|[0-9a-f:.]{2,45}")
 _LONGEST_URL = 2_000
 
 
@@ -63,7 +63,7 @@ def parsed(url: str) -> Target:
     if parts.fragment:
         raise ValueError("must hold no fragment (#...)")
     host = parts.hostname or ""
-    if not _HOST.fullmatch(host) or ".." in host:
+    if not _HOST.fullmatch(host):
         raise ValueError("must name a host")
     port = parts.port  # itself a ValueError if it is no number
     if port == 0:

@@ -8,61 +8,33 @@ transaction, then settled. Killed in between, the same event is sent again under
 from __future__ import annotations
 
 import asyncio
-import math
 import random
-import ssl
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-import certifi
-import httpx
-import orjson
 import psycopg
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import sealing
 from api.context import Context
 from api.db.hub import wait
-from api.db.webhook_models import Webhook, WebhookDelivery
-from api.webhooks import addresses, repository, service, signing
+from api.db.webhook_models import WebhookDelivery
+from api.webhooks import repository, service
 from api.webhooks.kinds import PING, TOPIC
 from api.webhooks.repository import Claimed
+from api.webhooks.sending import Outcome, Sender
 
 log = structlog.get_logger(__name__)
 _AT_ONCE = 16
 _LONGEST_PAUSE_S = 6 * 3600.0
 _DEAD_AT_MOST = 5  # deliveries given up in a row: then nobody listens there any more
-_ANSWER_BYTES = 16_384
 _GONE = 410
 _ANY_DUE = """
-SELECT 1 FROM webhook_deliveries
-WHERE state = 'pending' AND due_at <= clock_timestamp() + %(clock)s LIMIT 1
+SELECT 1 FROM webhook_deliveries AS d JOIN webhooks AS w ON w.id = d.webhook_id
+WHERE d.state = 'pending' AND d.due_at <= clock_timestamp() + %(clock)s AND w.disabled_at IS NULL
+LIMIT 1
 """
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an attempt came to. ``way``: its label among the metrics."""
-
-    way: str
-    status: int | None = None
-    reason: str = ""
-    retry_after_s: float = 0.0
-
-    @property
-    def arrived(self) -> bool:
-        return self.way == "delivered"
-
-
-def body_of(claimed: Claimed) -> bytes:
-    """The same bytes at every attempt."""
-    event = claimed.event
-    shown = {"type": event.kind, "timestamp": event.created_at, "data": event.data}
-    return orjson.dumps(shown, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z)
 
 
 def pause_s(attempts: int, first_s: float, asked_s: float = 0.0) -> float:
@@ -80,15 +52,7 @@ class Courier:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._under_way: dict[UUID, asyncio.Task[None]] = {}
-        # No proxy and no netrc of the environment: a proxy would resolve the name by itself.
-        self._http = httpx.AsyncClient(
-            verify=_authorities(),
-            timeout=ctx.settings.webhooks_timeout_s,
-            follow_redirects=False,
-            trust_env=False,
-            limits=httpx.Limits(max_keepalive_connections=0),
-            headers={"User-Agent": "fedhypevae-webhooks"},
-        )
+        self._sender = Sender(ctx.settings)
 
     async def run(self) -> None:
         """Until cancelled. What is cut off is sent again by whoever is there then."""
@@ -111,7 +75,7 @@ class Courier:
         return count
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._sender.close()
 
     async def _begin_if_due(self, done: Callable[[], None]) -> None:
         try:
@@ -148,86 +112,18 @@ class Courier:
     async def _carry(self, claimed: Claimed) -> None:
         try:
             await self.attempt(claimed)
-        except Exception:  # tried again when its lease has passed
-            log.exception("webhook_attempt_failed", delivery_id=str(claimed.delivery.id))
+        except Exception:  # what was sent, and not written down, is sent again
+            log.exception("webhook_not_settled", delivery_id=str(claimed.delivery.id))
 
     async def attempt(self, claimed: Claimed) -> None:
         """Send a claimed delivery and write down what became of it."""
-        outcome = await self._sent(claimed)
+        try:
+            outcome = await self._sender.send(claimed)
+        except Exception:  # a fault of ours is a failed attempt: it ends, too
+            log.exception("webhook_attempt_crashed", delivery_id=str(claimed.delivery.id))
+            outcome = Outcome("failed", reason="an error here: the coordinator's log has it")
         self._ctx.meters.webhook_attempts.labels(outcome.way).inc()
         await self._settle(claimed, outcome)
-
-    async def _sent(self, claimed: Claimed) -> Outcome:
-        settings, webhook = self._ctx.settings, claimed.webhook
-        target = addresses.parsed(webhook.url)
-        try:
-            secrets = await self._secrets(webhook)
-        except sealing.OtherPepper:
-            return Outcome("blocked", reason="its secret was sealed under another FHV_TOKEN_PEPPER")
-        if target.scheme == "http" and not (
-            settings.webhooks_allow_http or addresses.is_loopback(target.host)
-        ):
-            return Outcome("blocked", reason="http:// is not allowed any more")
-        try:
-            async with asyncio.timeout(settings.webhooks_timeout_s):
-                address = await addresses.resolved(
-                    target, allow_private=settings.webhooks_allow_private
-                )
-                return await self._post(target, address, claimed, secrets)
-        except addresses.AddressRefused as refusal:
-            return Outcome("blocked", reason=f"the host has {refusal}")
-        except TimeoutError:
-            return Outcome("failed", reason=f"no answer in {settings.webhooks_timeout_s:g} s")
-        except (httpx.HTTPError, OSError) as error:  # their texts may quote addresses
-            return Outcome("failed", reason=f"no connection or no answer ({type(error).__name__})")
-
-    async def _secrets(self, webhook: Webhook) -> list[bytes]:
-        pepper = self._ctx.settings.pepper
-        secrets = [signing.opened(webhook.sealed, webhook.id, pepper)]
-        if webhook.former_sealed is not None and webhook.former_until is not None:
-            async with self._ctx.database.read() as session:
-                now = await self._ctx.database.now(session)
-            if now < webhook.former_until:
-                secrets.append(signing.opened(webhook.former_sealed, webhook.id, pepper))
-        return secrets
-
-    async def _post(
-        self, target: addresses.Target, address: str, claimed: Claimed, secrets: list[bytes]
-    ) -> Outcome:
-        """To the address that was judged, under the name that was asked for: certificates are
-        checked against the name.
-        """
-        body = body_of(claimed)
-        connect_to = f"[{address}]" if ":" in address else address
-        default = {"https": 443, "http": 80}[target.scheme]
-        named = f"[{target.host}]" if ":" in target.host else target.host
-        request = self._http.build_request(
-            "POST",
-            f"{target.scheme}://{connect_to}:{target.port}{target.path}",
-            content=body,
-            headers={
-                "Host": named if target.port == default else f"{named}:{target.port}",
-                "Content-Type": "application/json",
-                **signing.headers(secrets, claimed.event.id, int(time.time()), body),
-            },
-            extensions={"sni_hostname": target.host},
-        )
-        answer = await self._http.send(request, stream=True)
-        try:  # some of the body is read for the sake of receivers that mind; none of it is kept
-            seen = 0
-            async for chunk in answer.aiter_raw():
-                seen += len(chunk)
-                if seen > _ANSWER_BYTES:
-                    break
-        finally:
-            await answer.aclose()
-        status = answer.status_code
-        if answer.is_success:
-            return Outcome("delivered", status)
-        if answer.is_redirect:
-            return Outcome("refused", status, f"answered {status}: redirects are not followed")
-        asked = _seconds(answer.headers.get("Retry-After"))
-        return Outcome("refused", status, f"answered {status}", asked)
 
     async def _settle(self, claimed: Claimed, outcome: Outcome) -> None:
         ctx, delivery = self._ctx, claimed.delivery
@@ -267,13 +163,6 @@ class Courier:
         _tell_log(settled, outcome)
 
 
-def _authorities() -> ssl.SSLContext:
-    """Those of this machine (also SSL_CERT_FILE), and those that come with the HTTP client."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
-
-
 def _tell_log(delivery: WebhookDelivery, outcome: Outcome) -> None:
     facts = {
         "delivery_id": str(delivery.id),
@@ -286,12 +175,3 @@ def _tell_log(delivery: WebhookDelivery, outcome: Outcome) -> None:
         log.info("webhook_delivered", **facts)
     else:
         log.warning("webhook_not_delivered", reason=outcome.reason, **facts)
-
-
-def _seconds(value: str | None) -> float:
-    """Of ``Retry-After`` in seconds; dates, and what cannot be read, count as none."""
-    try:
-        seconds = float(value or 0.0)
-    except ValueError:
-        return 0.0
-    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0

@@ -70,6 +70,9 @@ def test_the_internet_is_not(address: str) -> None:
         ("https://a.example/" + "x" * 2000, "2000"),
         ("https://a.example%0d%0a/", "name a host"),
         ("file:///etc/passwd", "https://"),
+        ("https://" + "a" * 64 + ".example/", "name a host"),
+        ("https://a..example/", "name a host"),
+        ("https://[::1", "IPv6"),
     ],
 )
 async def test_unusable_urls_are_named(coordinator: Coordinator, url: str, words: str) -> None:

@@ -72,7 +72,7 @@ async def test_both_secrets_sign_while_one_is_changed(
 
 
 async def test_secrets_are_shown_once_and_sealed(
-    coordinator: Coordinator, courier: Courier, receiver: Receiver
+    coordinator: Coordinator, receiver: Receiver, verified: Verified
 ) -> None:
     webhook = await made(coordinator, receiver.url)
     listed = await coordinator.ok("GET", "/v1/webhooks")
@@ -84,10 +84,16 @@ async def test_secrets_are_shown_once_and_sealed(
     )
     object.__setattr__(coordinator.ctx, "settings", other)
     await told(coordinator)
+    courier = Courier(coordinator.ctx)
     await courier.deliver()
     assert receiver.got == []
     rows = await coordinator.sql("SELECT reason FROM webhook_deliveries")
     assert rows[0][0] == "its secret was sealed under another FHV_TOKEN_PEPPER"
+    new = await coordinator.ok("POST", f"/v1/webhooks/{webhook['id']}/rotate")
+    coordinator.pass_time(61)
+    assert await courier.deliver() == 1, "a new secret is all that it takes"
+    assert verified(receiver.got[0].headers, receiver.got[0].body, new["secret"])
+    await courier.close()
 
 
 async def test_what_has_ended_is_forgotten(
