@@ -8,7 +8,9 @@ import pytest
 
 from api.webhooks import kinds
 from api.webhooks.watch import Watcher
+from core.wire.credentials import new_token
 from tests.api.support import Coordinator
+from tests.api.test_enrolments import issue, redeem
 
 
 @pytest.fixture(autouse=True)
@@ -149,3 +151,14 @@ async def test_without_a_webhook_nothing_is_kept(
     await coordinator.run("site-a", privacy={"rounds": 0}, round={"quorum": 1})
     await Watcher(coordinator.ctx).look()
     assert await coordinator.sql("SELECT 1 FROM webhook_events") == []
+
+
+async def test_a_site_that_waits_to_be_let_in_is_told_once(coordinator: Coordinator) -> None:
+    made = await issue(coordinator)
+    assert await told(coordinator, "client-enrolment-waiting") == []
+    token = new_token("client")
+    for _ in range(2):
+        assert (await redeem(coordinator, made["code"], token)).status_code == 200
+    found = await told(coordinator, "client-enrolment-waiting")
+    assert found == [{"enrolment_id": made["id"], "see": "/v1/enrolments"}]
+    assert made["code"] not in str(found)
