@@ -286,7 +286,10 @@ class CoordinatorClient(FileOperations):
             wait_jitter=policy.jitter_s,
         ).with_name(name, (), {})
         for attempt in attempts:
-            with attempt, tracing.child(name.split()[0], "client", {"url.path": name}):
+            with (
+                attempt,
+                tracing.child(name.split()[0], "client", {"url.path": name.partition(" ")[2]}),
+            ):
                 return self._in_common_version(once)
         raise AssertionError("a retry context ends with a result or an exception")
 

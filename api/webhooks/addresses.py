@@ -25,6 +25,7 @@ _NEVER = tuple(
 _CARRIERS = tuple(
     ipaddress.ip_network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")
 )
+_ASSIGNED = ipaddress.ip_network("2000::/3")  # all that is global of IPv6 lies here
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|[0-9a-f:.]{2,45}")
 _LONGEST_URL = 2_000
 
@@ -96,7 +97,8 @@ def judge(address: _Address, *, allow_private: bool) -> None:
         raise AddressRefused("a link-local address or one of a cloud's metadata")
     if address.is_multicast or address.is_unspecified:
         raise AddressRefused("an address of no single machine")
-    if not address.is_global and not allow_private:
+    public = address.is_global and (address.version == 4 or address in _ASSIGNED)
+    if not public and not allow_private:
         raise AddressRefused("a private address (FHV_WEBHOOKS_ALLOW_PRIVATE would allow it)")
 
 

@@ -94,7 +94,8 @@ async def test_a_request_and_its_statements_are_one_trace(
 async def test_no_secret_and_no_site_is_in_a_trace(traced: tuple[Coordinator, Collector]) -> None:
     coordinator, collector = traced
     await coordinator.enrol("site-a", "site-b")
-    run = await coordinator.run("site-a", "site-b", privacy={"rounds": 0})
+    await coordinator.enrol("site-c", managed=True)
+    run = await coordinator.run("site-a", "site-b", "site-c", privacy={"rounds": 0})
     for number, name in enumerate(("site-a", "site-b")):
         order = await coordinator.poll(name)
         assert order is not None
@@ -102,10 +103,13 @@ async def test_no_secret_and_no_site_is_in_a_trace(traced: tuple[Coordinator, Co
                 "update-unreadable")  # fmt: skip
         assert (await coordinator.send(order, lease=order["lease_token"])).status_code == 201
         assert number < 2
+    (managed,) = await coordinator.managed_work("site-c")
+    claim = await coordinator.ok("POST", f"/v1/work/{managed.id}/claim", "worker")
+    assert (await coordinator.send(claim, who="worker")).status_code == 201
     await coordinator.aggregate()
-    rows = await coordinator.sql("SELECT task, trace FROM outbox")
-    assert [row[0] for row in rows] == ["fhv.aggregate"]
-    assert rows[0][1].startswith("00-")
+    traces = dict(await coordinator.sql("SELECT task, trace FROM outbox"))
+    assert traces.pop("fhv.aggregate").startswith("00-")
+    assert traces == {"fhv.consent": None, "fhv.train": None}
     tracing.stop()
     assert {span.name for span in collector.spans} >= {
         "POST /v1/jobs/{job_id}/claim", "announce fhv.aggregate", "POST /v1/runs",

@@ -89,7 +89,7 @@ async def test_nobody_listens_or_answers_in_time(
     assert (shown["status"], shown["reason"]) == (None, "no answer in 1 s")
 
 
-async def test_an_answer_is_read_only_so_far(
+async def test_the_head_of_an_answer_is_enough(
     coordinator: Coordinator, courier: Courier, receiver: Receiver
 ) -> None:
     webhook = await made(coordinator, receiver.url)
