@@ -37,7 +37,7 @@ _MEND = {
     "precision": "Set FHV_PRECISION to float32 or bfloat16.",
     "log_level": "Set FHV_LOG_LEVEL to debug, info, warning or error.",
     "broker_url": "Set FHV_BROKER_URL, for example redis://127.0.0.1:6379/0.",
-    "otlp_endpoint": "Set FHV_OTLP_ENDPOINT, for example http://collector:4318, or leave it out.",
+    "otlp_endpoint": "Set FHV_OTLP_ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT), for example http://collector:4318.",
     "object_store_url": "Set FHV_OBJECT_STORE_URL to the coordinator's store (file:///... or s3://...).",
 }
 

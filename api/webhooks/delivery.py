@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import psycopg
@@ -99,15 +100,15 @@ class Courier:
                 room=room,
             )
 
-        def ended(webhook_id: UUID) -> None:
-            del self._under_way[webhook_id]
-            done()
-
         for each in claimed:
             task = asyncio.create_task(self._carry(each))
             self._under_way[each.webhook.id] = task
-            task.add_done_callback(lambda _, webhook_id=each.webhook.id: ended(webhook_id))  # type: ignore[misc]
+            task.add_done_callback(partial(self._ended, each.webhook.id, done))
         return len(claimed)
+
+    def _ended(self, webhook_id: UUID, done: Callable[[], None], _: asyncio.Task[None]) -> None:
+        del self._under_way[webhook_id]
+        done()
 
     async def _carry(self, claimed: Claimed) -> None:
         try:

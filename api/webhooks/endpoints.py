@@ -6,14 +6,12 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from sqlalchemy import select
 
 from api import examples as common
 from api.auth import Admin
 from api.context import Ctx
-from api.db.webhook_models import Webhook
 from api.openapi import answers, example
-from api.pages import DEFAULT_LIMIT, After, Limit, Page, cut, paged
+from api.pages import DEFAULT_LIMIT, After, Limit, Page, paged
 from api.webhooks import examples, repository, service
 from api.webhooks.delivery import Courier
 from api.webhooks.service import DeliveryView, NewWebhook, State, WebhookMade, WebhookView
@@ -48,7 +46,7 @@ async def listed(
     ctx: Ctx, who: Admin, limit: Limit = DEFAULT_LIMIT, after: After = None
 ) -> Page[WebhookView]:
     async with ctx.database.read() as session:
-        rows = (await session.scalars(cut(select(Webhook), Webhook.id, limit, after))).all()
+        rows = await repository.page(session, limit, after)
     shown, more = paged(rows, limit)
     items = [service.view(row) for row in shown]
     return Page(items=items, next=items[-1].id if more else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.db.models import Client
 from api.db.run_models import Round, Run
 from api.db.webhook_models import Webhook, WebhookDelivery, WebhookEvent
+from api.pages import cut
 
 _MARGIN_S = 5.0
 # At most one of each webhook, so that a slow receiver holds up nobody else. Another coordinator
@@ -87,6 +88,11 @@ async def settle(
     )
     found: WebhookDelivery | None = await session.scalar(query)
     return found
+
+
+async def page(session: AsyncSession, limit: int, after: UUID | None) -> Sequence[Webhook]:
+    """Oldest first, one more than ``limit``."""
+    return (await session.scalars(cut(select(Webhook), Webhook.id, limit, after))).all()
 
 
 async def locked(session: AsyncSession, webhook_id: UUID) -> Webhook | None:

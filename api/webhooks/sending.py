@@ -8,6 +8,7 @@ import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import certifi
 import httpx
@@ -43,12 +44,15 @@ def body_of(claimed: Claimed) -> bytes:
 
 
 class Sender:
-    """Sends for one process."""
+    """Sends for one process. Its certificates are read when there is something to send."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+
+    @cached_property
+    def _http(self) -> httpx.AsyncClient:
         # No proxy and no netrc of the environment: a proxy would resolve the name by itself.
-        self._http = httpx.AsyncClient(
+        return httpx.AsyncClient(
             verify=_authorities(),
             timeout=None,  # noqa: S113 (an attempt as a whole has one)
             follow_redirects=False,
@@ -58,7 +62,8 @@ class Sender:
         )
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if "_http" in self.__dict__:
+            await self._http.aclose()
 
     async def send(self, claimed: Claimed) -> Outcome:
         """One attempt, to its end or to its time limit. Never raises for what a receiver does."""

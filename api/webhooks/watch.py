@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 _PACE_S = 5.0
 _BUDGETS_S = 60.0  # a look at every ledger entry
 _FORGET_S = 600.0
+_GRACE = timedelta(seconds=60)  # a living coordinator ends a round within a second
 SHARE = 0.8
 
 
@@ -108,6 +109,3 @@ def _stuck(late: Late, now: datetime, limit: timedelta) -> Iterator[str]:
         yield "overdue"
     if now - late.since > limit:
         yield "open-too-long" if late.state == "open" else "summed-too-long"
-
-
-_GRACE = timedelta(seconds=60)  # a living coordinator ends a round within a second

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 import pytest
 from pydantic import SecretStr
 
 from api.metrics.books import Books
 from api.webhooks import kinds
 from api.webhooks.delivery import Courier
+from api.webhooks.service import Kind
 from api.webhooks.watch import Watcher
 from tests.api.support import Coordinator, problem
+from tests.api.webhooks.conftest import ROOT
 from tests.api.webhooks.receiver import Receiver, Verified, made, told
 
 
@@ -137,3 +142,18 @@ async def test_metrics_say_what_arrives_and_what_does_not(
         "fhv_webhooks_disabled 1.0",
     ):
         assert line in text.splitlines(), line
+
+
+def test_every_kind_is_documented() -> None:
+    text = (ROOT / "docs/webhooks.md").read_text()
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \|", text, flags=re.MULTILINE)
+    assert listed == [*kinds.KINDS, kinds.PING]
+    assert get_args(Kind) == tuple(kinds.KINDS)
+
+
+async def test_webhooks_come_page_by_page(coordinator: Coordinator) -> None:
+    made_here = [(await made(coordinator, f"https://a.example/{n}"))["id"] for n in range(3)]
+    first = await coordinator.ok("GET", "/v1/webhooks?limit=2")
+    rest = await coordinator.ok("GET", f"/v1/webhooks?limit=2&after={first['next']}")
+    assert [one["id"] for one in first["items"] + rest["items"]] == made_here
+    assert rest["next"] is None
