@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import cors, health, objects, problems, spaces, tokens
+from api.bodies import Limits
 from api.clients import endpoints as clients
 from api.config import Settings, load
 from api.consents import endpoints as consents
@@ -150,7 +151,8 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
     app.state.meters = Meters()
     if settings.origins:
         cors.install(app, settings.origins)
-    app.add_middleware(Outermost, max_json_bytes=settings.max_json_bytes, meters=app.state.meters)
+    limits = Limits(settings.max_json_bytes, settings.body_grace_s, settings.body_min_rate)
+    app.add_middleware(Outermost, limits=limits, meters=app.state.meters)
     problems.install(app)
     # Routes are tried in this order: what every site asks all the time comes first.
     for module in (work, updates, jobs, objects, consents):

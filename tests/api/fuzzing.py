@@ -1,0 +1,172 @@
+"""Schemathesis against the real coordinator: a server on a port with a world in its database, and
+runs of the engine with the token of one scope.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpx
+import schemathesis
+import uvicorn
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import events, from_schema
+
+from api.app import create_app
+from api.cli import uvicorn_options
+from api.config import Settings
+from core.wire.messages import CONTENT_TYPE_TENSORS
+from tests.api.support import Coordinator
+
+T = TypeVar("T")
+# An event stream has no end: so many of its events are looked at.
+_STREAM_EVENTS = 2
+_SHOWN = 1_500  # characters of one finding
+
+
+class Server:
+    """The application served by uvicorn in a thread, with a driver in the same event loop."""
+
+    def __init__(self, settings: Settings, port: int) -> None:
+        self.app = create_app(settings, background=False)
+        options = {**uvicorn_options(settings), "host": "127.0.0.1", "port": port}
+        self._server = uvicorn.Server(uvicorn.Config(self.app, **options))
+        self.url = f"http://127.0.0.1:{port}"
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.coordinator: Coordinator
+
+    def _serve(self) -> None:
+        self._loop.run_until_complete(self._server.serve())
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the server's loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive(), "the server did not start"
+            self._thread.join(0.01)
+        transport = httpx.ASGITransport(self.app)
+        http = httpx.AsyncClient(transport=transport, base_url="http://api.test")
+        self.coordinator = Coordinator(self.app, http)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.do(self.coordinator.http.aclose())
+        self._server.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the server did not stop"
+        self._loop.close()
+
+
+async def furnish(coordinator: Coordinator) -> None:
+    """A world in which most operations have something to do: a finished run with a model, one in
+    mid-round with an order out, one that is only planned, managed clients, jobs, a receipt.
+    """
+    await coordinator.enrol("site-a", "site-b")
+    await coordinator.enrol("managed-a", "managed-b", managed=True)
+    finished = await coordinator.run("site-a", "site-b", name="finished")
+    await coordinator.finish(finished, "site-a", "site-b")
+    await coordinator.run("site-a", "site-b", name="under-way", joining="open")
+    assert await coordinator.poll("site-a") is not None
+    await coordinator.run("managed-a", "managed-b", name="managed")
+    await coordinator.run("site-a", "site-b", name="planned", start=False, approved=False)
+    await coordinator.ok("POST", "/v1/synthesize", json={"run": "finished", "n": 4})
+    made = {"run": "finished", "n": 50, "format": "csv"}
+    await coordinator.ok("POST", "/v1/synthesis-jobs", json=made)
+    await coordinator.ok("POST", f"/v1/runs/{finished['id']}/rounds/0/replay")
+    await coordinator.sweep()
+
+
+@dataclass
+class Findings:
+    """What one run of the engine has seen."""
+
+    cases: Counter[str] = field(default_factory=Counter)  # by phase
+    statuses: Counter[int] = field(default_factory=Counter)
+    operations: set[str] = field(default_factory=set)
+    failures: dict[tuple[str, str], str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+
+    def told(self) -> str:
+        return "\n\n".join([*self.failures.values(), *self.errors])
+
+    def add(self, event: events.ScenarioFinished) -> None:
+        recorder = event.recorder
+        self.cases[event.phase.value] += len(recorder.interactions)
+        for case_id, exchange in recorder.interactions.items():
+            self.operations.add(recorder.cases[case_id].value.operation.label)
+            self.statuses[exchange.response.status_code if exchange.response else 0] += 1
+        for case_id, checks in recorder.checks.items():
+            for check in checks:
+                if check.failure_info is None:
+                    continue
+                failure = check.failure_info.failure
+                case = recorder.cases[case_id].value
+                key = (check.name, f"{case.operation.label} {failure.title}")
+                told = f"{check.name}: {case.operation.label}: {failure.title}: {failure.message}"
+                told += f"\n{check.failure_info.code_sample}"
+                exchange = recorder.interactions.get(case_id)
+                if exchange is not None and exchange.response is not None:
+                    answer = exchange.response
+                    told += f"\n-> {answer.status_code} {answer.content[:300]!r}"
+                self.failures.setdefault(key, told[:_SHOWN])
+
+
+def run(
+    server: Server,
+    token: str,
+    *,
+    seed: int,
+    examples: int,
+    phases: tuple[str, ...],
+    operations: list[str] | None = None,
+    seconds: int | None = None,
+    exclude: tuple[str, ...] = (),
+) -> Findings:
+    """One run of the engine: every operation (or those with these ids) in these phases."""
+    config = SchemathesisConfig(seed=seed, max_time=seconds)
+    project = config.projects.default
+    project.update(
+        base_url=server.url,
+        headers={"Authorization": f"Bearer {token}"},
+        continue_on_failure=True,
+        request_timeout=20,
+    )
+    project.max_stream_events = _STREAM_EVENTS
+    project.generation.update(max_examples=examples, no_shrink=True, database="none")
+    project.phases.update(phases=list(phases))
+    project.checks.update(excluded_check_names=list(exclude))
+    schema = schemathesis.openapi.from_dict(server.app.openapi(), config=config)
+    if operations is not None:
+        schema = schema.include(operation_id=operations)
+    found = Findings()
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.ScenarioFinished):
+            found.add(event)
+        elif isinstance(event, events.NonFatalError):
+            found.errors.append(f"{event.label}: {event.value!r}")
+        elif isinstance(event, events.FatalError):
+            raise event.exception
+    return found
+
+
+@contextmanager
+def furnished(settings: Settings, port: int) -> Iterator[Server]:
+    with Server(settings, port) as server:
+        server.do(furnish(server.coordinator))
+        yield server
+
+
+@schemathesis.serializer(CONTENT_TYPE_TENSORS)
+def _tensors(_: Any, value: Any) -> bytes:
+    """What is generated for an update's body: bytes, or whatever else turned into some."""
+    return bytes(value) if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")
