@@ -14,9 +14,15 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
-from api import strict_json
-from api.problems import PayloadTooLarge, Refused, RequestTimeout, UnsupportedMediaType
+from api.problems import (
+    InvalidRequest,
+    PayloadTooLarge,
+    Refused,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
 from core.errors import DomainError
+from core.wire import strict_json
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,10 @@ class Body:
         if not body:
             return
         try:
-            strict_json.check(body)
-        except DomainError as error:
-            raise Refused(error) from None
+            strict_json.read(body)
+        except strict_json.NotStrict as error:
+            named = f"{error.field}: {error}" if error.field != "body" else str(error)
+            raise Refused(InvalidRequest(named, field=error.field)) from None
 
 
 def too_large(limit: int) -> PayloadTooLarge:

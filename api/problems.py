@@ -386,7 +386,7 @@ def _methods(request: Request) -> list[str]:
     """Methods of all routes of this path: the router names those of the first one only."""
     found: set[str] = set()
     for each in iter_route_contexts(request.app.routes):
-        pattern, _, _ = compile_path(each.path)
+        pattern, _, _ = compile_path(each.path or "/")
         if pattern.match(request.scope["path"]):
             found |= set(each.methods or ())
     return sorted(found)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import AwareDatetime, BeforeValidator
+from pydantic import AwareDatetime, BeforeValidator, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import audit, examples
@@ -37,6 +37,8 @@ def _written_out(value: object) -> object:
     return value
 
 
+Kind = Annotated[str, Field(json_schema_extra={"enum": list(audit.KINDS)})]
+Actor = Annotated[str, Field(json_schema_extra={"enum": list(audit.ACTORS)})]
 Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
 
 
@@ -51,9 +53,11 @@ def _filter(
             description="Only of rounds with this number.",
         ),
     ] = None,
-    kind: Annotated[list[str] | None, Query(description="Only of these kinds; repeatable.")] = None,
+    kind: Annotated[
+        list[Kind] | None, Query(description="Only of these kinds; repeatable.")
+    ] = None,
     actor: Annotated[
-        str | None, Query(description="Only by this scope, by 'coordinator' or by 'console'.")
+        Actor | None, Query(description="Only by this scope, by 'coordinator' or by 'console'.")
     ] = None,
     since: Annotated[Moment | None, Query(description="From this time on.")] = None,
     until: Annotated[Moment | None, Query(description="Before this time.")] = None,

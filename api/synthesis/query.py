@@ -19,7 +19,7 @@ class SynthesisQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    run: str
+    run: str = Field(min_length=1, max_length=64)
     round: str = "latest"
     mixture: str = Field(default="neutral", description=f"'neutral', or {_LISTED}.")
     mode: str = "blend"

@@ -1,4 +1,4 @@
-"""JSON bodies are read strictly: what one reader takes for this and the next for that is refused.
+"""JSON from outside is read strictly: what one reader takes for this and the next for that is refused.
 
 UTF-8 without a byte order mark (RFC 8259), every key once, no NaN or Infinity, no number outside
 float64, no text that cannot be stored (U+0000) or sent (half of a surrogate pair), no deeper than
@@ -14,16 +14,14 @@ from collections.abc import Iterator
 from json import JSONDecodeError, JSONDecoder
 from typing import Any
 
-from api.problems import InvalidRequest
-
 MAX_DEPTH = 64
 # Only these escapes can make such a text: a body without them is not searched.
 _SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _SHOWN = 60  # characters of what is quoted in an error
 
 
-class _Not(ValueError):
-    """Not strict JSON; ``field`` if it is known."""
+class NotStrict(ValueError):
+    """Not strict JSON; ``field``: a dotted path, or ``body``."""
 
     def __init__(self, message: str, field: str = "body") -> None:
         super().__init__(message)
@@ -35,18 +33,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for index, key in enumerate(keys) if key in keys[:index])
-        raise _Not(f"the key {_quoted(twice)} is there twice", _printable(twice))
+        raise NotStrict(f"the key {_quoted(twice)} is there twice", _printable(twice))
     return made
 
 
 def _constant(name: str) -> float:
-    raise _Not(f"{name} is no number of JSON")
+    raise NotStrict(f"{name} is no number of JSON")
 
 
 def _float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _Not(f"the number {text[:_SHOWN]} is too large")
+        raise NotStrict(f"the number {text[:_SHOWN]} is too large")
     return number
 
 
@@ -97,30 +95,25 @@ def _depth(value: Any) -> int:
     return deepest
 
 
-def _read(body: bytes) -> None:
+def read(body: bytes) -> Any:
+    """The value of a document. Raises ``NotStrict``."""
     try:
         text = body.decode()
         value = _DECODER.decode(text)
     except UnicodeDecodeError:
-        raise _Not("the body is not UTF-8") from None
+        raise NotStrict("the body is not UTF-8") from None
     except JSONDecodeError as error:
-        raise _Not(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+        raise NotStrict(f"the body is not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
-        raise _Not(f"the body is nested deeper than {MAX_DEPTH} levels") from None
+        raise NotStrict(f"the body is nested deeper than {MAX_DEPTH} levels") from None
+    except NotStrict:
+        raise
+    except ValueError as error:  # a number with more digits than Python reads
+        raise NotStrict(f"the body cannot be read: {error}") from None
     if isinstance(value, (dict, list)) and _depth(value) > MAX_DEPTH:
-        raise _Not(f"the body is nested deeper than {MAX_DEPTH} levels")
+        raise NotStrict(f"the body is nested deeper than {MAX_DEPTH} levels")
     if _SUSPECT.search(text):
         for path, each in _texts(value):
             if not _sendable(each):
-                raise _Not("holds U+0000 or half of a surrogate pair", path)
-
-
-def check(body: bytes) -> None:
-    """Raises ``InvalidRequest`` unless the body is strict JSON."""
-    try:
-        _read(body)
-    except _Not as error:
-        named = f"{error.field}: {error}" if error.field != "body" else str(error)
-        raise InvalidRequest(named, field=error.field) from None
-    except ValueError as error:  # a number with more digits than Python reads
-        raise InvalidRequest(f"the body cannot be read: {error}", field="body") from None
+                raise NotStrict("holds U+0000 or half of a surrogate pair", path)
+    return value
