@@ -13,7 +13,10 @@ from core.federation.values import MAX_ROUND_NUMBER, Frozen, Name
 MAX_ROWS = 10_000_000  # of one answer; ask again with another seed for more
 
 Weight = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
-Mixture = Literal["neutral"] | dict[Name, Weight]
+Mixture = (
+    Literal["neutral"]
+    | Annotated[dict[Name, Weight], Field(json_schema_extra={"additionalProperties": False})]
+)
 Labels = Literal["model", "uniform"] | dict[str, Weight]
 ClassCounts = dict[str, Annotated[int, Field(ge=0, le=MAX_ROWS)]]
 

@@ -1,4 +1,4 @@
-"""JSON from outside is read strictly: what one reader takes for this and the next for that is refused.
+"""JSON from outside is read strictly: what two readers may take for two things is refused.
 
 UTF-8 without a byte order mark (RFC 8259), every key once, no NaN or Infinity, no number outside
 float64, no text that cannot be stored (U+0000) or sent (half of a surrogate pair), no deeper than
