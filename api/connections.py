@@ -20,8 +20,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from api.problems import CATALOGUE, CONTENT_TYPE, body_of
 
 log = structlog.get_logger(__name__)
-# A sender that reads no answer before it has sent everything gets so long to finish.
+# A sender that reads no answer before it has sent everything gets so long, and so many bytes, to
+# finish: cut off earlier, it would never see the answer.
 _LINGER_S = 10.0
+_LINGER_BYTES = 16 * 2**20
 # Bytes that frame a chunked body, for each byte of it: chunks of one byte need five.
 _FRAMING = 8
 _RETRY_AFTER_S = 5
@@ -72,6 +74,7 @@ class Guarded(HttpToolsProtocol):
     _framing = 0  # bytes of the present message that are not of its body
     _body = 0
     _named = 0  # bytes of its URL, headers and trailers
+    _unwanted = 0  # bytes of its body that came after the answer
     _too_large = False
 
     # --- what asyncio calls ---
@@ -96,7 +99,7 @@ class Guarded(HttpToolsProtocol):
     # --- what the parser calls ---
 
     def on_message_begin(self) -> None:
-        self._body = self._named = 0
+        self._body = self._named = self._unwanted = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -118,6 +121,10 @@ class Guarded(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
         self._framing = max(self._framing - len(body), 0)
+        if self.cycle.response_complete:
+            self._unwanted += len(body)
+            if self._unwanted > _LINGER_BYTES:
+                self.transport.close()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
