@@ -307,7 +307,8 @@ def test_ten_gigabytes_declared_or_sent_cost_nothing(server: Served) -> None:
             b"Connection: close\r\n\r\n"
         ),
         (
-            b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n"
+            b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade, close\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         ),
     ],

@@ -107,7 +107,7 @@ MALFORMED: dict[str, Callable[[bytes], bytes]] = {
     "offsets backwards": lambda file: _changed(file, data_offsets=[8, 0]),
     "offsets beyond the end": lambda file: _changed(file, data_offsets=[2**63, 2**63 + 4]),
     "no offsets": lambda file: _changed(file, data_offsets=[]),
-    "a million tensors": lambda file: _joined(
+    "a hundred tensors without a form": lambda file: _joined(
         b"{" + b",".join(b'"%d":{}' % number for number in range(100)) + b"}", parts(file)[1]
     ),
 }
