@@ -31,7 +31,8 @@ T = TypeVar("T")
 # What pydantic says of a value that a schema could have refused. Other sentences are those of our
 # own validators: relations between fields, which no JSON Schema tells.
 _OF_A_SCHEMA = re.compile(
-    r"^(Input|String|List|Tuple|Dictionary|Value|Data|Set) should|^Field required|^Extra inputs|^Unable"
+    r"^(Input|String|List|Tuple|Dictionary|Value|Data|Set) should"
+    r"|^Field required|^Extra inputs|^Unable"
 )
 _NO_SCHEMA = re.compile(
     r"less than 9223372036854775808"  # the document's bound is rounded to float64
