@@ -142,7 +142,8 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         version=VERSION,
         summary="Differentially private generators of embeddings, trained over several sites.",
         description="Errors are problem+json (RFC 9457) with a stable `code`. Lists are "
-        "`{items, next}`; pass `next` as `after`. Times are UTC. Ids are UUIDv7.",
+        "`{items, next}`; pass `next` as `after`. Times are UTC. Ids are UUIDv7. Any operation "
+        "may also answer 400 (protocol), 408, 413, 415 (a compressed body), 431 or 503.",
         openapi_tags=_TAGS,
         lifespan=_lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
