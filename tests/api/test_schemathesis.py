@@ -43,6 +43,7 @@ def server(worker_database_url: str, tmp_path_factory: pytest.TempPathFactory) -
         synthesis_max_rows=2_000,
         synthesis_job_rows=1_000,
         synthesis_requests_per_minute=1_000_000,
+        failures_per_minute=1_000_000,  # every operation is also asked without a good token
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rule, "calibrate", calibrate)
