@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import cors, health, objects, own_token, problems, spaces, tokens
+from api.bodies import Limits
 from api.clients import endpoints as clients
 from api.config import Settings, load
 from api.consents import endpoints as consents
@@ -164,7 +165,8 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         version=VERSION,
         summary="Differentially private generators of embeddings, trained over several sites.",
         description="Errors are problem+json (RFC 9457) with a stable `code`. Lists are "
-        "`{items, next}`; pass `next` as `after`. Times are UTC. Ids are UUIDv7.",
+        "`{items, next}`; pass `next` as `after`. Times are UTC. Ids are UUIDv7. Any operation "
+        "may also answer 400 (protocol), 408, 413, 415 (a compressed body), 431 or 503.",
         openapi_tags=_TAGS,
         lifespan=_lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -173,7 +175,8 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
     app.state.meters = Meters()
     if settings.origins:
         cors.install(app, settings.origins)
-    app.add_middleware(Outermost, max_json_bytes=settings.max_json_bytes, meters=app.state.meters)
+    limits = Limits(settings.max_json_bytes, settings.body_grace_s, settings.body_min_rate)
+    app.add_middleware(Outermost, limits=limits, meters=app.state.meters)
     if settings.otlp_endpoint is not None:
         app.add_middleware(Traced)
     problems.install(app)

@@ -88,6 +88,25 @@ class Settings(Secrets):
         default=10.0, gt=0, description="Unclaimed work is announced again; the pause doubles."
     )
     max_json_bytes: int = Field(default=4 * 2**20, gt=0)
+    body_grace_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="A body of n bytes must have come after so many seconds and n / "
+        "FHV_BODY_MIN_RATE more; else 408.",
+    )
+    body_min_rate: float = Field(default=8_192.0, gt=0, description="Bytes a second.")
+    head_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="A request's line and headers must have come after so many seconds; else its "
+        "connection is closed.",
+    )
+    max_head_bytes: int = Field(
+        default=32_768, ge=4_096, description="Of a request's line and headers together; else 431."
+    )
+    max_connections: int = Field(
+        default=4_096, ge=1, description="Of one process; a request on any other gets 503."
+    )
     max_wait_s: float = Field(default=60.0, gt=0, description="Longest long poll.")
     failures_per_minute: int = Field(
         default=60,
