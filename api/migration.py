@@ -9,6 +9,7 @@ Alembic's table. So a release can be taken back without touching the database.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,15 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from core.errors import DomainError
 
 _ROOT = Path(__file__).resolve().parent.parent
+_IN_THE_WAY = frozenset({"40P01", "55P03"})  # a deadlock; a lock that was not to be had in time
+_ATTEMPTS = 6
+_PAUSE_S = 0.3
 _COMMENT = "fedhypevae serves it from migration "
 
 
@@ -107,7 +112,15 @@ def upgrade(url: str, revision: str = "head") -> None:
         )
     if before.newer:
         return
-    command.upgrade(_config(url), revision)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            command.upgrade(_config(url), revision)
+            break
+        except OperationalError as error:
+            # Programs at work hold locks, in an order of their own. Nothing was applied.
+            if attempt == _ATTEMPTS or getattr(error.orig, "sqlstate", None) not in _IN_THE_WAY:
+                raise
+            time.sleep(_PAUSE_S * attempt)
     _note(url)
 
 

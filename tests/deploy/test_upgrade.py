@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
+from alembic.config import Config
 from typer.testing import CliRunner
 
 from api import migration
@@ -136,6 +140,8 @@ def test_this_program_goes_on_while_and_after_a_later_one_widens_the_database(
         with later_release(tmp_path, monkeypatch, expands=True) as head:
             migration.upgrade(url)
             assert migration.state(url).found == "9999"
+        # Where a step of the run was in the migration's way and had to give in, the run rests.
+        until(lambda: fed.sql("SELECT 1 FROM work_items WHERE state = 'ready'") != [])
         fed.complete(run, sites)
         fed.enrol("site-b", "b/all")
         fed.operator.synthesize({"run": run, "mixture": "neutral", "n": 3, "seed": 5})
@@ -151,6 +157,68 @@ def test_this_program_goes_on_while_and_after_a_later_one_widens_the_database(
     assert f"of a newer program; this one ({head}) can serve it" in upgraded.output
     assert CliRunner().invoke(db_app, ["current"]).exit_code == 0
     assert migration.state(url).found == "9999"
+
+
+def test_a_migration_waits_for_a_program_that_is_in_its_way(
+    bare_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody reads both tables, in the other order, until the migration waits for it: each waits
+    for the other, and Postgres ends one of them. The migration is applied all the same.
+    """
+    url = bare_database_url.replace("postgresql:", "postgresql+psycopg:")
+    migration.upgrade(url)
+    ended: list[str | None] = []
+
+    def read_the_other_way() -> None:
+        with psycopg.connect(bare_database_url) as connection:
+            connection.execute("SET deadlock_timeout = '10s'")  # the migration looks first
+            connection.execute("SELECT 1 FROM runs")
+            ready.set()
+            until_somebody_waits(bare_database_url)
+            try:
+                connection.execute("SELECT 1 FROM clients")
+                ended.append(None)
+            except psycopg.Error as error:
+                ended.append(error.sqlstate)
+
+    ready = threading.Event()
+    reader = threading.Thread(target=read_the_other_way)
+    reader.start()
+    assert ready.wait(20)
+    calls: list[str] = []
+    upgrade = migration.command.upgrade
+    with later_release(tmp_path, monkeypatch, expands=True), monkeypatch.context() as patch:
+
+        def counted(config: Config, revision: str) -> None:
+            calls.append(revision)
+            upgrade(config, revision)
+
+        patch.setattr(migration.command, "upgrade", counted)
+        migration.upgrade(url)
+        assert migration.state(url).found == "9999"
+    reader.join(20)
+    assert ended == [None]
+    assert len(calls) == 2
+
+
+def until(done: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.05)
+
+
+def until_somebody_waits(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for _ in range(400):
+            row = connection.execute(
+                "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+                "WHERE d.datname = current_database() AND NOT l.granted"
+            ).fetchone()
+            if row is not None and row[0]:
+                return
+            time.sleep(0.05)
+    raise AssertionError("nobody waited")
 
 
 def test_a_database_that_was_narrowed_is_left_alone(
