@@ -140,7 +140,8 @@ def test_this_program_goes_on_while_and_after_a_later_one_widens_the_database(
         with later_release(tmp_path, monkeypatch, expands=True) as head:
             migration.upgrade(url)
             assert migration.state(url).found == "9999"
-        # Where a step of the run was in the migration's way and had to give in, the run rests.
+        # Where a step of the run was in the migration's way and had to give in, the run rests: for
+        # seconds, not for minutes.
         until(lambda: fed.sql("SELECT 1 FROM work_items WHERE state = 'ready'") != [])
         fed.complete(run, sites)
         fed.enrol("site-b", "b/all")
@@ -201,7 +202,7 @@ def test_a_migration_waits_for_a_program_that_is_in_its_way(
     assert len(calls) == 2
 
 
-def until(done: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(done: Callable[[], bool], seconds: float = 25.0) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "in vain"
