@@ -26,6 +26,7 @@ _LINGER_S = 10.0
 _LINGER_BYTES = 16 * 2**20
 # Bytes that frame a chunked body, for each byte of it: chunks of one byte need five.
 _FRAMING = 8
+_HEADER_FRAMING = 4  # bytes: the colon, a space, the line's end
 _RETRY_AFTER_S = 5
 
 
@@ -107,7 +108,7 @@ class Guarded(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._name(len(name) + len(value))
+        self._name(len(name) + len(value) + _HEADER_FRAMING)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
