@@ -57,8 +57,8 @@ bench-synthesize: $(STAMP) ## Rows a second beside the bare decoder, short answe
 audit: $(STAMP) ## What an attacker proves about epsilon, beside what the ledger says (some minutes)
 	$(BIN)/python -m benchmarks.audit $(AUDIT_ARGS)
 
-run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordinator, workers
-	$(BIN)/python -m core.cli demo --serve
+run: $(STAMP) ## Services for development, until Ctrl-C (fedhypevae up): Postgres, Valkey, coordinator, workers
+	$(BIN)/python -m core.cli up --foreground
 
 test: check ## Everything that must hold: style, types, layers, all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)

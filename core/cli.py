@@ -19,6 +19,13 @@ GROUP = "fedhypevae.commands"
 
 # Help lines of the known commands: the list is printed without importing their packages.
 SUMMARIES = {
+    "up": "Start all services on this machine, in the background.",
+    "down": "Stop them; data stay.",
+    "status": "Do they run?",
+    "doctor": "Check this machine, its settings and what it reaches; says how to mend.",
+    "admin": "Clients, tokens, embedding spaces and the audit trail of a coordinator.",
+    "run": "Create, start, watch, pause, cancel and report runs.",
+    "synthesize": "Synthetic rows of a published run, into a file.",
     "serve": "Run the coordinator (HTTP API).",
     "token": "Create, list and revoke bearer tokens (on the coordinator's machine).",
     "keys": "List, rotate and revoke the keys that sign receipts.",
