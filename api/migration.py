@@ -50,3 +50,9 @@ def upgrade(url: str, revision: str = "head") -> None:
 
 def downgrade(url: str, revision: str) -> None:
     command.downgrade(_config(url), revision)
+
+
+def known() -> set[str]:
+    """All migrations of this program."""
+    scripts = ScriptDirectory.from_config(_config(""))
+    return {script.revision for script in scripts.walk_revisions()}

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
@@ -71,6 +72,8 @@ def _overview(found: dict[str, EntryPoint]) -> str:
         "Options:",
         "  --help     Show this text (fedhypevae COMMAND --help for one command).",
         "  --version  Show the version.",
+        "  --install-completion [SHELL], --show-completion [SHELL]",
+        "             Completion for bash, zsh or fish; without a name for your own shell.",
         "",
         "Commands:",
     ]
@@ -93,11 +96,30 @@ def load(entry: EntryPoint) -> Callable[..., Any]:
     return typer.main.get_command(app)
 
 
+def _completion(option: str, rest: Sequence[str]) -> NoReturn:
+    from core import completion
+
+    if len(rest) > 1:
+        _stop(f"{option} takes one shell at most", 2)
+    shell = rest[0] if rest else None
+    try:
+        show = option == "--show-completion"
+        print(completion.script(shell) if show else completion.installed(shell))
+    except completion.UnknownShell as error:
+        _stop(str(error), 2)
+    raise SystemExit(0)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Exit codes: 0 done, 1 failed, 2 wrong usage (or a port already taken)."""
     prefer_checkout()
     given = list(sys.argv[1:] if arguments is None else arguments)
     found = commands()
+    if os.environ.get("_FEDHYPEVAE_COMPLETE"):
+        from core import completion
+
+        summaries = {name: SUMMARIES.get(name, "") for name in found}
+        completion.answer(summaries, lambda name: load(found[name]))
     if not found:
         _stop("not installed: call 'make install' (or pip install --no-deps -e .) first.", 1)
     if not given or given[0] in ("--help", "-h", "help"):
@@ -107,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"fedhypevae {version('fedhypevae')}")
         raise SystemExit(0)
     name, *rest = given
+    if name in ("--install-completion", "--show-completion"):
+        _completion(name, rest)
     if name not in found:
         _stop(f"no such command {name!r}. There are: {', '.join(found)}.", 2)
     load(found[name])(args=rest, prog_name=f"fedhypevae {name}")

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 
 from api.console import stop
@@ -112,7 +113,7 @@ def _keep(home: Folder, options: Any) -> None:
     def say(line: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
         if line == "ready":
-            print(f"          API: {options_url(options)}", flush=True)
+            print(f"          API: http://127.0.0.1:{options.port}", flush=True)
             print(f"          administrator's token: {home.admin_token}", flush=True)
 
     with home.held() as ours:
@@ -125,10 +126,6 @@ def _keep(home: Folder, options: Any) -> None:
         except Stopped as stopped:
             print(f"{stopped}: every service has been stopped.")
             raise typer.Exit(0) from None
-
-
-def options_url(options: Any) -> str:
-    return f"http://127.0.0.1:{options.port}"
 
 
 def _start(home: Folder, port: int | None, site: Path | None) -> None:
@@ -193,6 +190,8 @@ def _stop_keeper(home: Folder) -> bool:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         _wait(lambda: home.keeper() is None, 5.0)
+    if pid:  # it lets go of the folder a moment before it ends
+        _wait(lambda: not psutil.pid_exists(pid), 10.0)
     return True
 
 
