@@ -161,7 +161,14 @@ def keep(folder: Folder, options: Options, say: Say) -> None:
 
     Call it with the folder's lock held. Raises ``ServiceError``; the record says why, too.
     """
-    record = Record(state="starting", url=f"http://127.0.0.1:{options.port}", port=options.port)
+    record = Record(
+        state="starting",
+        url=f"http://127.0.0.1:{options.port}",
+        port=options.port,
+        database=_whose("FHV_DATABASE_URL"),
+        broker=_whose("FHV_BROKER_URL"),
+        store=_store(folder),
+    )
     folder.write(record)
     try:
         with stop_on_signals(), _running(folder, options, record, say) as (services, alive):
@@ -188,27 +195,22 @@ def _running(
         say(f"ended a process that was left over: {name}")
     _must_be_free(options.port)
     with ExitStack() as stack:
-        given = {"database": "FHV_DATABASE_URL", "broker": "FHV_BROKER_URL"}
-        whose = {
-            name: "given" if os.environ.get(key) else "embedded" for name, key in given.items()
-        }
-        say(f"Postgres ({whose['database']})")
+        say(f"Postgres ({record.database})")
         database = stack.enter_context(embedded.postgres(folder.path / "pg"))
-        say(f"Valkey ({whose['broker']})")
-        os.environ[MARK] = str(folder.path)  # Valkey inherits it, and is found after a crash
+        say(f"Valkey ({record.broker})")
         broker = stack.enter_context(embedded.valkey(folder.path / "valkey"))
         needs = _Needs(
             folder=folder,
             options=options,
             database=database,
             broker=broker,
-            store=_store(folder),
+            store=record.store,
             pepper=os.environ.get("FHV_TOKEN_PEPPER") or folder.pepper(),
         )
         migration.upgrade(load(Secrets, **_secrets(needs)).database_url)
         worker_token = _tokens(needs)
         processes = stack.enter_context(Processes(folder.logs, folder=ROOT))
-        services = _Set(processes, needs, record.having(**whose, store=needs.store))
+        services = _Set(processes, needs, record)
         say(f"coordinator at {needs.url}")
         services.start(COORDINATOR, _command("serve"), needs.coordinator())
         _wait_until_ready(options.port, processes)
@@ -224,15 +226,19 @@ def _running(
         say("ready")
 
         def alive() -> None:
-            if whose["database"] == "embedded" and not leftovers.postgres_runs(folder):
+            if record.database == "embedded" and not leftovers.postgres_runs(folder):
                 raise ServiceError(f"Postgres has ended; its log: {folder.path / 'pg' / 'log'}")
-            if whose["broker"] == "embedded" and not _listens(urlsplit(broker).port or 0):
+            if record.broker == "embedded" and not _listens(urlsplit(broker).port or 0):
                 raise ServiceError(f"Valkey has ended; its files: {folder.path / 'valkey'}")
 
         try:
             yield services, alive
         finally:
             services.write(services.record.having(state="stopping"))
+
+
+def _whose(setting: str) -> str:
+    return "given" if os.environ.get(setting) else "embedded"
 
 
 def _secrets(needs: _Needs) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What is left of services whose keeper was killed: found by their environment, and ended."""
+"""What is left of services whose keeper was killed: found by what they carry, and ended."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ _POSTGRES = "postgres"
 _PATIENCE_S = 15.0
 
 
-def _marked(folder: Folder) -> list[psutil.Process]:
-    """Processes of this folder, but for this one and Postgres, which has data to write."""
+def _ours(folder: Folder) -> list[psutil.Process]:
+    """Processes of this folder, but for this one and Postgres, which has data to write. Valkey
+    writes over its environment, but it works in its folder.
+    """
     found = []
-    for process in psutil.process_iter(["pid", "name", "environ"]):
+    for process in psutil.process_iter(["pid", "name", "environ", "cwd"]):
         environ = process.info["environ"] or {}
-        ours = environ.get(MARK) == str(folder.path) and process.pid != os.getpid()
-        if ours and process.info["name"] != _POSTGRES:
+        marked = environ.get(MARK) == str(folder.path)
+        inside = process.info["cwd"] == str(folder.path / "valkey")
+        strange = process.pid == os.getpid() or process.info["name"] == _POSTGRES
+        if (marked or inside) and not strange:
             found.append(process)
     return found
 
@@ -29,7 +33,7 @@ def end(folder: Folder) -> list[str]:
     """End them: SIGTERM, some seconds, SIGKILL. Their names. Call it with the folder's lock held,
     or when nobody holds it.
     """
-    found = _marked(folder)
+    found = _ours(folder)
     for process in found:
         _signal(process, kill=False)
     _, alive = psutil.wait_procs(found, timeout=_PATIENCE_S)
