@@ -56,7 +56,7 @@ def settings() -> Iterator[Finding]:
         found = load_settings()
     except ConfigError as error:
         for problem in error.problems:
-            what, _, mend = problem.partition(". ")
+            what, _, mend = problem.replace("Value error, ", "").partition(". ")
             yield failed("settings", what, mend or "Correct it, or leave it out.")
         return
     if found.plain_http_to_elsewhere:
@@ -242,28 +242,50 @@ def site_file() -> Iterator[Finding]:
 
 def _data(client: ClientConfig) -> Finding:
     """The file is there and has the arrays; 'agent check' reads all of it."""
-    import numpy as np
-
     name = f"data of {client.name}"
     mend = f"Put the records there, or correct 'data' of {client.name!r} in site.toml."
-    if not client.data.exists():
-        return failed(name, f"there is no {client.data}", mend)
+    if not client.data.is_file():
+        return failed(name, f"there is no file {client.data}", mend)
     if not os.access(client.data, os.R_OK):
         return failed(name, f"{client.data} may not be read", f"chown or chmod {client.data}")
-    lacking: list[str] = []
     try:
-        with np.load(client.data, allow_pickle=False) as arrays:
-            wanted = ("x", "y", "unit") if client.unit == "patient" else ("x", "y")
-            lacking = [key for key in wanted if key not in arrays.files]
-    except (OSError, ValueError, EOFError, AttributeError):
-        return failed(name, f"{client.data} is no npz file of numpy", mend)
+        found = _fields(client.data)
+    except Exception as error:
+        # numpy, zipfile and pyarrow have many; none of them quotes a record here.
+        return failed(
+            name,
+            f"{client.data} cannot be read ({type(error).__name__})",
+            "Write npz, npy or parquet.",
+        )
+    lacking = [field for field in ("x", "y") if field not in found]
+    lacking += ["unit"] if client.unit == "patient" and "unit" not in found else []
     if lacking:
-        return failed(name, f"{client.data} has no {', '.join(lacking)}", mend)
+        return failed(
+            name,
+            f"{client.data} has no {', '.join(lacking)}",
+            "Store embeddings as x, classes as y, and for the unit patient whose each is as unit.",
+        )
     if client.data.stat().st_mode & stat.S_IROTH:
         return warn(
             name, f"every user of this machine may read {client.data}", f"chmod 600 {client.data}"
         )
     return ok(name, f"{client.data}; 'fedhypevae agent check' reads it as a round would")
+
+
+def _fields(path: Path) -> set[str]:
+    """Names of what a file of records holds, without reading the records."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".npz":
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return set(archive.files)
+    if path.suffix == ".npy":
+        return set(np.load(path, mmap_mode="r", allow_pickle=False).dtype.names or ())
+    if path.suffix == ".parquet":
+        alias = {"embedding": "x", "label": "y"}
+        return {alias.get(name, name) for name in pq.read_schema(path).names}
+    raise ValueError("neither npz, npy nor parquet")
 
 
 def state_folder() -> Iterator[Finding]:

@@ -241,7 +241,7 @@ def _rows(call: Call, federation: real.Federation, tmp_path: Path) -> None:
         compared = kind not in ("csv", "ndjson", "npy")
         assert ("ok        rows" in done.stderr) == compared, done.stderr
         receipt = signed_of(json.loads((tmp_path / "receipt.json").read_text())).receipt
-        assert receipt.asked.mixture == {"site-a": 0.7, "site-b": 0.3}
+        assert receipt["asked"]["mixture"] == {"site-a": 0.7, "site-b": 0.3}
         if compared:
             assert sum(len(labels) for _, labels in read_rows(out).parts) == 60
     table = pq.read_table(tmp_path / "rows.parquet")
@@ -259,7 +259,7 @@ def _rows(call: Call, federation: real.Federation, tmp_path: Path) -> None:
     document = json.loads(told.stdout)
     assert all(each["holds"] for each in document["checks"].values())
     with np.load(tmp_path / "few.npz") as arrays:
-        assert arrays["y"].tolist().count(0) == 2
+        assert arrays["label_ids"].tolist().count(0) == 2
 
     working = threading.Thread(target=_make_a_file, args=(federation,))
     working.start()
