@@ -10,13 +10,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from core.findings import Check, Finding, failed, ok, warn
-from worker.answers import ONCE, Timeouts
+from worker.answers import ONCE, JsonObject, Timeouts
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig, SiteConfig, WorkerSettings, load_settings
 from worker.errors import ApiProblem, ClientError, ConfigError, NotNow, Unreachable, WorkerError
 
 _SKEW_S, _FAR_SKEW_S = 5.0, 120.0
 _QUICK = Timeouts(connect=5.0, read=10.0)
+_SOON_DAYS = 7.0
 _SITE_SCOPES = ("client", "worker")
 
 
@@ -46,9 +47,8 @@ def _site(found: WorkerSettings | None) -> SiteConfig | None:
         return None
 
 
-def _client(found: WorkerSettings, *, token: bool) -> CoordinatorClient:
-    given = found.require_token() if token else None
-    return CoordinatorClient(found.coordinator_url, given, retry=ONCE, timeouts=_QUICK)
+def _client(found: WorkerSettings, token: str | None) -> CoordinatorClient:
+    return CoordinatorClient(found.coordinator_url, token, retry=ONCE, timeouts=_QUICK)
 
 
 def settings() -> Iterator[Finding]:
@@ -74,7 +74,7 @@ def coordinator() -> Iterator[Finding]:
     found = _settings()
     if found is None:
         return
-    with _client(found, token=False) as client:
+    with _client(found, None) as client:
         before = datetime.now(UTC)
         try:
             theirs = client.clock()
@@ -132,15 +132,15 @@ def token() -> Iterator[Finding]:
     found = _settings()
     if found is None:
         return
-    if found.token is None:
-        yield failed(
-            "token",
-            "FHV_TOKEN is not set",
-            "Set it to the token that was shown when the client was enrolled; keep it in a file "
-            "of mode 0600 and read it from there.",
-        )
+    site = _site(found)
+    kept = None if found.token else found.token_kept(None if site is None else site.state_dir)
+    try:
+        text = found.token_source(None if site is None else site.state_dir)()
+    except ConfigError as error:
+        yield failed("token", error.message, error.mend or "Set FHV_TOKEN or FHV_TOKEN_FILE.")
         return
-    text = found.token.get_secret_value()
+    if kept is not None and kept.path.stat().st_mode & 0o077:
+        yield failed("token", f"others can read {kept.path}", f"chmod 600 {kept.path}")
     kind, _, rest = text.removeprefix("fhv_").partition("_")
     if not text.startswith("fhv_") or not rest:
         yield failed(
@@ -149,24 +149,40 @@ def token() -> Iterator[Finding]:
             "Copy it as a whole, without quotes or spaces.",
         )
         return
-    with _client(found, token=True) as client:
+    with _client(found, text) as client:
         try:
-            client.spaces(limit=1)
+            own = client.own_token()
         except ApiProblem as problem:
             yield failed("token", _refusal(problem), _token_mend(problem, kind))
             return
         except ClientError:
             return  # ``coordinator`` has said so
-        if kind in _SITE_SCOPES:
-            yield ok("token", f"taken; its scope is {kind}")
-        else:
-            yield warn(
-                "token",
-                f"taken, but its scope is {kind}: no agent or worker runs with it",
-                "Agents need the token of their client, workers one of scope worker.",
-            )
-        if kind == "client":
-            yield from _enrolled(client, _site(found))
+        yield _taken(own, renewed=kept is not None)
+        if own["scope"] == "client":
+            yield from _enrolled(client, site)
+
+
+def _taken(own: JsonObject, *, renewed: bool) -> Finding:
+    """``renewed``: it is in a file, where an agent replaces it in time if it may."""
+    scope, ends = str(own["scope"]), own["expires_at"]
+    if scope not in _SITE_SCOPES:
+        return warn(
+            "token",
+            f"taken, but its scope is {scope}: no agent or worker runs with it",
+            "Agents need the token of their client, workers one of scope worker.",
+        )
+    if ends is None:
+        return ok("token", f"taken; its scope is {scope}, it has no end")
+    left = (datetime.fromisoformat(ends) - datetime.now(UTC)).total_seconds() / 86_400.0
+    text = f"taken; its scope is {scope}, it ends in {left:.0f} days"
+    if left > _SOON_DAYS or (renewed and own["renewable"]):
+        return ok("token", text)
+    return warn(
+        "token",
+        text,
+        "Have another one made in time; a token in a file (FHV_TOKEN_FILE) that came by "
+        "'fedhypevae agent enrol' is renewed by the agent.",
+    )
 
 
 def _refusal(problem: ApiProblem) -> str:

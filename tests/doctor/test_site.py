@@ -164,7 +164,11 @@ def test_clocks(
 
 
 def test_tokens(
-    site: Doctor, setting: Setting, federation: real.Federation, database_url: str
+    site: Doctor,
+    setting: Setting,
+    federation: real.Federation,
+    folder: Path,
+    database_url: str,
 ) -> None:
     setting(token="'copied with quotes'".replace(" ", ""))
     site.sees("site", "A token that was not copied as a whole", "fail token")
@@ -174,7 +178,7 @@ def test_tokens(
     site.sees("site", "A data scientist's token at a site", "warn token")
     worker = federation.operator.create_token(scope="worker", label="w", expires_in_s=600.0)
     setting(token=worker["token"])
-    assert not [each for each in site.findings("--site") if each["level"] == "fail"]
+    site.sees("site", "A token that ends soon", "warn token")
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(
             "UPDATE tokens SET expires_at = now() - interval '1 second' WHERE id = %s",
@@ -184,6 +188,16 @@ def test_tokens(
     federation.operator.revoke_token(worker["id"])
     site.sees("site", "A token that was revoked", "fail token")
     federation.enrol("site-b", "site-b/all")
+    kept = folder / "token"
+    kept.write_text(federation.tokens["site-a"])
+    kept.chmod(0o644)
+    setting(token=None, token_file=kept)
+    site.sees("site", "A token file that others may read", "fail token")
+    kept.chmod(0o600)
+    assert not [each for each in site.findings("--site") if each["level"] != "ok"]
+    setting(token_file=folder / "nowhere")
+    site.sees("site", "A token file that is not there", "fail token")
+    setting(token_file=None)
     setting(token=federation.tokens["site-b"])
     site.sees("site", "The token of another site", "fail client")
 

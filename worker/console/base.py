@@ -31,7 +31,7 @@ def app(text: str) -> typer.Typer:
     return typer.Typer(
         no_args_is_help=True,
         add_completion=False,
-        help=f"{text}\n\nFHV_COORDINATOR_URL says where, FHV_TOKEN who. {CODES}",
+        help=f"{text}\n\nFHV_COORDINATOR_URL says where, FHV_TOKEN or FHV_TOKEN_FILE who. {CODES}",
         rich_markup_mode="markdown",
         pretty_exceptions_enable=False,
         pretty_exceptions_show_locals=False,
@@ -72,13 +72,13 @@ def lines_of(error: WorkerError | DomainError) -> list[str]:
 
 @contextmanager
 def connected() -> Iterator[CoordinatorClient]:
-    """The coordinator of FHV_COORDINATOR_URL with the token of FHV_TOKEN; errors are told."""
+    """The coordinator that settings name, with their token; errors are told."""
     from worker.client import CoordinatorClient
 
     with told():
         settings = settings_of_person()
         with CoordinatorClient(
-            settings.coordinator_url, settings.require_token(), retry=_PATIENCE
+            settings.coordinator_url, settings.token_source(), retry=_PATIENCE
         ) as client:
             yield client
 
