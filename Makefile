@@ -13,14 +13,16 @@ BENCH_ARGS ?=
 AUDIT_ARGS ?=
 SOAK_ROUNDS ?= 300
 REPEAT_ARGS ?=
+FUZZ_SCALE ?= 12
+FUZZ_SEED ?= 1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := api benchmarks core migrations tests worker
+SOURCES := api benchmarks core docker migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -63,6 +65,9 @@ run: $(STAMP) ## Services for development, until Ctrl-C (fedhypevae up): Postgre
 test: check ## Everything that must hold: style, types, layers, all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
+fuzz: $(STAMP) ## Schemathesis for FUZZ_SCALE (12) times as long as in the tests (about a quarter of an hour; FUZZ_SEED=N)
+	FUZZ_SCALE=$(FUZZ_SCALE) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -s tests/api/test_schemathesis.py $(PYTEST_ARGS)
+
 access-table: $(STAMP) ## Who may do what, by operation; writes docs/access.md
 	$(BIN)/python -m api.access
 
@@ -102,6 +107,9 @@ lock: $(STAMP) ## Write requirements.lock from the present .venv
 	{ head -1 requirements.lock; \
 	  $(BIN)/python -m pip freeze --all --exclude-editable | grep -Ev '^(pip|fedhypevae)( |==)' | sed 's/+cpu$$//'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+
+lock-images: $(STAMP) ## Write the packages of each container image, out of requirements.lock
+	$(BIN)/python docker/lock_images.py
 
 clean: ## Remove .venv, caches and the demo's output
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output *.egg-info

@@ -20,6 +20,7 @@ from api.config import Settings, SettingsError, database_url, load
 from api.console import first_line
 from core.errors import DomainError
 from core.findings import Check, Finding, failed, ok, warn
+from core.secret_files import SettingFileError, from_file
 from core.storage import ObjectStore
 
 _CONNECT_S = 5
@@ -59,6 +60,15 @@ def settings() -> Iterator[Finding]:
         )
     else:
         yield ok("settings", f"usable; the coordinator listens on {found.host}:{found.port}")
+
+
+def _setting(name: str) -> str:
+    """From the environment or a file; empty where ``settings`` has said what is wrong."""
+    try:
+        found = from_file(name, os.environ)
+    except SettingFileError:
+        return ""
+    return found or os.environ.get(f"FHV_{name.upper()}", "")
 
 
 # --- the database ---
@@ -131,7 +141,13 @@ def _migration(url: str) -> Iterator[Finding]:
         return
     if state.current:
         yield ok("migration", f"{state.found}, the newest")
-    elif state.found is None or state.found in migration.known():
+    elif state.fits:
+        yield warn(
+            "migration",
+            f"the database is at {state.found}, of newer software; this program can serve it",
+            "Run the newer software once it is to stay.",
+        )
+    elif not state.newer:
         yield failed(
             "migration",
             f"the database is at {state.found or 'none'}, this program needs {state.head}",
@@ -141,7 +157,7 @@ def _migration(url: str) -> Iterator[Finding]:
         yield failed(
             "migration",
             f"the database is at {state.found}, which this program does not know",
-            "Newer software has used it: install that version, or downgrade with that version.",
+            "Newer software has used it: run that, or restore a backup of before the upgrade.",
         )
 
 
@@ -149,7 +165,7 @@ def _migration(url: str) -> Iterator[Finding]:
 
 
 def broker() -> Iterator[Finding]:
-    url = os.environ.get("FHV_BROKER_URL")
+    url = _setting("broker_url")
     if not url:
         yield warn(
             "broker",
@@ -184,7 +200,7 @@ def broker() -> Iterator[Finding]:
 
 def store() -> Iterator[Finding]:
     """A small object of random bytes is written, read and deleted."""
-    url = os.environ.get("FHV_OBJECT_STORE_URL")
+    url = _setting("object_store_url")
     if not url:
         return  # ``settings`` has said so
     body = secrets.token_bytes(64)

@@ -63,7 +63,11 @@ def chosen(*, coordinator: bool, site: bool) -> list[str]:
     named = [name for name, it in (("coordinator", coordinator), ("site", site)) if it]
     if named:
         return named
-    return [name for name, signs in _SIGNS.items() if any(os.environ.get(sign) for sign in signs)]
+    return [name for name, signs in _SIGNS.items() if _named(signs)]
+
+
+def _named(signs: Iterable[str]) -> bool:
+    return any(os.environ.get(sign) or os.environ.get(f"{sign}_FILE") for sign in signs)
 
 
 def examine(roles: Iterable[str]) -> Iterator[Line]:

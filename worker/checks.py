@@ -164,16 +164,16 @@ def token() -> Iterator[Finding]:
 
 def _taken(own: JsonObject, *, renewed: bool) -> Finding:
     """``renewed``: it is in a file, where an agent replaces it in time if it may."""
-    scope, ends = str(own["scope"]), own["expires_at"]
+    scope, left_s = str(own["scope"]), own["expires_in_s"]
     if scope not in _SITE_SCOPES:
         return warn(
             "token",
             f"taken, but its scope is {scope}: no agent or worker runs with it",
             "Agents need the token of their client, workers one of scope worker.",
         )
-    if ends is None:
+    if left_s is None:
         return ok("token", f"taken; its scope is {scope}, it has no end")
-    left = (datetime.fromisoformat(ends) - datetime.now(UTC)).total_seconds() / 86_400.0
+    left = float(left_s) / 86_400.0
     text = f"taken; its scope is {scope}, it ends in {left:.0f} days"
     if left > _SOON_DAYS or (renewed and own["renewable"]):
         return ok("token", text)

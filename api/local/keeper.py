@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,9 @@ from api.db.engine import Database
 from api.db.models import Token
 from api.local import leftovers
 from api.local.folder import MARK, Folder, Record, Service
+from core.errors import DomainError
 from core.processes import Child, Processes, ServiceError, ending, stop_on_signals, wait_for
+from core.secret_files import SettingFileError, from_file
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_SYNTHESIS, QUEUE_TRAIN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +41,7 @@ _LOOK_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 60.0  # a service that ran for so long begins again with the shortest pause
 # The coordinator's alone; a worker that is taken over must not find them.
+_SET_HERE = ("DATABASE_URL", "BROKER_URL", "OBJECT_STORE_URL", "TOKEN_PEPPER")
 _COORDINATORS = ("DATABASE_URL", "TOKEN_PEPPER", "TOKEN", "METRICS_TOKEN", "ENV", "HOST", "PORT")
 
 Say = Callable[[str], None]
@@ -54,6 +57,21 @@ class Options:
 
     port: int
     site: Path | None = None
+
+
+def _from_files() -> None:
+    """Settings of which a file was named, into the environment of this process. Raises
+    ``SettingFileError``.
+    """
+    for name in _SET_HERE:
+        if (value := from_file(name.lower(), os.environ)) is not None:
+            os.environ[f"FHV_{name}"] = value
+            del os.environ[f"FHV_{name}_FILE"]
+
+
+def _without(environment: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    gone = {f"FHV_{name}{end}" for name in names for end in ("", "_FILE")}
+    return {name: value for name, value in environment.items() if name not in gone}
 
 
 def _base(folder: Folder) -> dict[str, str]:
@@ -83,7 +101,7 @@ class _Needs:
 
     def coordinator(self) -> dict[str, str]:
         return {
-            **_base(self.folder),
+            **_without(_base(self.folder), ("ENV", "HOST", "PORT")),
             "FHV_ENV": "prod",
             "FHV_HOST": "127.0.0.1",
             "FHV_PORT": str(self.options.port),
@@ -94,11 +112,7 @@ class _Needs:
         }
 
     def worker(self, token: str, *, site: Path | None) -> dict[str, str]:
-        kept = {
-            name: value
-            for name, value in _base(self.folder).items()
-            if name not in {f"FHV_{each}" for each in _COORDINATORS}
-        }
+        kept = _without(_base(self.folder), _COORDINATORS)
         kept |= {
             "FHV_COORDINATOR_URL": self.url,
             "FHV_BROKER_URL": self.broker,
@@ -106,8 +120,7 @@ class _Needs:
         }
         if site is None:
             return kept | {"FHV_OBJECT_STORE_URL": self.store}
-        kept.pop("FHV_OBJECT_STORE_URL", None)
-        return kept | {"FHV_SITE_CONFIG": str(site)}
+        return _without(kept, ("OBJECT_STORE_URL", "SITE_CONFIG")) | {"FHV_SITE_CONFIG": str(site)}
 
 
 class _Set:
@@ -161,6 +174,11 @@ def keep(folder: Folder, options: Options, say: Say) -> None:
 
     Call it with the folder's lock held. Raises ``ServiceError``; the record says why, too.
     """
+    try:
+        _from_files()
+    except SettingFileError as error:
+        folder.write(Record(state="failed", why=str(error), code=1, port=options.port))
+        raise ServiceError(str(error)) from None
     record = Record(
         state="starting",
         url=f"http://127.0.0.1:{options.port}",
@@ -176,7 +194,13 @@ def keep(folder: Folder, options: Options, say: Say) -> None:
                 signal.sigtimedwait([], _LOOK_S)
                 services.tend(say)
                 alive()
-    except (ServiceError, embedded.EmbeddedServiceError, SettingsError, SQLAlchemyError) as error:
+    except (
+        ServiceError,
+        embedded.EmbeddedServiceError,
+        SettingsError,
+        SQLAlchemyError,
+        DomainError,
+    ) as error:
         text = first_line(error) if isinstance(error, SQLAlchemyError) else str(error)
         code = 2 if isinstance(error, PortTaken) else 1
         folder.write(record.having(state="failed", why=text, code=code, services={}))

@@ -115,6 +115,22 @@ def test_migrations(coordinator: Doctor, setting: Setting, bare_database_url: st
     with psycopg.connect(bare_database_url, autocommit=True) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     coordinator.sees("coordinator", "A database of newer software", "fail migration")
+    with psycopg.connect(bare_database_url, autocommit=True) as connection:
+        said = "fedhypevae serves it from migration 0001"
+        connection.execute(f"COMMENT ON TABLE alembic_version IS '{said}'")
+    case = "A database of newer software, which this program can serve"
+    coordinator.sees("coordinator", case, "warn migration")
+
+
+def test_settings_from_files(coordinator: Doctor, setting: Setting, tmp_path: Path) -> None:
+    broker = tmp_path / "broker"
+    setting(broker_url=None, broker_url_file=broker)
+    coordinator.sees(
+        "coordinator", "A setting's file that is not there", "fail settings", "warn broker"
+    )
+    broker.write_text("redis://127.0.0.1:9/0\n")
+    found = {each["name"]: each for each in coordinator.findings("--coordinator")}
+    assert (found["settings"]["level"], found["broker"]["level"]) == ("ok", "fail")
 
 
 def test_brokers(coordinator: Doctor, setting: Setting, broker_url: str) -> None:
