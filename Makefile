@@ -22,7 +22,7 @@ SOURCES := api benchmarks core docker migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test fuzz access-table fault-matrix soak test-repeat check lint types layers format lock lock-images clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -59,8 +59,8 @@ bench-synthesize: $(STAMP) ## Rows a second beside the bare decoder, short answe
 audit: $(STAMP) ## What an attacker proves about epsilon, beside what the ledger says (some minutes)
 	$(BIN)/python -m benchmarks.audit $(AUDIT_ARGS)
 
-run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordinator, workers
-	$(BIN)/python -m core.cli demo --serve
+run: $(STAMP) ## Services for development, until Ctrl-C (fedhypevae up): Postgres, Valkey, coordinator, workers
+	$(BIN)/python -m core.cli up --foreground
 
 test: check ## Everything that must hold: style, types, layers, all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
@@ -75,6 +75,11 @@ fault-matrix: $(STAMP) ## Every fault at every moment, with real processes; writ
 	@rm -rf .cache/faults && mkdir -p .cache/faults
 	FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m pytest -n $(JOBS) tests/faults/test_matrix.py $(PYTEST_ARGS)
 	FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m tests.faults.document
+
+doctor-document: $(STAMP) ## What doctor says of broken set-ups; writes docs/doctor.md
+	@rm -rf .cache/doctor && mkdir -p .cache/doctor
+	DOCTOR_CASES=$(CURDIR)/.cache/doctor $(BIN)/python -m pytest -n $(JOBS) tests/doctor $(PYTEST_ARGS)
+	DOCTOR_CASES=$(CURDIR)/.cache/doctor $(BIN)/python -m tests.doctor.document
 
 soak: $(STAMP) ## SOAK_ROUNDS (300) rounds with 20 clients while processes are killed at random (below 15 minutes; SOAK_SEED=N to repeat)
 	SOAK_ROUNDS=$(SOAK_ROUNDS) $(BIN)/python -m pytest tests/faults/test_soak.py $(PYTEST_ARGS)
