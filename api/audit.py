@@ -32,6 +32,8 @@ KINDS: Mapping[str, str] = {
     "client-revoked": "a client gets no more work, in no run",
     "token-created": "a bearer token was made",
     "token-revoked": "a bearer token is refused from now on",
+    "dashboard-entered": "somebody signed in to the dashboard with a token",
+    "dashboard-left": "and signed out",
     "run-created": "a plan became a run",
     "run-started": "a run began",
     "run-paused": "a run waits",
