@@ -16,6 +16,7 @@ from api.dashboard.doors import Acting, Operating, Overseeing
 from api.dashboard.render import HOME, PageRoute, page, to
 from api.dashboard.run_pages import Words
 from api.events import service as events
+from api.events.order import place_new
 from api.events.repository import Filter
 from api.ledger import service as ledger
 from api.pages import paged
@@ -63,6 +64,7 @@ async def some(
 async def one(
     ctx: Ctx, request: Request, visitor: Overseeing, client_id: UUID, done: str | None = None
 ) -> Response:
+    await place_new(ctx)
     async with ctx.database.read() as session:
         now = await ctx.database.now(session)
         row = await service.one(session, visitor.who, client_id)

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.consents import repository as consents
+from api.consents.repository import Asked
 from api.context import Context
 from api.dashboard import repository
 from api.dashboard.render import eps, since
@@ -22,7 +23,7 @@ from api.runs.specs import spec_of
 
 NEARLY_SPENT = 0.8
 _LIVE = ("running", "paused")
-_ASKED = 50
+_ASKED, _NAMES = 50, 5
 Level = Literal["act", "watch"]
 
 
@@ -117,15 +118,31 @@ async def notices(
             about = f"ε {eps(spent.worst)} of {eps(spent.budget)}, open reservations among it."
             what = f"{spent.client} has spent {share(spent):.0%} of its budget"
             found.append(Notice("watch", what, about, "/dashboard/clients"))
-    for asked in await consents.page(session, _ASKED, None, state="asked"):
-        what = f"{asked.client.name} has not said yet whether it takes part in {asked.run.name}"
-        about = f"Asked {since(asked.consent.created_at, now)}; its site decides."
-        found.append(Notice("watch", what, about, f"/dashboard/runs/{asked.run.id}"))
+    found += _asked(await consents.page(session, _ASKED, None, state="asked"), now)
     if snapshot.facts is None:
         found.append(Notice("act", "The figures of clients and queues cannot be read", "", ""))
     else:
         found += _queues(snapshot)
     return sorted(found, key=lambda notice: notice.level != "act")
+
+
+def _asked(waiting: list[Asked], now: datetime) -> list[Notice]:
+    """One notice for each run that some sites have not spoken about yet."""
+    by_run: dict[UUID, list[Asked]] = {}
+    for asked in waiting:
+        by_run.setdefault(asked.run.id, []).append(asked)
+    found = []
+    for run_id, some in by_run.items():
+        names = [asked.client.name for asked in some]
+        shown = ", ".join(names[:_NAMES])
+        if len(names) > _NAMES:
+            shown += f" and {len(names) - _NAMES} more"
+        oldest = min(asked.consent.created_at for asked in some)
+        about = f"{shown}; asked {since(oldest, now)}. Each site decides for itself."
+        sites = "1 site has" if len(names) == 1 else f"{len(names)} sites have"
+        what = f"{sites} not said yet whether to take part in {some[0].run.name}"
+        found.append(Notice("watch", what, about, f"/dashboard/runs/{run_id}"))
+    return found
 
 
 def _queues(snapshot: Snapshot) -> list[Notice]:

@@ -47,7 +47,7 @@ _MEDIA = {
     "txt": "text/plain; charset=utf-8",
 }
 _TROUBLE = (OperationalError, InterfaceError, PoolTimeout, psycopg.OperationalError)
-_PLURALS = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+_UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"))
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,17 @@ def asset(name: str) -> str:
 
 
 def span(seconds: float) -> str:
-    """``3 minutes``: the largest unit of which there is at least one (two, for minutes and more,
-    would suggest a precision that nobody needs).
-    """
+    """``3 minutes``: in the largest unit of which there are at least two."""
     seconds = abs(seconds)
-    for size, name in _PLURALS:
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {name}" + ("" if count == 1 else "s")
-    return "0 seconds"
+    unit, name = next(((u, n) for u, n in _UNITS if seconds >= 1.5 * u), (1, "second"))
+    count = round(seconds / unit)
+    return f"{count} {name}" + ("" if count == 1 else "s")
 
 
 def since(moment: datetime, now: datetime) -> str:
     """``3 minutes ago`` or ``in 2 hours``."""
     seconds = (now - moment).total_seconds()
-    if abs(seconds) < 1:
+    if abs(seconds) < 0.5:
         return "now"
     return f"{span(seconds)} ago" if seconds > 0 else f"in {span(seconds)}"
 
@@ -126,6 +122,17 @@ def short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
 
 
+def said(value: object) -> str:
+    """A detail of an event: short, for its whole is in the trail itself."""
+    if isinstance(value, str) and value.startswith("sha256:"):
+        return short(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)[:200]
+
+
 def plotted(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
@@ -139,7 +146,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(size=size, eps=eps, short=short, stamp=stamp, plotted=plotted)
+    made.filters.update(size=size, eps=eps, short=short, stamp=stamp, plotted=plotted, said=said)
     made.globals.update(asset=asset, since=since, took=took, span=span, KINDS=KINDS)
     return made
 
@@ -161,7 +168,7 @@ def page(
         .render(
             visitor=visitor,
             path=request.url.path,
-            here=request.url.path + (f"?{request.url.query}" if request.url.query else ""),
+            address=request.url.path + (f"?{request.url.query}" if request.url.query else ""),
             **{"now": datetime.now(UTC), "live": live, **values},
         )
     )

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.models import Client, StoredObject, Token
@@ -137,6 +137,12 @@ async def token_labels(session: AsyncSession, ids: Iterable[UUID]) -> dict[UUID,
     return {row[0]: row[1] for row in await session.execute(query)}
 
 
+async def count_clients(session: AsyncSession) -> int:
+    """Those that are not revoked."""
+    query = select(func.count()).where(Client.revoked_at.is_(None))
+    return int(await session.scalar(query.select_from(Client)) or 0)
+
+
 async def held(session: AsyncSession, limit: int = 20) -> list[Held]:
     query = (
         select(Run.name, Run.id, Client.name, Client.id, RunClient.quarantine_why)
@@ -159,16 +165,16 @@ async def latest_models(
 ) -> list[Latest]:
     """One more than ``limit``, of the newest runs first."""
     newest = (
-        select(Round.run_id, Round.number, Round.published_at, Round.weights_digest)
+        select(Round.run_id, func.max(Round.number).label("number"))
         .where(Round.state == "published")
-        .distinct(Round.run_id)
-        .order_by(Round.run_id, Round.number.desc())
+        .group_by(Round.run_id)
         .subquery()
     )
     query = (
-        select(Run, newest.c.number, newest.c.published_at, StoredObject.digest, StoredObject.size)
+        select(Run, Round.number, Round.published_at, StoredObject.digest, StoredObject.size)
         .join(newest, newest.c.run_id == Run.id)
-        .join(StoredObject, StoredObject.digest == newest.c.weights_digest)
+        .join(Round, (Round.run_id == Run.id) & (Round.number == newest.c.number))
+        .join(StoredObject, StoredObject.digest == Round.weights_digest)
         .order_by(Run.id.desc())
         .limit(limit + 1)
     )

@@ -14,6 +14,7 @@ from api.dashboard import diagnostics, overview, repository
 from api.dashboard.doors import Acting, Operating, Overseeing, Reading
 from api.dashboard.render import HOME, PageRoute, page, to
 from api.events import service as events
+from api.events.order import place_new
 from api.events.repository import Filter
 from api.pages import paged
 from api.problems import InvalidRequest
@@ -98,6 +99,7 @@ async def home(ctx: Ctx, request: Request, visitor: Reading) -> Response:
         )
         under_way = await overview.rows(ctx, session, visitor, live[:_PAGE])
         recent = await overview.rows(ctx, session, visitor, ended[:_RECENT])
+        enrolled = await repository.count_clients(session)
         notices = await overview.notices(session, under_way, snapshot, now)
     return page(
         request,
@@ -107,6 +109,7 @@ async def home(ctx: Ctx, request: Request, visitor: Reading) -> Response:
         under_way=under_way,
         recent=recent,
         notices=notices,
+        enrolled=enrolled,
         spent=snapshot.spent,
         queues=None if snapshot.facts is None else snapshot.facts.of("queue"),
     )
@@ -148,6 +151,7 @@ async def one(
     number: Annotated[int | None, Query(alias="round", ge=0, le=100_000)] = None,
     done: str | None = None,
 ) -> Response:
+    await place_new(ctx)
     async with ctx.database.read() as session:
         now = await ctx.database.now(session)
         run = await service.visible(session, visitor.who, run_id)

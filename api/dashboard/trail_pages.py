@@ -13,6 +13,7 @@ from api.dashboard import repository
 from api.dashboard.doors import Overseeing, Reading
 from api.dashboard.render import HOME, PageRoute, page
 from api.events import service as events
+from api.events.order import place_new
 from api.events.repository import Filter
 from api.pages import paged
 from api.problems import InvalidRequest, NotFound
@@ -96,6 +97,7 @@ async def audit(
 ) -> Response:
     if (kind and kind not in KINDS) or (actor and actor not in ACTORS):
         raise InvalidRequest("There are no events of this kind.", mend="Choose one of the list.")
+    await place_new(ctx)
     async with ctx.database.read() as session:
         now = await ctx.database.now(session)
         run_id = await repository.run_called(session, run) if run else None

@@ -28,7 +28,8 @@
       legend: { show: plot.series.length > 1 || plot.kind !== "time", live: true },
       cursor: { y: false, points: { size: 7 } },
       scales: {
-        x: { time: plot.kind === "time" },
+        x: { time: plot.kind === "time",
+          ...(plot.series.some(one => one.bars) ? { range: (_, low, high) => [low - 0.6, high + 0.6] } : {}) },
         y: log
           ? { distr: 3 }
           : { range: (_, low, high) => {
@@ -49,7 +50,7 @@
         ...plot.series.map(one => ({
           label: one.label,
           stroke: css(`--c${one.colour % 8}`),
-          width: 2,
+          width: one.bars ? 0 : 2,
           dash: one.dash ? [6, 5] : undefined,
           fill: one.bars ? css(`--c${one.colour % 8}`) : one.area ? css("--area") : undefined,
           paths: paths(one),
