@@ -11,10 +11,10 @@ from api.clients import repository as client_rows
 from api.clients import revocation, service, sightings
 from api.consents import repository as consents
 from api.context import Ctx
-from api.dashboard import burndown, overview, repository
+from api.dashboard import burndown, overview, repository, words
 from api.dashboard.doors import Acting, Operating, Overseeing
 from api.dashboard.render import HOME, PageRoute, page, to
-from api.dashboard.run_pages import Words
+from api.enrolments import service as enrolments
 from api.events import service as events
 from api.events.order import place_new
 from api.events.repository import Filter
@@ -23,28 +23,25 @@ from api.pages import paged
 from api.problems import InvalidRequest
 
 router = APIRouter(prefix=f"{HOME}/clients", include_in_schema=False, route_class=PageRoute)
-_PAGE, _SEATS, _EVENTS, _ENTRIES = 50, 100, 15, 200
+_PAGE, _SEATS, _EVENTS, _ENTRIES, _WAITING = 50, 100, 15, 200, 50
 # A poll lasts a minute at most, and one is written down a minute.
 HERE = timedelta(minutes=3)
-REVOKE = Words(
-    "Revoke this client for good?",
-    "Its tokens are refused from now on, its orders are withdrawn, and it gets no work of any run. "
-    "What was accepted of it stays in the models that hold it, and what was reserved stays spent. "
-    "This cannot be taken back.",
-    "Revoke the client",
-    "The client was revoked.",
-)
 
 
 @router.get("")
 async def some(
-    ctx: Ctx, request: Request, visitor: Overseeing, after: UUID | None = None
+    ctx: Ctx,
+    request: Request,
+    visitor: Overseeing,
+    after: UUID | None = None,
+    done: str | None = None,
 ) -> Response:
     snapshot = await overview.spent_of_all(ctx, request.app.state.books)
     async with ctx.database.read() as session:
         now = await ctx.database.now(session)
         found, more = paged(await client_rows.page(session, _PAGE, after), _PAGE)
         seen = await sightings.of(session, [row.id for row in found])
+        waiting, _ = await enrolments.some(ctx, session, _WAITING, None, "waiting")
         shown = [service.view(row) for row in found]
     return page(
         request,
@@ -52,6 +49,8 @@ async def some(
         live="clients_live.html",
         now=now,
         clients=shown,
+        waiting=waiting,
+        done=words.done(done),
         seen=seen,
         here=HERE,
         spent={one.client: one for one in snapshot.spent},
@@ -98,7 +97,7 @@ async def one(
         events=happened,
         runs=runs,
         names={client_id: row.name},
-        done=REVOKE.done if done == "revoke" else "",
+        done=words.done(done),
     )
 
 
@@ -126,7 +125,7 @@ async def confirm(ctx: Ctx, request: Request, visitor: Operating, client_id: UUI
         request,
         "confirm.html",
         live="confirm_form.html",
-        words=REVOKE,
+        words=words.ACTIONS["revoke"],
         subject=row.name,
         target=f"{HOME}/clients/{client_id}/revoke",
         back=f"{HOME}/clients/{client_id}",

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials
 
 from api import audit, auth
 from api.context import Context, Ctx
 from api.dashboard import sessions
 from api.dashboard.doors import Leaving, fields, must_be_ours
 from api.dashboard.render import HEADERS, HOME, LOGIN, PageRoute, assets, page, to
+from api.guard import address_of
 from api.problems import NotFound, Unauthenticated
 
 router = APIRouter(prefix=HOME, include_in_schema=False, route_class=PageRoute)
@@ -72,7 +72,8 @@ async def sign_in(ctx: Ctx, request: Request) -> Response:
     cookie = sessions.cookie_of(ctx, request, sessions.FORM_COOKIE)
     must_be_ours(request, sent, sessions.csrf_of(ctx, cookie) if cookie else "")
     try:
-        who = await _known(ctx, sent.get("token", "").strip())
+        # Counts as a failed authentication where it is one: guessing is answered with 429.
+        who = await auth.known(ctx, address_of(request), sent.get("token", "").strip())
     except Unauthenticated:
         log.warning("sign_in_refused")
         return _form(ctx, request, wanted, status=401, wrong=WRONG)
@@ -89,12 +90,6 @@ async def sign_in(ctx: Ctx, request: Request) -> Response:
     sessions.set_cookie(ctx, request, answer, secret)
     sessions.set_cookie(ctx, request, answer, "", sessions.FORM_COOKIE)
     return answer
-
-
-async def _known(ctx: Context, token: str) -> auth.Principal:
-    """Whose token it is. Raises ``Unauthenticated``."""
-    given = HTTPAuthorizationCredentials(scheme="Bearer", credentials=token)
-    return await auth.principal(ctx, given)
 
 
 @router.post("/logout")

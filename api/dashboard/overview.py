@@ -16,6 +16,7 @@ from api.dashboard import repository
 from api.dashboard.render import eps, since
 from api.dashboard.sessions import Visitor
 from api.db.run_models import Run
+from api.enrolments import service as enrolments
 from api.events.service import ProgressView, progress
 from api.metrics.books import Books, Snapshot, Spent
 from api.runs import repository as runs
@@ -92,10 +93,17 @@ def share(spent: Spent) -> float:
 
 
 async def notices(
-    session: AsyncSession, shown: list[RunRow], snapshot: Snapshot, now: datetime
+    ctx: Context,
+    session: AsyncSession,
+    shown: list[RunRow],
+    snapshot: Snapshot,
+    now: datetime,
 ) -> list[Notice]:
     """The most pressing ones first."""
     found: list[Notice] = []
+    for site in (await enrolments.some(ctx, session, _ASKED, None, "waiting"))[0]:
+        about = "Its site has used a one-time code and waits for an administrator."
+        found.append(Notice("act", f"{site.name} wants to come in", about, "/dashboard/clients"))
     for one in await repository.held(session):
         what = f"{one.client} is in quarantine in {one.run}"
         found.append(Notice("act", what, one.why, f"/dashboard/runs/{one.run_id}"))

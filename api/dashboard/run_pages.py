@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -10,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
 from api.context import Ctx
-from api.dashboard import diagnostics, overview, repository
+from api.dashboard import diagnostics, overview, repository, words
 from api.dashboard.doors import Acting, Operating, Overseeing, Reading
 from api.dashboard.render import HOME, PageRoute, page, to
 from api.events import service as events
@@ -38,54 +37,6 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Words:
-    """What a form says before something is done, and what the page says afterwards."""
-
-    title: str
-    about: str
-    button: str
-    done: str
-
-
-WORDS: dict[str, Words] = {
-    "start": Words(
-        "Start this run?",
-        "Orders of the first round go out to all sites that have approved the plan. Each of them "
-        "reserves privacy budget, which nothing gives back.",
-        "Start",
-        "The run was started.",
-    ),
-    "pause": Words(
-        "Pause this run?",
-        "No order is handed out and no deadline passes until it is resumed. What sites have in "
-        "hand may be finished: it is spent already. A pause that nobody ends cancels the run.",
-        "Pause",
-        "The run is paused.",
-    ),
-    "resume": Words(
-        "Resume this run?",
-        "Orders are handed out again. The open round gets back the time that the pause has taken.",
-        "Resume",
-        "The run goes on.",
-    ),
-    "cancel": Words(
-        "Cancel this run for good?",
-        "The open round is abandoned and its orders are withdrawn. What was reserved stays spent; "
-        "models that were published stay. This cannot be taken back.",
-        "Cancel the run",
-        "The run was cancelled.",
-    ),
-    "release": Words(
-        "End this quarantine?",
-        "The site gets work of this run again. Do so after its software was mended: another "
-        "implausible update would cost it privacy budget again.",
-        "Release",
-        "The client was released.",
-    ),
-}
-
-
 @router.get("")
 async def home(ctx: Ctx, request: Request, visitor: Reading) -> Response:
     if not visitor.oversees:
@@ -100,7 +51,7 @@ async def home(ctx: Ctx, request: Request, visitor: Reading) -> Response:
         under_way = await overview.rows(ctx, session, visitor, live[:_PAGE])
         recent = await overview.rows(ctx, session, visitor, ended[:_RECENT])
         enrolled = await repository.count_clients(session)
-        notices = await overview.notices(session, under_way, snapshot, now)
+        notices = await overview.notices(ctx, session, under_way, snapshot, now)
     return page(
         request,
         "overview.html",
@@ -187,13 +138,8 @@ async def one(
         events=happened,
         names={seat.client_id: seat.client for seat in shown.seats},
         actions=ACTIONS.get(shown.state, ()) if visitor.may_act else (),
-        done=_said(done),
+        done=words.done(done),
     )
-
-
-def _said(done: str | None) -> str:
-    """Only sentences of ours are shown, whatever the address says."""
-    return WORDS[done].done if done in WORDS else ""
 
 
 @router.get("/runs/{run_id}/report")
@@ -223,7 +169,7 @@ async def confirm(
         request,
         "confirm.html",
         live="confirm_form.html",
-        words=WORDS[action],
+        words=words.ACTIONS[action],
         subject=run.name,
         target=f"{HOME}/runs/{run.id}/{action}",
         back=f"{HOME}/runs/{run.id}",
@@ -273,7 +219,7 @@ async def confirm_release(
         request,
         "confirm.html",
         live="confirm_form.html",
-        words=WORDS["release"],
+        words=words.ACTIONS["release"],
         subject=f"{names.get(client_id, 'A client')} in {run.name}",
         target=f"{HOME}/runs/{run.id}/clients/{client_id}/release",
         back=f"{HOME}/runs/{run.id}",

@@ -90,7 +90,7 @@ async def furnish(to: Coordinator, *, rounds: int = 4) -> dict[str, str]:
     await to.ok("POST", "/synthesize", "scientist", json={"run": "retina-pilot", "n": 2500})
 
     # One round published; in the next one counts, one is refused, one waits.
-    going = await run("retina-main", *names, **plan)
+    await run("retina-main", *names, **plan)
     for place, name in enumerate(names):
         await to.work(name, seed=50 + place)
     await to.aggregate()
@@ -102,9 +102,16 @@ async def furnish(to: Coordinator, *, rounds: int = 4) -> dict[str, str]:
     assert refused.status_code == 422, refused.text
     await to.sweep()
 
+    body = {"client": {"name": "site-new", "space": "tiny", "site": "hospital-new",
+                       "population": "new/all", "unit": "record", "managed": False,
+                       "budget": {"epsilon": 8.0, "delta": 1e-5}}}  # fmt: skip
+    code = (await to.ok("POST", "/v1/enrolments", json=body))["code"]
+    redeemed = {"code": code, "agent": AGENT}
+    waiting = await to.ok("POST", "/v1/enrolments/redeem", None, json=redeemed)
+    made["fingerprint"], made["enrolment"] = waiting["fingerprint"], waiting["id"]
+
     halted = await run("night-shift", *names, round={"quorum": 2})
     await to.ok("POST", f"/v1/runs/{halted['id']}/pause", json={"seconds": 86_400})
     await to.sweep()
     await run("next-one", *names, start=False, approved=False)
-    made["going"] = going["id"]
     return made
