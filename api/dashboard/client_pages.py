@@ -23,7 +23,7 @@ from api.pages import paged
 from api.problems import InvalidRequest
 
 router = APIRouter(prefix=f"{HOME}/clients", include_in_schema=False, route_class=PageRoute)
-_PAGE, _SEATS, _EVENTS, _ENTRIES, _WAITING = 50, 100, 15, 200, 50
+_PAGE, _SEATS, _EVENTS, _ENTRIES, _WAITING = 50, 100, 10, 200, 50
 # A poll lasts a minute at most, and one is written down a minute.
 HERE = timedelta(minutes=3)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -47,6 +48,7 @@ _MEDIA = {
     "txt": "text/plain; charset=utf-8",
 }
 _TROUBLE = (OperationalError, InterfaceError, PoolTimeout, psycopg.OperationalError)
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"))
 
 
@@ -126,6 +128,8 @@ def said(value: object) -> str:
     """A detail of an event: short, for its whole is in the trail itself."""
     if isinstance(value, str) and value.startswith("sha256:"):
         return short(value)
+    if isinstance(value, str) and _UUID.fullmatch(value):
+        return f"{value[:8]}…{value[-4:]}"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, bool):
@@ -222,7 +226,7 @@ class PageRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         answer = super().get_route_handler()
 
-        async def shown(request: Request) -> Response:
+        async def guarded(request: Request) -> Response:
             try:
                 return await answer(request)
             except SignInNeeded:
@@ -238,10 +242,13 @@ class PageRoute(APIRoute):
                 if problems.CATALOGUE[code][0] >= 500:
                     log.error("request_failed", code=error.code, detail=error.message)
                     return _error(request, code, "The coordinator's log has the request id.")
-                return _error(request, code, error.message, error.mend)
+                shown = _error(request, code, error.message, error.mend)
+                if (seconds := error.facts.get("retry_after_s")) is not None:
+                    shown.headers["Retry-After"] = str(seconds)
+                return shown
             except Exception:
                 log.exception("page_crashed", path=request.url.path)
                 detail = "Nobody expected this error. The coordinator's log has the request id."
                 return _error(request, "internal-error", detail)
 
-        return shown
+        return guarded

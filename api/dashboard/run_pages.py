@@ -26,7 +26,7 @@ from api.runs.control_endpoints import Pause
 from api.updates import rejections
 
 router = APIRouter(prefix=HOME, include_in_schema=False, route_class=PageRoute)
-_RECENT, _PAGE, _REJECTIONS, _EVENTS = 8, 25, 100, 15
+_RECENT, _PAGE, _REJECTIONS, _EVENTS = 8, 25, 100, 10
 Action = Literal["start", "pause", "resume", "cancel"]
 State = Literal["draft", "running", "paused", "completed", "failed", "cancelled"]
 # Which actions make sense in a state.

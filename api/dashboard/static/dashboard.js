@@ -5,6 +5,22 @@
   const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
   const drawn = new Map();
 
+  const clock = { timeZone: "UTC", hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+  const dated = { timeZone: "UTC", day: "numeric", month: "short" };
+
+  // Ticks of a time axis: the day where a new one begins, else the time; seconds where they matter.
+  function times(at, step) {
+    let before = "";
+    return at.map(seconds => {
+      const moment = new Date(seconds * 1000), day = moment.toLocaleDateString("en-GB", dated);
+      const fresh = day !== before;
+      before = day;
+      if (step >= 86400) return day;
+      const time = moment.toLocaleTimeString("en-GB", step < 60 ? { ...clock, second: "2-digit" } : clock);
+      return fresh ? `${time}\n${day}` : time;
+    });
+  }
+
   function paths(series) {
     if (series.step) return uPlot.paths.stepped({ align: 1 });
     if (series.bars) return uPlot.paths.bars({ size: [0.7, 40] });
@@ -24,7 +40,7 @@
     return {
       width,
       height: Math.round(Math.min(280, Math.max(190, width * 0.5))),
-      ms: 1e-3,
+      tzDate: at => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"),
       legend: { show: plot.series.length > 1 || plot.kind !== "time", live: true },
       cursor: { y: false, points: { size: 7 } },
       scales: {
@@ -41,12 +57,14 @@
       axes: [
         { ...axis, space: 60,
           ...(days ? { incrs: [1, 2, 5, 10, 15], values: (_, at) => at.map(i => (plot.x[i] || "").slice(5)) }
+            : plot.kind === "time" ? { values: (_, at, __, ___, step) => times(at, step) }
             : plot.kind === "number" ? { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] } : {}) },
         { ...axis, size: 58, values: (_, at) => at.map(v => v === null ? "" : number.format(v)) },
       ],
       series: [
         { label: days ? "day" : plot.kind === "number" ? "round" : "time",
-          ...(days ? { value: (_, i) => i === null ? "–" : plot.x[i] } : {}) },
+          value: (_, v) => v === null || v === undefined ? "–" : days ? plot.x[v]
+            : plot.kind === "time" ? new Date(v * 1000).toISOString().slice(0, 19).replace("T", " ") : v },
         ...plot.series.map(one => ({
           label: one.label,
           stroke: css(`--c${one.colour % 8}`),
@@ -99,8 +117,6 @@
     const asking = source(event);
     if (asking && asking.getAttribute("hx-target") === "#dialog-body") {
       dialog().showModal();
-      const first = dialog().querySelector("select, input:not([type=hidden]), button");
-      if (first) first.focus();
     }
   });
   for (const name of ["htmx:error", "htmx:response:error"])
