@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -56,7 +57,7 @@ class RunRow:
 
 
 async def rows(
-    ctx: Context, session: AsyncSession, visitor: Visitor, found: list[Run]
+    ctx: Context, session: AsyncSession, visitor: Visitor, found: Sequence[Run]
 ) -> list[RunRow]:
     made = []
     for run in found:

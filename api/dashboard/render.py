@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -117,7 +118,12 @@ def size(count: int) -> str:
 
 def eps(value: float) -> str:
     """Epsilon with two decimals, rounded up: what was spent is never shown as less."""
-    return f"{-(-value * 100 // 1) / 100:.2f}" if value < 1000 else f"{value:.0f}"
+    return f"{math.ceil(round(100 * value, 6)) / 100:.2f}"
+
+
+def eps_left(value: float) -> str:
+    """What is left, rounded down; never below zero."""
+    return f"{max(0, math.floor(round(100 * value, 6))) / 100:.2f}"
 
 
 def short(digest: str) -> str:
@@ -150,7 +156,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(size=size, eps=eps, short=short, stamp=stamp, plotted=plotted, said=said)
+    made.filters.update(
+        size=size, eps=eps, eps_left=eps_left, short=short, stamp=stamp, plotted=plotted, said=said
+    )
     made.globals.update(asset=asset, since=since, took=took, span=span, KINDS=KINDS)
     return made
 

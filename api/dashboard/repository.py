@@ -157,7 +157,10 @@ async def held(session: AsyncSession, limit: int = 20) -> list[Held]:
         .order_by(Run.id, RunClient.position)
         .limit(limit)
     )
-    return [Held(*row) for row in map(tuple, await session.execute(query))]
+    return [
+        Held(run, run_id, client, client_id, why)
+        for run, run_id, client, client_id, why in await session.execute(query)
+    ]
 
 
 async def latest_models(
@@ -180,7 +183,11 @@ async def latest_models(
     )
     if before is not None:
         query = query.where(Run.id < before)
-    return [Latest(*row) for row in map(tuple, await session.execute(query))]
+    return [
+        Latest(run, number, at, digest, size)
+        for run, number, at, digest, size in await session.execute(query)
+        if at is not None  # a published round has a time: the schema sees to it
+    ]
 
 
 async def newest_jobs(

@@ -75,4 +75,4 @@ ACTIONS: Mapping[str, Words] = {
 
 def done(action: str | None) -> str:
     """Only sentences of ours are shown, whatever the address says."""
-    return ACTIONS[action].done if action in ACTIONS else ""
+    return ACTIONS[action].done if action is not None and action in ACTIONS else ""

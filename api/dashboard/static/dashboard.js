@@ -55,7 +55,7 @@
             } },
       },
       axes: [
-        { ...axis, space: 60,
+        { ...axis, space: plot.kind === "time" ? 90 : 50,
           ...(days ? { incrs: [1, 2, 5, 10, 15], values: (_, at) => at.map(i => (plot.x[i] || "").slice(5)) }
             : plot.kind === "time" ? { values: (_, at, __, ___, step) => times(at, step) }
             : plot.kind === "number" ? { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] } : {}) },
