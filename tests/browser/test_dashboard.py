@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 PHONE = {"viewport": {"width": 390, "height": 844}}
 # Console lines about answers that a test has provoked.
 _STATUS = re.compile(r"Failed to load resource: the server responded with a status of 4")
+_TICK = "htmx.trigger('#live', 'every')"  # as its interval does
 # What everybody must be able to find out: names of fields, buttons and links, captions, landmarks.
 _NAMELESS = """() => {
   const named = e => (e.getAttribute('aria-label') || '').trim() || e.textContent.trim()
@@ -215,14 +216,17 @@ def test_pages_follow_what_happens_and_can_be_stopped(browser: Browser, site: Si
     expect(live).to_have_attribute("aria-pressed", "false")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.wait_for_timeout(4_500)
+    page.evaluate(_TICK)
+    page.wait_for_timeout(300)
     assert asked == []
     # No answer is said, and the page stays.
     live.click()
     page.context.set_offline(True)
+    page.evaluate(_TICK)
     expect(page.locator("#lost")).to_be_visible(timeout=15_000)
     expect(standing).to_be_visible()
     page.context.set_offline(False)
+    page.evaluate(_TICK)
     expect(page.locator("#lost")).to_be_hidden(timeout=15_000)
 
 
@@ -280,5 +284,6 @@ def test_an_auditor_looks_and_a_revoked_token_is_out(browser: Browser, site: Sit
     for token in mine:
         site.beside.run(site.coordinator.ok("POST", f"/v1/tokens/{token}/revoke"))
     # The page that refreshes itself finds out.
+    page.evaluate(_TICK)
     expect(page.get_by_label("Access token")).to_be_visible(timeout=15_000)
     assert opened.unexpected == []
