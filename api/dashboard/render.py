@@ -126,6 +126,13 @@ def eps_left(value: float) -> str:
     return f"{max(0, math.floor(round(100 * value, 6))) / 100:.2f}"
 
 
+def many(count: int) -> str:
+    """A large number in few characters."""
+    if count >= 1_000_000 and count % 100_000 == 0:
+        return f"{count / 1_000_000:g} million"
+    return f"{count:,}"
+
+
 def short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
 
@@ -156,9 +163,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(
-        size=size, eps=eps, eps_left=eps_left, short=short, stamp=stamp, plotted=plotted, said=said
-    )
+    for shown in (size, eps, eps_left, many, short, stamp, plotted, said):
+        made.filters[shown.__name__] = shown
     made.globals.update(asset=asset, since=since, took=took, span=span, KINDS=KINDS)
     return made
 
