@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.consents import repository as consents
 from api.context import Context
 from api.dashboard import repository
 from api.db.models import Client
@@ -27,8 +26,6 @@ from core.privacy.events import PrivacyEvent
 
 # One evaluation of the accountant takes a tenth of a second.
 _POINTS = 12
-_SEATS = 200
-_UNDER_WAY = ("running", "paused")
 
 
 @dataclass(frozen=True)
@@ -101,15 +98,30 @@ class _Ahead:
     runs: tuple[str, ...]
 
 
-async def of(ctx: Context, session: AsyncSession, client: Client) -> Burndown:
-    """The account's history and forecast, against this client's budget."""
+@dataclass(frozen=True)
+class Read:
+    """What a burn-down is computed from."""
+
+    client: Client
+    reserved: tuple[LedgerEntry, ...]
+    ahead: _Ahead | None
+    now: datetime
+
+
+async def read(ctx: Context, session: AsyncSession, client: Client) -> Read:
+    """The account's reservations, and what is ahead of it."""
     now = await ctx.database.now(session)
     entries = await ledger.of_account(session, client.account_id)
-    reserved = [entry for entry in entries if entry.kind == "reserve" and entry.event]
-    ahead = await _ahead(session, client, entries, now)
+    reserved = tuple(entry for entry in entries if entry.kind == "reserve" and entry.event)
+    return Read(client, reserved, await _ahead(session, client, entries, now), now)
+
+
+async def computed(ctx: Context, read: Read) -> Burndown:
+    """Seconds of the accountant's work, on a thread."""
+    client = read.client
     async with ctx.heavy:
-        points, forecast = await asyncio.to_thread(_computed, reserved, client, ahead)
-    return Burndown(client.budget_epsilon, client.budget_delta, points, forecast, now)
+        points, forecast = await asyncio.to_thread(_computed, read.reserved, client, read.ahead)
+    return Burndown(client.budget_epsilon, client.budget_delta, points, forecast, read.now)
 
 
 def _events(entries: Sequence[LedgerEntry]) -> list[PrivacyEvent]:
@@ -143,24 +155,20 @@ async def _ahead(
     lost = {entry.reserve_id for entry in entries if entry.kind == "lost"}
     events: list[PrivacyEvent] = []
     ends, names = [now], {}
-    for client_id in await ledger.client_names(session, client.account_id):
-        for asked in await consents.page(session, _SEATS, None, client_id=client_id):
-            run, taken = asked.run, asked.consent.state != "refused"
-            if run.state not in _UNDER_WAY or not taken or not asked.founding:
-                continue
-            done = {
-                entry.round_number
-                for entry in entries
-                if entry.kind == "reserve"
-                and entry.run_id == run.id
-                and entry.client_id == client_id
-                and entry.id not in lost
-            }
-            still = spec_of(run).events(done)
-            if still:
-                events += still
-                ends.append(now + await _left(session, run))
-                names[run.id] = run.name
+    for client_id, run in await repository.going_on(session, client.account_id):
+        done = {
+            entry.round_number
+            for entry in entries
+            if entry.kind == "reserve"
+            and entry.run_id == run.id
+            and entry.client_id == client_id
+            and entry.id not in lost
+        }
+        still = spec_of(run).events(done)
+        if still:
+            events += still
+            ends.append(now + await _left(session, run))
+            names[run.id] = run.name
     return _Ahead(tuple(events), max(ends), tuple(names.values())) if events else None
 
 

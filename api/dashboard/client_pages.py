@@ -9,9 +9,8 @@ from fastapi import APIRouter, Request, Response
 
 from api.clients import repository as client_rows
 from api.clients import revocation, service, sightings
-from api.consents import repository as consents
 from api.context import Ctx
-from api.dashboard import burndown, overview, repository, words
+from api.dashboard import burndown, repository, words
 from api.dashboard.doors import Acting, Operating, Overseeing
 from api.dashboard.render import HOME, PageRoute, page, to
 from api.enrolments import service as enrolments
@@ -36,7 +35,7 @@ async def some(
     after: UUID | None = None,
     done: str | None = None,
 ) -> Response:
-    snapshot = await overview.spent_of_all(ctx, request.app.state.books)
+    snapshot = await request.app.state.books.snapshot(ctx)
     async with ctx.database.read() as session:
         now = await ctx.database.now(session)
         found, more = paged(await client_rows.page(session, _PAGE, after), _PAGE)
@@ -68,7 +67,7 @@ async def one(
         now = await ctx.database.now(session)
         row = await service.one(session, visitor.who, client_id)
         seen = await sightings.of(session, [client_id])
-        seats = await consents.page(session, _SEATS, None, client_id=client_id)
+        seats = await repository.newest_seats(session, client_id, _SEATS)
         entries = await ledger.entries(session, row)
         happened, _ = await events.page(
             session,
@@ -91,7 +90,7 @@ async def one(
         why=row.revoked_why,
         seen=seen.get(client_id),
         here=HERE,
-        seats=list(reversed(seats[:_SEATS])),
+        seats=seats,
         entries=list(reversed(entries))[:_ENTRIES],
         entries_total=len(entries),
         events=happened,
@@ -106,7 +105,8 @@ async def budget(ctx: Ctx, request: Request, visitor: Overseeing, client_id: UUI
     """The part of the page that takes the accountant a moment."""
     async with ctx.database.read() as session:
         row = await service.one(session, visitor.who, client_id)
-        found = await burndown.of(ctx, session, row)
+        read = await burndown.read(ctx, session, row)
+    found = await burndown.computed(ctx, read)  # with no connection held
     return page(
         request,
         "budget.html",

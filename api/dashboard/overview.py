@@ -19,7 +19,7 @@ from api.dashboard.sessions import Visitor
 from api.db.run_models import Run
 from api.enrolments import service as enrolments
 from api.events.service import ProgressView, progress
-from api.metrics.books import Books, Snapshot, Spent
+from api.metrics.books import Snapshot, Spent
 from api.runs import repository as runs
 from api.runs.specs import spec_of
 
@@ -82,11 +82,6 @@ async def rows(
             )
         )
     return made
-
-
-async def spent_of_all(ctx: Context, books: Books) -> Snapshot:
-    """What metrics show too: read at most every few seconds, epsilon once a minute."""
-    return await books.snapshot(ctx)
 
 
 def share(spent: Spent) -> float:

@@ -165,7 +165,7 @@ def _environment() -> Environment:
     )
     for shown in (size, eps, eps_left, many, short, stamp, plotted, said):
         made.filters[shown.__name__] = shown
-    made.globals.update(asset=asset, since=since, took=took, span=span, KINDS=KINDS)
+    made.globals.update(asset=asset, since=since, took=took, KINDS=KINDS)
     return made
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.models import Client, StoredObject, Token
+from api.db.oversight_models import Consent
 from api.db.run_models import Job, Round, Run, RunClient
 from api.db.synthesis_models import SynthesisJob
 
@@ -76,6 +77,14 @@ class Held:
     client: str
     client_id: UUID
     why: str
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A client's word on a run."""
+
+    consent: Consent
+    run: Run
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,41 @@ async def held(session: AsyncSession, limit: int = 20) -> list[Held]:
         Held(run, run_id, client, client_id, why)
         for run, run_id, client, client_id, why in await session.execute(query)
     ]
+
+
+async def newest_seats(session: AsyncSession, client_id: UUID, limit: int) -> list[Seat]:
+    """Runs that have asked for a client, those that asked last first."""
+    query = (
+        select(Consent, Run)
+        .join(Run, Run.id == Consent.run_id)
+        .where(Consent.client_id == client_id)
+        .order_by(Consent.id.desc())
+        .limit(limit)
+    )
+    return [Seat(consent, run) for consent, run in await session.execute(query)]
+
+
+async def going_on(session: AsyncSession, account_id: UUID) -> list[tuple[UUID, Run]]:
+    """(client, run) of every seat of the account's clients in a run that may still charge it."""
+    query = (
+        select(RunClient.client_id, Run)
+        .join(Run, Run.id == RunClient.run_id)
+        .join(Client, Client.id == RunClient.client_id)
+        .join(
+            Consent,
+            (Consent.run_id == RunClient.run_id) & (Consent.client_id == RunClient.client_id),
+        )
+        .where(
+            Client.account_id == account_id,
+            Client.revoked_at.is_(None),
+            RunClient.founding,
+            RunClient.left_at.is_(None),
+            Consent.state != "refused",
+            Run.state.in_(("running", "paused")),
+        )
+        .order_by(Run.id, RunClient.position)
+    )
+    return [(client_id, run) for client_id, run in await session.execute(query)]
 
 
 async def latest_models(

@@ -41,7 +41,7 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
 async def home(ctx: Ctx, request: Request, visitor: Reading) -> Response:
     if not visitor.oversees:
         return to(f"{HOME}/models")
-    snapshot = await overview.spent_of_all(ctx, request.app.state.books)
+    snapshot = await request.app.state.books.snapshot(ctx)
     async with ctx.database.read() as session:
         now = await ctx.database.now(session)
         live = await repository.newest_runs(session, _PAGE, states=repository.UNDER_WAY)

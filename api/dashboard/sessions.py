@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 from fastapi import Request, Response
@@ -32,7 +31,7 @@ _SECRET_BYTES = 32
 _TOUCH_S = 30
 
 _FIND = """
-    SELECT s.mac, s.id, s.expires_at, t.id, t.scope, t.label
+    SELECT s.mac, s.id, t.id, t.scope, t.label
     FROM dashboard_sessions AS s JOIN tokens AS t ON t.id = s.token_id,
          (SELECT clock_timestamp() + %(clock)s AS now) AS clock
     WHERE s.mac = %(mac)s AND s.expires_at > now
@@ -65,7 +64,6 @@ class Visitor:
     who: Principal
     label: str
     csrf: str
-    until: datetime
 
     @property
     def may_act(self) -> bool:
@@ -146,8 +144,8 @@ async def find(ctx: Context, secret: str) -> Visitor | None:
     found = await ctx.database.glance(_FIND, mac=mac, idle=ctx.settings.dashboard_idle_s)
     if not found or not hmac.compare_digest(bytes(found[0][0]), mac):
         return None
-    _, session_id, until, token_id, scope, label = found[0]
-    return Visitor(session_id, Principal(token_id, scope, None), label, csrf_of(ctx, secret), until)
+    _, session_id, token_id, scope, label = found[0]
+    return Visitor(session_id, Principal(token_id, scope, None), label, csrf_of(ctx, secret))
 
 
 async def touch(ctx: Context, visitor: Visitor) -> None:
