@@ -13,6 +13,8 @@ BENCH_ARGS ?=
 AUDIT_ARGS ?=
 SOAK_ROUNDS ?= 300
 REPEAT_ARGS ?=
+FUZZ_SCALE ?= 12
+FUZZ_SEED ?= 1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -20,7 +22,7 @@ SOURCES := api benchmarks core migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test access-table fault-matrix soak test-repeat check lint types layers format lock clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test fuzz access-table fault-matrix soak test-repeat check lint types layers format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -62,6 +64,9 @@ run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordin
 
 test: check ## Everything that must hold: style, types, layers, all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+fuzz: $(STAMP) ## Schemathesis for FUZZ_SCALE (12) times as long as in the tests (about a quarter of an hour; FUZZ_SEED=N)
+	FUZZ_SCALE=$(FUZZ_SCALE) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -s tests/api/test_schemathesis.py $(PYTEST_ARGS)
 
 access-table: $(STAMP) ## Who may do what, by operation; writes docs/access.md
 	$(BIN)/python -m api.access

@@ -82,6 +82,11 @@ KINDS: Mapping[str, str] = {
     "signing-key-created": "a key signs receipts from now on",
     "signing-key-retired": "a key signs no more, and goes on verifying",
     "signing-key-revoked": "nothing that a key has signed is valid any more",
+    "webhook-created": "events are sent to a receiver from now on",
+    "webhook-disabled": "nothing is sent to it, with the reason",
+    "webhook-enabled": "events are sent to it again",
+    "webhook-key-rotated": "it has a new secret; the former one signs for a while, too",
+    "webhook-deleted": "it is gone, with its secret",
 }
 
 

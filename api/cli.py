@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api import audit, migration, tokens
 from api.config import Secrets, Settings, SettingsError, database_url
+from api.connections import HeadLimits, guarded
 from api.console import first_line, run, settings, stop, transaction
 from api.context import Context
 from api.db.engine import Database
@@ -52,6 +53,21 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def uvicorn_options(found: Settings) -> dict[str, Any]:
+    """How the application is served."""
+    heads = HeadLimits(found.head_timeout_s, found.max_head_bytes, found.max_connections)
+    return {
+        "host": found.host,
+        "port": found.port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": _STOP_S,
+        "http": guarded(heads),
+        "ws": "none",
+    }
+
+
 @serve_app.callback(invoke_without_command=True)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address (FHV_HOST).")] = None,
@@ -75,15 +91,7 @@ def serve(
     from api.app import create_app
 
     configure(found.log_level)
-    config = uvicorn.Config(
-        create_app(found),
-        host=found.host,
-        port=found.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_STOP_S,
-    )
+    config = uvicorn.Config(create_app(found), **uvicorn_options(found))
     _Server(config).run(sockets=[listener])
 
 

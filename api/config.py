@@ -9,6 +9,7 @@ from typing import Literal, Self, TypeVar
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from core import tracing
 from core.synthesis.request import MAX_ROWS
 
 # Only with FHV_ENV=dev: a laptop's tokens need no secrecy, but must survive a restart.
@@ -87,6 +88,25 @@ class Settings(Secrets):
         default=10.0, gt=0, description="Unclaimed work is announced again; the pause doubles."
     )
     max_json_bytes: int = Field(default=4 * 2**20, gt=0)
+    body_grace_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="A body of n bytes must have come after so many seconds and n / "
+        "FHV_BODY_MIN_RATE more; else 408.",
+    )
+    body_min_rate: float = Field(default=8_192.0, gt=0, description="Bytes a second.")
+    head_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="A request's line and headers must have come after so many seconds; else its "
+        "connection is closed.",
+    )
+    max_head_bytes: int = Field(
+        default=32_768, ge=4_096, description="Of a request's line and headers together; else 431."
+    )
+    max_connections: int = Field(
+        default=4_096, ge=1, description="Of one process; a request on any other gets 503."
+    )
     max_wait_s: float = Field(default=60.0, gt=0, description="Longest long poll.")
     failures_per_minute: int = Field(
         default=60,
@@ -106,6 +126,34 @@ class Settings(Secrets):
     )
     max_streams: int = Field(default=500, ge=1, description="Event streams of one process.")
     heartbeat_s: float = Field(default=15.0, gt=0, description="Pace of a quiet stream's comments.")
+    otlp_endpoint: str | None = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
+        validate_default=True,
+        description="Collector of traces (OTLP over HTTP), such as http://collector:4318; unset: "
+        "there are none.",
+    )
+    webhooks_allow_http: bool = Field(
+        default=False, description="Webhooks without TLS to other machines."
+    )
+    webhooks_allow_private: bool = Field(
+        default=False, description="Webhooks to loopback and private addresses."
+    )
+    webhooks_attempts: int = Field(
+        default=14, ge=1, le=100, description="Of one delivery; with the pauses, half a day."
+    )
+    webhooks_backoff_s: float = Field(
+        default=10.0, gt=0, description="First pause after a failed attempt; doubles each time."
+    )
+    webhooks_timeout_s: float = Field(default=10.0, gt=0, le=60, description="Of one attempt.")
+    webhooks_overlap_s: float = Field(
+        default=86_400.0, ge=0, description="So long a changed secret goes on signing, too."
+    )
+    webhooks_stuck_s: float = Field(
+        default=3_600.0, gt=0, description="A round open or summed for longer is stuck."
+    )
+    webhooks_retention_days: float = Field(
+        default=30.0, gt=0, description="So long it can be seen what became of a delivery."
+    )
     update_retention_days: float | None = Field(
         default=None,
         gt=0,
@@ -193,6 +241,11 @@ class Settings(Secrets):
     @classmethod
     def _no_empty_token(cls, value: object) -> object:
         return value or None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        return tracing.usable(value)
 
     @field_validator("broker_url")
     @classmethod

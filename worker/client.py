@@ -23,6 +23,7 @@ import httpx
 import stamina
 from pydantic import BaseModel
 
+from core import tracing
 from core.wire.messages import LEASE_HEADER
 from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN
 from worker.answers import Answer, Retry, StreamedAnswer, Timeouts
@@ -287,7 +288,10 @@ class CoordinatorClient(FileOperations):
             wait_jitter=policy.jitter_s,
         ).with_name(name, (), {})
         for attempt in attempts:
-            with attempt:
+            with (
+                attempt,
+                tracing.child(name.split()[0], "client", {"url.path": name.partition(" ")[2]}),
+            ):
                 return self._in_common_version(once)
         raise AssertionError("a retry context ends with a result or an exception")
 
@@ -302,7 +306,7 @@ class CoordinatorClient(FileOperations):
             raise again.problem from None
 
     def _versioned(self, headers: Mapping[str, str]) -> dict[str, str]:
-        return {**headers, PROTOCOL_HEADER: str(self._protocol)}
+        return {**headers, **tracing.headers(), PROTOCOL_HEADER: str(self._protocol)}
 
     def _raise_for(self, answer: httpx.Response) -> NoReturn:
         """The answer's problem as an error; a version that is not spoken there is changed first.

@@ -7,6 +7,7 @@ that a coordinator sends can change it. Errors name the key and how to mend it.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from core import tracing
 from core.federation.plan import Name, Sha256
 from core.training.compute import Compute, Engine, Precision
 from worker.credentials import TOKEN_FILE, TokenFile, TokenSource
@@ -35,6 +37,7 @@ _MEND = {
     "precision": "Set FHV_PRECISION to float32 or bfloat16.",
     "log_level": "Set FHV_LOG_LEVEL to debug, info, warning or error.",
     "broker_url": "Set FHV_BROKER_URL, for example redis://127.0.0.1:6379/0.",
+    "otlp_endpoint": "Set FHV_OTLP_ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT), for example http://collector:4318.",
     "object_store_url": "Set FHV_OBJECT_STORE_URL to the coordinator's store (file:///... or s3://...).",
 }
 
@@ -57,6 +60,9 @@ class WorkerSettings(BaseSettings):
     micro_batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
     precision: Precision = "float32"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_endpoint: str | None = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"), validate_default=True
+    )
 
     @field_validator("coordinator_url")
     @classmethod
@@ -67,6 +73,11 @@ class WorkerSettings(BaseSettings):
         if parts.username is not None or parts.password is not None:
             raise ValueError("must not hold a user name or password (it is logged)")
         return value.rstrip("/")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        return tracing.usable(value)
 
     @field_validator("token")
     @classmethod
