@@ -18,11 +18,11 @@ FUZZ_SEED ?= 1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := api benchmarks core migrations tests worker
+SOURCES := api benchmarks core docker migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test fuzz access-table fault-matrix soak test-repeat check lint types layers format lock clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test fuzz access-table fault-matrix soak test-repeat check lint types layers format lock lock-images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -102,6 +102,9 @@ lock: $(STAMP) ## Write requirements.lock from the present .venv
 	{ head -1 requirements.lock; \
 	  $(BIN)/python -m pip freeze --all --exclude-editable | grep -Ev '^(pip|fedhypevae)( |==)' | sed 's/+cpu$$//'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+
+lock-images: $(STAMP) ## Write the packages of each container image, out of requirements.lock
+	$(BIN)/python docker/lock_images.py
 
 clean: ## Remove .venv, caches and the demo's output
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output *.egg-info

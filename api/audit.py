@@ -87,6 +87,8 @@ KINDS: Mapping[str, str] = {
     "webhook-enabled": "events are sent to it again",
     "webhook-key-rotated": "it has a new secret; the former one signs for a while, too",
     "webhook-deleted": "it is gone, with its secret",
+    "backup-made": "the database was copied",
+    "database-restored": "the database is one of an earlier moment: what followed is unknown",
 }
 
 

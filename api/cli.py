@@ -21,6 +21,7 @@ from api.context import Context
 from api.db.engine import Database
 from api.observability import configure
 from api.receipts import keys
+from core.errors import DomainError
 
 _STOP_S = 10
 
@@ -62,6 +63,8 @@ def uvicorn_options(found: Settings) -> dict[str, Any]:
         "log_config": None,
         "access_log": False,
         "server_header": False,
+        "proxy_headers": bool(found.proxies),
+        "forwarded_allow_ips": found.proxies,
         "timeout_graceful_shutdown": _STOP_S,
         "http": guarded(heads),
         "ws": "none",
@@ -81,11 +84,12 @@ def serve(
     except SQLAlchemyError as error:
         listener.close()
         stop(f"the database cannot be reached: {first_line(error)}")
-    if not state.current:
+    if not state.usable:
         listener.close()
         stop(
             f"the database is at migration {state.found or 'none'}, this program needs "
-            f"{state.head}: run 'fedhypevae db upgrade'."
+            f"{state.head}: "
+            + ("run the newer program." if state.newer else "run 'fedhypevae db upgrade'.")
         )
     # Here, because it takes seconds that the other commands need not pay.
     from api.app import create_app
@@ -228,9 +232,13 @@ def db_upgrade(revision: Annotated[str, typer.Argument(help="Target.")] = "head"
     try:
         migration.upgrade(url, revision)
         state = migration.state(url)
+    except DomainError as error:
+        stop(str(error))
     except SQLAlchemyError as error:
         stop(f"the migration was not applied: {first_line(error)}")
     print(f"the database is at migration {state.found}")
+    if state.newer:
+        print(f"of a newer program; this one ({state.head}) can serve it", file=sys.stderr)
 
 
 @db_app.command("downgrade")
@@ -247,11 +255,11 @@ def db_downgrade(revision: Annotated[str, typer.Argument(help="Target, e.g. 0001
 
 @db_app.command("current")
 def db_current() -> None:
-    """Say which migration the database is at. Exit code 1 unless it is the newest."""
+    """Say which migration the database is at. Exit code 1 unless this program can serve it."""
     try:
         state = migration.state(_database_url())
     except SQLAlchemyError as error:
         stop(f"the database cannot be reached: {first_line(error)}")
     print(f"at {state.found or 'none'}, newest {state.head}")
-    if not state.current:
+    if not state.usable:
         raise typer.Exit(1)

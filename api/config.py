@@ -1,15 +1,20 @@
-"""Settings of the coordinator from the environment (``FHV_*``). Secrets never get a default."""
+"""Settings of the coordinator from the environment (``FHV_*``) or from files (``FHV_*_FILE``).
+
+Secrets never get a default.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from typing import Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from core import tracing
+from core.secret_files import SettingFileError, from_file, from_files
 from core.synthesis.request import MAX_ROWS
 
 # Only with FHV_ENV=dev: a laptop's tokens need no secrecy, but must survive a restart.
@@ -40,6 +45,21 @@ class Secrets(BaseSettings):
     token_pepper: SecretStr = SecretStr("")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, files, the environment; ``from_files`` refuses a value in both of the last."""
+        names = list(settings_cls.model_fields)
+        # pydantic-settings asks for a class of its own, but calls sources without arguments.
+        files: PydanticBaseSettingsSource = lambda: from_files(names, os.environ)  # type: ignore[assignment]  # noqa: E731
+        return init_settings, files, env_settings
+
     @field_validator("database_url")
     @classmethod
     def _driver(cls, value: str) -> str:
@@ -68,6 +88,11 @@ class Settings(Secrets):
     broker_url: str | None = None
     object_store_url: str = Field(default="", validate_default=True)
 
+    trusted_proxies: str = Field(
+        default="",
+        description="Addresses or networks of the reverse proxies, with commas: only their "
+        "X-Forwarded-For and X-Forwarded-Proto are believed. Empty: nobody's.",
+    )
     cors_origins: str = Field(
         default="",
         description="Origins whose pages may call this API from a browser, with commas: "
@@ -232,6 +257,25 @@ class Settings(Secrets):
                 raise ValueError("must be origins with commas, such as https://host:8443")
         return value
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, value: str) -> str:
+        for proxy in _listed(value):
+            try:
+                network = ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError(
+                    "must be addresses or networks with commas, such as 127.0.0.1,172.30.0.0/24"
+                ) from None
+            if network.prefixlen == 0:
+                raise ValueError("must not be everybody: any caller could then choose its address")
+        return value
+
+    @property
+    def proxies(self) -> list[str]:
+        """The addresses and networks of ``trusted_proxies``."""
+        return _listed(self.trusted_proxies)
+
     @property
     def origins(self) -> list[str]:
         """The origins of ``cors_origins``."""
@@ -264,6 +308,8 @@ def load(kind: type[S], **overrides: object) -> S:
     """Settings from the environment; ``SettingsError`` names what is wrong."""
     try:
         return kind(**overrides)  # type: ignore[arg-type]
+    except SettingFileError as error:
+        raise SettingsError(str(error)) from None
     except ValidationError as error:
         lines = []
         for item in error.errors():
@@ -276,6 +322,9 @@ def load(kind: type[S], **overrides: object) -> S:
 def database_url(given: str | None = None) -> str:
     """The database's URL alone: migrations need no other setting."""
     try:
-        return _with_driver(given or os.environ.get("FHV_DATABASE_URL", ""))
+        found = given or from_file("database_url", os.environ)
+        return _with_driver(found or os.environ.get("FHV_DATABASE_URL", ""))
+    except SettingFileError as error:
+        raise SettingsError(str(error)) from None
     except ValueError as error:
         raise SettingsError(f"FHV_DATABASE_URL: {error}") from None

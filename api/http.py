@@ -117,6 +117,7 @@ class Outermost:
                     "request",
                     method=scope["method"],
                     path=scope["path"],
+                    address=(scope.get("client") or ("",))[0],
                     status=status,
                     ms=round(1000 * seconds, 1),
                 )

@@ -23,6 +23,8 @@ SUMMARIES = {
     "token": "Create, list and revoke bearer tokens (on the coordinator's machine).",
     "keys": "List, rotate and revoke the keys that sign receipts.",
     "db": "Upgrade or inspect the coordinator's database.",
+    "backup": "Copy the coordinator's database and objects into a folder.",
+    "restore": "Put such a copy into an empty database and store.",
     "worker": "Run a Celery worker of the queue train or coordinator.",
     "agent": "Run, check or audit a site's agent; approve or refuse runs.",
     "sample": "Synthetic rows from an exported generator. Works offline.",
