@@ -137,6 +137,7 @@ one, and compare the answers with this table; a client's token is tried on what 
 Without a valid token the answer is 401, with one of another scope 403. What a caller may not see is
 404, as if it did not exist. ●: let in. "all": no scope that is let in is bound to certain objects.
 A client's token acts for one client. Health, `/docs`, `/redoc` and `/openapi.json` need no token.
+Pages under `/dashboard` are for people who sign in: [dashboard.md](dashboard.md).
 """
 
 

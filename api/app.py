@@ -14,9 +14,11 @@ from fastapi_offline import FastAPIOffline
 from api import cors, health, objects, own_token, problems, spaces, tokens
 from api.bodies import Limits
 from api.clients import endpoints as clients
+from api.clients.sightings import Sightings
 from api.config import Settings, load
 from api.consents import endpoints as consents
 from api.context import Context
+from api.dashboard import client_pages, enrolment_pages, entrance, run_pages, trail_pages
 from api.db.engine import Database
 from api.db.hub import Hub
 from api.db.outbox import Dispatcher
@@ -127,7 +129,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.models, app.state.reports = Models(), Reports()
     app.state.answers, app.state.books = Answers(settings), Books()
     app.state.keyring = Keyring(database, settings.pepper)
-    app.state.feeds = Feeds(settings.max_streams)
+    app.state.feeds, app.state.sightings = Feeds(settings.max_streams), Sightings()
     courier = app.state.courier = Courier(ctx)
     tasks = []
     if app.state.background:
@@ -193,6 +195,9 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         app.include_router(module.router)
     for module in (webhooks, health, metrics):
         app.include_router(module.router)
+    if settings.dashboard:
+        for pages in (entrance, run_pages, client_pages, enrolment_pages, trail_pages):
+            app.include_router(pages.router)
     return app
 
 

@@ -39,6 +39,8 @@ KINDS: Mapping[str, str] = {
     "token-created": "a bearer token was made",
     "token-replaced": "the holder of a token has made its successor",
     "token-revoked": "a bearer token is refused from now on",
+    "dashboard-entered": "somebody signed in to the dashboard with a token",
+    "dashboard-left": "and signed out",
     "run-created": "a plan became a run",
     "run-started": "a run began",
     "run-paused": "a run waits",

@@ -220,6 +220,21 @@ class Settings(Secrets):
         description="Serve rows of models without a privacy guarantee, stamped NOT PRIVATE.",
     )
 
+    dashboard: bool = Field(default=True, description="Serve the pages under /dashboard.")
+    dashboard_session_s: float = Field(
+        default=12 * 3600.0,
+        ge=60,
+        le=7 * 86_400.0,
+        description="So long after signing in a browser has to sign in again.",
+    )
+    dashboard_idle_s: float = Field(
+        default=1800.0,
+        ge=60,
+        le=7 * 86_400.0,
+        description="So long a browser stays signed in while nobody does anything; pages that "
+        "refresh themselves do not count.",
+    )
+
     model_licence: str = Field(
         default="unspecified: ask the operator",
         min_length=1,

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from importlib import metadata
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -50,6 +51,7 @@ __all__ = ["CoordinatorClient", "Retry", "Timeouts"]
 
 T = TypeVar("T")
 
+_VERSION = metadata.version("fedhypevae")
 MAX_DOWNLOAD = 1 << 30  # bytes: refuses an endless answer when the size is not known beforehand
 
 
@@ -71,7 +73,7 @@ class CoordinatorClient(FileOperations):
         self._timeouts = timeouts or Timeouts()
         self._cache = cache
         self._protocol = SPOKEN.newest
-        headers = {"User-Agent": "fedhypevae-client", RANGE_HEADER: str(SPOKEN)}
+        headers = {"User-Agent": f"fedhypevae-client/{_VERSION}", RANGE_HEADER: str(SPOKEN)}
         self._http = httpx.Client(
             base_url=self.base_url,
             headers=headers,
