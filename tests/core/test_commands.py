@@ -108,6 +108,7 @@ def test_commands_of_all_packages_are_completed() -> None:
     assert completed("fedhypevae synthesize --lab", 2) == ["--labels"]
 
 
+# Never skipped by .ci/run, which is a script of bash itself.
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
 def test_bash_completes_with_the_script(tmp_path: Path) -> None:
     """The script, in the shell that it is for."""
