@@ -11,10 +11,10 @@ import re
 from typing import Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from core import tracing
-from core.secret_files import SettingFileError, from_file, from_files
+from core.secret_files import FileSettings, SettingFileError, from_file
 from core.synthesis.request import MAX_ROWS
 
 # Only with FHV_ENV=dev: a laptop's tokens need no secrecy, but must survive a restart.
@@ -35,7 +35,7 @@ def _with_driver(url: str) -> str:
     return f"postgresql+psycopg://{rest}"
 
 
-class Secrets(BaseSettings):
+class Secrets(FileSettings):
     """Enough for tokens and the database: what `fedhypevae token` needs."""
 
     model_config = SettingsConfigDict(env_prefix="FHV_", frozen=True, extra="ignore")
@@ -44,21 +44,6 @@ class Secrets(BaseSettings):
     database_url: str = Field(default="", validate_default=True)
     token_pepper: SecretStr = SecretStr("")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, files, the environment; ``from_files`` refuses a value in both of the last."""
-        names = list(settings_cls.model_fields)
-        # pydantic-settings asks for a class of its own, but calls sources without arguments.
-        files: PydanticBaseSettingsSource = lambda: from_files(names, os.environ)  # type: ignore[assignment]  # noqa: E731
-        return init_settings, files, env_settings
 
     @field_validator("database_url")
     @classmethod

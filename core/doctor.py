@@ -18,6 +18,7 @@ import typer
 
 from core import machine
 from core.findings import Check, Finding, Level, failed, warn
+from core.terminal import printable
 
 GROUP = "fedhypevae.checks"
 # Settings that say which of the two this machine is for.
@@ -161,6 +162,4 @@ def shown(line: Line) -> list[str]:
     texts = [f"{_MARKS[finding.level]}  {finding.name}: {finding.message}"]
     if finding.mend and finding.level != "ok":
         texts.append(f"      mend: {finding.mend}")
-    return [
-        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in t) for t in texts
-    ]
+    return [printable(text).replace("\n", "\N{REPLACEMENT CHARACTER}") for text in texts]

@@ -6,8 +6,11 @@ processes. A file of a container's secret does not. Works for every setting, sec
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 PREFIX = "FHV_"
 SUFFIX = "_FILE"
@@ -57,3 +60,27 @@ def from_files(names: Iterable[str], environment: Mapping[str, str]) -> dict[str
     """The values of all settings that are given by files, by name."""
     found = {name: from_file(name, environment) for name in names}
     return {name: value for name, value in found.items() if value is not None}
+
+
+class FileSettings(BaseSettings):
+    """Settings from arguments, files and the environment, in this order."""
+
+    @classmethod
+    def by_file(cls) -> list[str]:
+        """Which fields a file may give."""
+        return list(cls.model_fields)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """``from_files`` refuses a value in a file and in the environment."""
+        names = cls.by_file()
+        # pydantic-settings asks for a class of its own, but calls sources without arguments.
+        files: PydanticBaseSettingsSource = lambda: from_files(names, os.environ)  # type: ignore[assignment]  # noqa: E731
+        return init_settings, files, env_settings

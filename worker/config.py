@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from core import tracing
 from core.federation.plan import Name, Sha256
-from core.secret_files import SettingFileError, from_files
+from core.secret_files import FileSettings, SettingFileError
 from core.training.compute import Compute, Engine, Precision
 from worker.credentials import TOKEN_FILE, TokenFile, TokenSource
 from worker.errors import ConfigError
@@ -43,7 +43,7 @@ _MEND = {
 }
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(FileSettings):
     """From the environment. Which of the optional ones are needed depends on the command."""
 
     model_config = SettingsConfigDict(
@@ -66,20 +66,11 @@ class WorkerSettings(BaseSettings):
     )
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, files, the environment; ``from_files`` refuses a value in both of the last."""
-        # A token's file is read again and again: it may be replaced (worker.credentials).
-        names = [name for name in settings_cls.model_fields if not name.startswith("token")]
-        # pydantic-settings asks for a class of its own, but calls sources without arguments.
-        files: PydanticBaseSettingsSource = lambda: from_files(names, os.environ)  # type: ignore[assignment]  # noqa: E731
-        return init_settings, files, env_settings
+    def by_file(cls) -> list[str]:
+        """All but the token's: its file is read again and again, since it may be replaced
+        (``worker.credentials``).
+        """
+        return [name for name in super().by_file() if not name.startswith("token")]
 
     @field_validator("coordinator_url")
     @classmethod

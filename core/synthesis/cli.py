@@ -7,19 +7,28 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from core.errors import DomainError
 from core.synthesis.options import (
+    Columns,
+    Counts,
+    Dtype,
+    Force,
+    Form,
+    Guidance,
+    Labels,
+    Mode,
+    Rows,
+    Seed,
+    Temperature,
     WrongOption,
-    format_by_name,
-    labels_of,
     mixture_of,
-    numbers,
     request_of,
 )
+from core.terminal import printable, target
 
 sample_app = typer.Typer(
     add_completion=False,
@@ -51,34 +60,23 @@ def sample(
     offline: Annotated[
         Path, typer.Option("--offline", metavar="FILE", help="The exported generator.")
     ],
-    n: Annotated[int | None, typer.Option("--n", help="Number of rows.")] = None,
+    n: Rows = None,
     mixture: Annotated[
         str, typer.Option(help="'neutral', a client or domain, or name=weight,name=weight.")
     ] = "neutral",
-    mode: Annotated[
-        str, typer.Option(help="'blend': one code; 'sample': each row of one client.")
-    ] = "blend",
-    labels: Annotated[
-        str, typer.Option(help="'model', 'uniform', or class=share,class=share.")
-    ] = "model",
-    counts: Annotated[
-        str | None, typer.Option(help="class=rows,class=rows, instead of --n and --labels.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Drawn, and told, when absent.")] = None,
-    temperature: Annotated[float, typer.Option(help="Scales spreads; 1 is the model.")] = 1.0,
-    guidance: Annotated[
-        str, typer.Option(help="'model', or 'none': without the trained classifier.")
-    ] = "model",
-    dtype: Annotated[str, typer.Option(help="float16, float32 or float64.")] = "float32",
-    columns: Annotated[str, typer.Option(help="domain, code_id, or both.")] = "",
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="parquet, arrow, npz, npy, csv, json or ndjson."),
-    ] = None,
+    mode: Mode = "blend",
+    labels: Labels = "model",
+    counts: Counts = None,
+    seed: Seed = None,
+    temperature: Temperature = 1.0,
+    guidance: Guidance = "model",
+    dtype: Dtype = "float32",
+    columns: Columns = "",
+    form: Form = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to; '-' is standard output.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Force = False,
     show_card: Annotated[
         bool, typer.Option("--card", help="Print the model card, and stop.")
     ] = False,
@@ -100,26 +98,26 @@ def sample(
         if keys is not None:
             card.require_signature(read_keys(keys))
     if show_card:
-        typer.echo(_printable(card.markdown), nl=False)
+        typer.echo(printable(card.markdown), nl=False)
         return
     if out is None:
         _stop("where to? Give --out FILE, or --out - for standard output.", 2)
     try:
-        asked = {
-            "run": card.receipt.model.run,
-            "mixture": mixture_of(mixture),
-            "mode": mode,
-            "n": n,
-            "labels": labels_of(labels),
-            "class_counts": None if counts is None else numbers("counts", counts),
-            "seed": seed,
-            "temperature": temperature,
-            "guidance": guidance,
-            "dtype": dtype,
-            "columns": [name for name in columns.split(",") if name],
-            "format": form or format_by_name(out),
-        }
-        request = request_of(asked)
+        request = request_of(
+            run=card.receipt.model.run,
+            mixture=mixture_of(mixture),
+            mode=mode,
+            n=n,
+            labels=labels,
+            counts=counts,
+            seed=seed,
+            temperature=temperature,
+            guidance=guidance,
+            dtype=dtype,
+            columns=columns,
+            form=form,
+            out=out,
+        )
     except WrongOption as error:
         _stop(str(error), 2)
     if not force and str(out) != "-" and out.exists():
@@ -127,15 +125,15 @@ def sample(
     used = secrets.randbelow(2**63) if request.seed is None else request.seed
     with _told():
         made = document(generator, card, request, used)
-        with _target(out) as file, _progress(request.size) as progress:
+        with target(out) as file, _progress(request.size) as progress:
             write(made, str(request.format), file, progress)
     where = "standard output" if str(out) == "-" else str(out)
     stamp = f" ({card.receipt.label}: {card.receipt.caveat})" if card.receipt.label else ""
-    typer.echo(f"{request.size:,} rows in {where}, seed {used}{_printable(stamp)}", err=True)
+    typer.echo(f"{request.size:,} rows in {where}, seed {used}{printable(stamp)}", err=True)
 
 
 def _stop(message: str, code: int = 1) -> NoReturn:
-    typer.echo(f"fedhypevae: {_printable(message)}", err=True)
+    typer.echo(f"fedhypevae: {printable(message)}", err=True)
     raise typer.Exit(code)
 
 
@@ -153,23 +151,6 @@ def _told() -> Iterator[None]:
     except BrokenPipeError:
         sys.stderr.close()  # whoever reads has had enough, and Python would complain at exit
         raise typer.Exit(0) from None
-
-
-def _printable(text: str) -> str:
-    """A file may come from anywhere: nothing in it steers the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-@contextmanager
-def _target(out: Path) -> Iterator[BinaryIO]:
-    from core.files import whole_file
-
-    if str(out) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    with whole_file(out) as file:
-        yield file
 
 
 @contextmanager

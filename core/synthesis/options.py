@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 _SUFFIXES = {"jsonl": "ndjson", "arrows": "arrow", "pq": "parquet"}
+
+# Options of every command that makes rows, as typer reads them.
+Rows = Annotated[int | None, typer.Option("--n", help="Number of rows.")]
+Mode = Annotated[str, typer.Option(help="'blend': one code; 'sample': each row of one client.")]
+Labels = Annotated[str, typer.Option(help="'model', 'uniform', or class=share,class=share.")]
+Counts = Annotated[
+    str | None, typer.Option(help="class=rows,class=rows, instead of --n and --labels.")
+]
+Seed = Annotated[int | None, typer.Option(help="Drawn, and told, when absent.")]
+Temperature = Annotated[float, typer.Option(help="Scales spreads; 1 is the model.")]
+Guidance = Annotated[str, typer.Option(help="'model', or 'none': without the trained classifier.")]
+Dtype = Annotated[str, typer.Option(help="float16, float32 or float64.")]
+Columns = Annotated[str, typer.Option(help="domain, code_id, or both.")]
+Form = Annotated[
+    str | None, typer.Option("--format", help="parquet, arrow, npz, npy, csv, json or ndjson.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 
 class WrongOption(ValueError):
@@ -56,15 +75,26 @@ def format_by_name(out: Path) -> str:
     return kind if kind in FORMATS else "parquet"
 
 
-def request_of(asked: dict[str, Any]) -> Any:
-    """A ``SynthesisRequest``. Raises ``WrongOption`` in the words of the options."""
+def request_of(
+    *, out: Path, labels: str, counts: str | None, columns: str, form: str | None, **asked: Any
+) -> Any:
+    """A ``SynthesisRequest`` out of what was typed; ``asked`` are fields as the request has them.
+    Raises ``WrongOption`` in the words of the options.
+    """
     from pydantic import ValidationError
 
     from core.synthesis.request import SynthesisRequest
 
+    typed = {
+        **asked,
+        "labels": labels_of(labels),
+        "class_counts": None if counts is None else numbers("counts", counts),
+        "columns": [name for name in columns.split(",") if name],
+        "format": form or format_by_name(out),
+    }
     options = {"class_counts": "counts"}
     try:
-        return SynthesisRequest.model_validate(asked)
+        return SynthesisRequest.model_validate(typed)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         name = str(fault["loc"][0]) if fault["loc"] else ""

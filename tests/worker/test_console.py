@@ -22,6 +22,7 @@ from core.receipts.checking import signed_of
 from core.receipts.opening import made_with
 from core.receipts.reading import read_rows
 from core.synthesis.formats import FORMATS
+from core.terminal import printable
 from core.wire.messages import ConsentDecision
 from core.wire.synthesis import Claim
 from tests.api.support import SPACE, a_plan
@@ -31,7 +32,6 @@ from worker.answers import ONCE
 from worker.client import CoordinatorClient
 from worker.console import watch
 from worker.console.admin import admin_app
-from worker.console.base import printable
 from worker.console.runs import run_app
 from worker.console.synthesize import synthesize_app
 from worker.errors import Unreachable

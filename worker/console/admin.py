@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from core.terminal import printable
 from worker.answers import JsonObject
 from worker.console.audit import audit_app
 from worker.console.base import (
@@ -15,13 +16,12 @@ from worker.console.base import (
     app,
     confirmed,
     connected,
-    every,
     moment,
     named,
-    printable,
     show_json,
-    show_table,
+    show_list,
 )
+from worker.paging import every
 
 admin_app = app("Clients, tokens, embedding spaces and the audit trail of a coordinator.")
 clients_app = app("Clients: who takes part, with which budget.")
@@ -46,11 +46,8 @@ def clients_list(as_json: JsonOption = False) -> None:
     """
     with connected() as coordinator:
         found = list(every(coordinator.clients))
-    if as_json:
-        show_json(found)
-        return
     heads = ("NAME", "SPACE", "SITE", "UNIT", "EPSILON", "DELTA", "STATE", "ID")
-    show_table(heads, map(_client_row, found), "no clients yet")
+    show_list(found, heads, _client_row, "no clients yet", as_json=as_json)
 
 
 def _client_row(client: JsonObject) -> tuple[object, ...]:
@@ -143,20 +140,14 @@ def tokens_list(as_json: JsonOption = False) -> None:
     """
     with connected() as coordinator:
         found = list(every(coordinator.tokens))
-    if as_json:
-        show_json(found)
-        return
-    rows = (
-        (
-            token["id"],
-            token["scope"],
-            "revoked" if token["revoked_at"] else "good",
-            moment(token["expires_at"]) or "never",
-            token["label"],
-        )
-        for token in found
-    )
-    show_table(("ID", "SCOPE", "STATE", "EXPIRES", "LABEL"), rows, "no tokens yet")
+    heads = ("ID", "SCOPE", "STATE", "EXPIRES", "LABEL")
+    show_list(found, heads, _token_row, "no tokens yet", as_json=as_json)
+
+
+def _token_row(token: JsonObject) -> tuple[object, ...]:
+    state = "revoked" if token["revoked_at"] else "good"
+    ends = moment(token["expires_at"]) or "never"
+    return token["id"], token["scope"], state, ends, token["label"]
 
 
 @tokens_app.command("create")
@@ -215,14 +206,13 @@ def spaces_list(as_json: JsonOption = False) -> None:
     """
     with connected() as coordinator:
         found = list(every(coordinator.spaces))
-    if as_json:
-        show_json(found)
-        return
-    rows = (
-        (space["name"], space["backbone"], space["dim"], len(space["classes"]), space["digest"])
-        for space in found
-    )
-    show_table(("NAME", "BACKBONE", "DIM", "CLASSES", "DIGEST"), rows, "no spaces yet")
+    heads = ("NAME", "BACKBONE", "DIM", "CLASSES", "DIGEST")
+    show_list(found, heads, _space_row, "no spaces yet", as_json=as_json)
+
+
+def _space_row(space: JsonObject) -> tuple[object, ...]:
+    classes = len(space["classes"])
+    return space["name"], space["backbone"], space["dim"], classes, space["digest"]
 
 
 @spaces_app.command("register")

@@ -8,19 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from core.terminal import printable
 from worker.answers import JsonObject
 from worker.client import CoordinatorClient
-from worker.console.base import (
-    JsonOption,
-    app,
-    connected,
-    every,
-    moment,
-    named,
-    printable,
-    show_json,
-)
+from worker.console.base import JsonOption, app, connected, moment, named, show_json
 from worker.errors import Unreachable
+from worker.paging import every
 
 audit_app = app("The audit trail: who did what, when.")
 

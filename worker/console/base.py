@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from core.errors import DomainError
+from core.terminal import printable
 from worker.answers import JsonObject, Retry
 from worker.config import WorkerSettings, load_settings
 from worker.errors import ApiProblem, WorkerError
@@ -95,16 +96,6 @@ def settings_of_person() -> WorkerSettings:
     return settings
 
 
-def every(page_of: Callable[..., JsonObject], **query: Any) -> Iterator[JsonObject]:
-    """All items of a list, page after page."""
-    while True:
-        page = page_of(**query)
-        yield from page["items"]
-        if page["next"] is None:
-            return
-        query["after"] = str(page["next"])
-
-
 def named(items: Iterable[JsonObject], name: str, what: str) -> JsonObject:
     """The item with this id or name; else exit code 1, with what there is."""
     known = list(items)
@@ -128,6 +119,21 @@ def show_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
+def show_list(
+    items: Sequence[JsonObject],
+    heads: Sequence[str],
+    row: Callable[[JsonObject], Sequence[object]],
+    nothing: str,
+    *,
+    as_json: bool,
+) -> None:
+    """All items as JSON for a program, or one row each for a person."""
+    if as_json:
+        show_json(items)
+    else:
+        show_table(heads, map(row, items), nothing)
+
+
 def show_table(heads: Sequence[str], rows: Iterable[Sequence[object]], nothing: str) -> None:
     """Columns with two spaces between; easily read, and easily cut by a program."""
     cells = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
@@ -138,11 +144,6 @@ def show_table(heads: Sequence[str], rows: Iterable[Sequence[object]], nothing: 
     widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
     for row in table:
         typer.echo("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
-
-
-def printable(text: str) -> str:
-    """What comes from the other side steers no terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def moment(value: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from core.terminal import printable
 from worker.answers import JsonObject
 from worker.client import CoordinatorClient
 from worker.console import watch
@@ -17,14 +18,14 @@ from worker.console.base import (
     app,
     confirmed,
     connected,
-    every,
     moment,
     named,
-    printable,
     show_json,
+    show_list,
     show_table,
     told,
 )
+from worker.paging import every
 
 run_app = app("Runs: created from a plan, started, watched, paused, cancelled, reported.")
 
@@ -122,22 +123,20 @@ def list_(as_json: JsonOption = False) -> None:
     """
     with connected() as coordinator:
         runs = list(every(coordinator.runs))
-    if as_json:
-        show_json(runs)
-        return
-    rows = (
-        (
-            run["name"],
-            run["state"],
-            f"{run['rounds_published']}/{run['rounds_planned']}",
-            run["clients_total"],
-            f"{run['epsilon_planned']:.4g}",
-            moment(run["created_at"]),
-            run["id"],
-        )
-        for run in runs
+    heads = ("NAME", "STATE", "ROUNDS", "CLIENTS", "EPSILON", "CREATED", "ID")
+    show_list(runs, heads, _row, "no runs", as_json=as_json)
+
+
+def _row(run: JsonObject) -> tuple[object, ...]:
+    return (
+        run["name"],
+        run["state"],
+        f"{run['rounds_published']}/{run['rounds_planned']}",
+        run["clients_total"],
+        f"{run['epsilon_planned']:.4g}",
+        moment(run["created_at"]),
+        run["id"],
     )
-    show_table(("NAME", "STATE", "ROUNDS", "CLIENTS", "EPSILON", "CREATED", "ID"), rows, "no runs")
 
 
 @run_app.command("show")

@@ -7,21 +7,31 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import typer
 
 from core.synthesis.options import (
+    Columns,
+    Counts,
+    Dtype,
+    Force,
+    Form,
+    Guidance,
+    Labels,
+    Mode,
+    Rows,
+    Seed,
+    Temperature,
     WrongOption,
-    format_by_name,
-    labels_of,
     mixture_of,
     numbers,
     request_of,
 )
+from core.terminal import printable, target
 from worker.answers import JsonObject
 from worker.client import CoordinatorClient
-from worker.console.base import connected, printable, stop, told
+from worker.console.base import connected, stop, told
 from worker.errors import ApiProblem, UnexpectedAnswer
 
 synthesize_app = typer.Typer(
@@ -49,7 +59,7 @@ refused, 2 wrong usage. So many rows that a worker has to make them take a while
 def synthesize(
     run: Annotated[str, typer.Option("--run", help="The run's name or id.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to; '-' is standard output.")],
-    n: Annotated[int | None, typer.Option("--n", help="Number of rows.")] = None,
+    n: Rows = None,
     number: Annotated[
         int | None, typer.Option("--round", min=0, help="The newest model if absent.")
     ] = None,
@@ -60,30 +70,19 @@ def synthesize(
     mixture: Annotated[
         str | None, typer.Option(help="The same at once: 'neutral', or name=weight,name=weight.")
     ] = None,
-    mode: Annotated[
-        str, typer.Option(help="'blend': one code; 'sample': each row of one client.")
-    ] = "blend",
-    labels: Annotated[
-        str, typer.Option(help="'model', 'uniform', or class=share,class=share.")
-    ] = "model",
-    counts: Annotated[
-        str | None, typer.Option(help="class=rows,class=rows, instead of --n and --labels.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Drawn, and told, when absent.")] = None,
-    temperature: Annotated[float, typer.Option(help="Scales spreads; 1 is the model.")] = 1.0,
-    guidance: Annotated[
-        str, typer.Option(help="'model', or 'none': without the trained classifier.")
-    ] = "model",
-    dtype: Annotated[str, typer.Option(help="float16, float32 or float64.")] = "float32",
-    columns: Annotated[str, typer.Option(help="domain, code_id, or both.")] = "",
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="parquet, arrow, npz, npy, csv, json or ndjson."),
-    ] = None,
+    mode: Mode = "blend",
+    labels: Labels = "model",
+    counts: Counts = None,
+    seed: Seed = None,
+    temperature: Temperature = 1.0,
+    guidance: Guidance = "model",
+    dtype: Dtype = "float32",
+    columns: Columns = "",
+    form: Form = None,
     receipt: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the signed receipt here.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Force = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="What was made, and the receipt, as one JSON document.")
     ] = False,
@@ -97,21 +96,20 @@ def synthesize(
         stop(f"{out} is there already; give --force to replace it.", 2)
     try:
         request = request_of(
-            {
-                "run": run,
-                "round": "latest" if number is None else number,
-                "mixture": _mixture(domain, mixture),
-                "mode": mode,
-                "n": n,
-                "labels": labels_of(labels),
-                "class_counts": None if counts is None else numbers("counts", counts),
-                "seed": seed,
-                "temperature": temperature,
-                "guidance": guidance,
-                "dtype": dtype,
-                "columns": [each for each in columns.split(",") if each],
-                "format": form or format_by_name(out),
-            }
+            run=run,
+            round="latest" if number is None else number,
+            mixture=_mixture(domain, mixture),
+            mode=mode,
+            n=n,
+            labels=labels,
+            counts=counts,
+            seed=seed,
+            temperature=temperature,
+            guidance=guidance,
+            dtype=dtype,
+            columns=columns,
+            form=form,
+            out=out,
         )
     except WrongOption as error:
         stop(str(error), 2)
@@ -144,7 +142,7 @@ def _fetch(coordinator: CoordinatorClient, body: JsonObject, rows: int, out: Pat
             found = answer.headers.get("x-fhv-receipt")
             if found is None:
                 raise UnexpectedAnswer("the rows came without X-FHV-Receipt")
-            with _target(out) as file, _bytes_shown() as progress:
+            with target(out) as file, _bytes_shown() as progress:
                 for chunk in answer.chunks:
                     file.write(chunk)
                     progress(len(chunk))
@@ -161,21 +159,9 @@ def _by_a_worker(coordinator: CoordinatorClient, body: JsonObject, rows: int, ou
 
     with _rows_shown(rows) as progress:
         job = files.made(coordinator, coordinator.ask_file(body), progress)
-    with _target(out) as file:
+    with target(out) as file:
         files.download(coordinator, f"/v1/synthesis-jobs/{path_part(job['id'])}/file", file)
     return str(job["receipt_id"])
-
-
-@contextmanager
-def _target(out: Path) -> Iterator[BinaryIO]:
-    from core.files import whole_file
-
-    if str(out) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    with whole_file(out) as file:
-        yield file
 
 
 def _checked(

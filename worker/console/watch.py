@@ -11,9 +11,10 @@ from typing import Any
 
 import typer
 
+from core.terminal import printable
 from worker.answers import JsonObject
 from worker.client import CoordinatorClient
-from worker.console.base import moment, printable
+from worker.console.base import moment
 from worker.errors import Unreachable
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
