@@ -28,6 +28,7 @@ from api.backup.manifest import (
 )
 from api.backup.tools import BackupFailed
 from core.errors import ObjectMissing
+from core.files import flush
 from core.storage import ObjectStore
 
 # Everything that a row names and that is not to be erased.
@@ -66,9 +67,9 @@ def make(
         ) from None
     try:
         manifest = _written(part, database_url, store_url, pepper, objects=objects)
-        _sync(part)
+        flush(part)
         part.rename(destination)
-        _sync(destination.parent)
+        flush(destination.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -117,8 +118,8 @@ def _written(
     path = part / MANIFEST_FILE
     path.touch(mode=0o600)
     path.write_text(manifest.model_dump_json(indent=2) + "\n")
-    _sync(dump)
-    _sync(path)
+    flush(dump)
+    flush(path)
     return manifest
 
 
@@ -171,11 +172,3 @@ def _copy(part: Path, wanted: list[str], database_url: str, store_url: str) -> t
                 mend="Is it the store that the coordinator uses? '--no-objects' leaves them out.",
             )
     return len(wanted) - len(missing), size, len(missing)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
