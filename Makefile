@@ -16,11 +16,11 @@ REPEAT_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := api benchmarks core migrations tests worker
+SOURCES := api benchmarks core handbook migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test access-table fault-matrix soak test-repeat check lint types layers format lock clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test docs docs-serve access-table fault-matrix soak test-repeat check lint types layers format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -63,6 +63,12 @@ run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordin
 test: check ## Everything that must hold: style, types, layers, all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
+docs: $(STAMP) ## The documentation as a site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(STAMP) ## The same at http://127.0.0.1:8001, built again at every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve -a 127.0.0.1:8001
+
 access-table: $(STAMP) ## Who may do what, by operation; writes docs/access.md
 	$(BIN)/python -m api.access
 
@@ -99,4 +105,4 @@ lock: $(STAMP) ## Write requirements.lock from the present .venv
 	mv requirements.lock.new requirements.lock
 
 clean: ## Remove .venv, caches and the demo's output
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output *.egg-info
+	rm -rf .venv .cache site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output *.egg-info

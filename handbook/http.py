@@ -42,7 +42,11 @@ class Interface:
     def pages(self) -> dict[str, str]:
         """By file name below ``docs``."""
         made = {f"{FOLDER}/{name}.md": self._page(name, text) for name, text in self.tags}
-        return {f"{FOLDER}/index.md": self._index(), **made, "reference/problems.md": self._problems()}
+        return {
+            f"{FOLDER}/index.md": self._index(),
+            **made,
+            "reference/problems.md": self._problems(),
+        }
 
     # --- pages ---
 
@@ -57,7 +61,10 @@ class Interface:
         parts = [about]
         for name, text in self.tags:
             rows = [
-                (code(f"{method} {path}"), f"[{cell(op['summary'])}]({name}.md#{op['operationId']})")
+                (
+                    code(f"{method} {path}"),
+                    f"[{cell(op['summary'])}]({name}.md#{op['operationId']})",
+                )
                 for method, path, op in self.by_tag[name]
             ]
             parts += [f"## {name.capitalize()}\n", f"{text}\n", table(("request", ""), rows)]
@@ -132,14 +139,18 @@ class Interface:
             for _, _, operation in operations:
                 for answer in operation["responses"].values():
                     for each in answer.get("content", {}).get(CONTENT_TYPE, {}).get("examples", {}):
-                        where[each].append(f"[{operation['operationId']}](http/{tag}.md#{operation['operationId']})")
+                        where[each].append(
+                            f"[{operation['operationId']}](http/{tag}.md#{operation['operationId']})"
+                        )
         parts = [
             "# Problems\n\nAn answer that is not a success is `application/problem+json` (RFC 9457), made "
             "of one catalogue, `api/problems.py`. Branch on `code`: its meaning never changes. `detail` "
             "says what happened this time, `field` where, and `mend` what to do.\n"
         ]
         for each, (status, title) in CATALOGUE.items():
-            said = ", ".join(dict.fromkeys(where[each])) or "Any operation."
+            found = list(dict.fromkeys(where[each]))
+            few = 0 < len(found) < len(self.rules) / 2
+            said = ", ".join(found) if few else "Nearly every operation."
             parts.append(f"## `{each}` {{#{each}}}\n\n**{status}** · {title}.\n\n{said}\n")
         return "\n".join(parts)
 

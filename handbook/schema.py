@@ -6,6 +6,8 @@ from typing import Any
 
 from handbook.text import cell, code
 
+# Definitions that have a place of their own, as seen from the pages of operations.
+LINKS = {"Plan": "../plan.md#plan", "EmbeddingSpace": "../plan.md#embedding-space"}
 Schema = dict[str, Any]
 _BOUNDS = {
     "minimum": "≥ {}",
@@ -33,7 +35,7 @@ def reference(schema: Schema) -> str:
 def kind(schema: Schema) -> str:
     """The type in words, without the bounds."""
     if name := reference(schema):
-        return name
+        return f"[{name}]({LINKS[name]})" if name in LINKS else name
     if "const" in schema:
         return code(schema["const"])
     if "enum" in schema:
@@ -76,7 +78,9 @@ def default(schema: Schema, *, required: bool) -> str:
         return "**required**"
     if schema.get("default") is None:
         return ""
-    return code(str(schema["default"]).lower() if isinstance(schema["default"], bool) else schema["default"])
+    return code(
+        str(schema["default"]).lower() if isinstance(schema["default"], bool) else schema["default"]
+    )
 
 
 def fields(schema: Schema) -> list[tuple[str, str, str, str]]:
