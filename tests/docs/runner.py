@@ -24,9 +24,10 @@ from api.runs.service import NewRun
 from core.federation.plan import EmbeddingSpace, Plan
 from core.synthesis.request import SynthesisRequest
 from tests.docs.blocks import ROOT, Block
+from tests.docs.zygote import PATIENCE
 from worker.config import load_site
 
-TIMEOUT_S = 60
+TIMEOUT_S = 150
 # 23: whoever reads what curl writes has seen enough (``| head``).
 _CURL = 'curl() { command curl "$@" || { local code=$?; [ $code = 23 ] || return $code; }; }\n'
 SHELLS = ("sh", "bash", "console")
@@ -103,8 +104,10 @@ class Reader:
             f"trap 'code=$?; trap - EXIT; export -p > {self._variables}; "
             f"declare -f >> {self._variables}; exit $code' EXIT\n" + self._replaced(block.text)
         )
+        # What the page puts in the background, the page stops.
+        patience = {PATIENCE: str(TIMEOUT_S)} if " &\n" in block.text else {}
         done = subprocess.run(
-            ["bash", "-c", script], cwd=self.folder, env=self._environment, text=True,
+            ["bash", "-c", script], cwd=self.folder, env={**self._environment, **patience}, text=True,
             stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
         if done.returncode:

@@ -116,10 +116,11 @@ class World:
             text = text.replace(there, place)
         return text
 
-    def furnish(self, sandbox: Path, scope: str) -> None:
+    def furnish(self, sandbox: Path, page: str) -> None:
         """What readers are said to have already."""
-        (sandbox / "space.json").write_text(json.dumps(SPACE))
-        if scope == "auditor":
+        if page == "README.md":
+            (sandbox / "space.json").write_text(json.dumps(SPACE))
+        if page == "docs/how-to/auditor.md":
             (sandbox / "rows.parquet").write_bytes(self.rows)
         (sandbox / "client.token").write_text(self.tokens["client"])
         shutil.rmtree(self.folder / "backup", ignore_errors=True)

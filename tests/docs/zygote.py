@@ -13,6 +13,7 @@ import array
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 
 LONG = (("serve",), ("agent", "run"), ("worker", "run"))
 LONG_S = 3.0
+PATIENCE = "FHV_TEST_PATIENCE"  # seconds, instead of LONG_S
 _STOP_S = 20.0
 
 PROGRAM = """#!{python} -IS
@@ -85,28 +87,42 @@ def _become(
         os._exit(code)
 
 
-def _kept(call: tuple[list[str], str, dict[str, str], list[int]]) -> int:
-    """Run the command as a child; its exit code. One that ends only by a signal gets it."""
+def _kept(call: tuple[list[str], str, dict[str, str], list[int]], caller: socket.socket) -> int:
+    """Run the command as a child; its exit code. One that ends only by a signal gets it: when its
+    time is over, or when its caller is gone.
+    """
     child = os.fork()
     if child == 0:
+        caller.close()
         _become(*call)
+    for stream in call[3]:
+        os.close(stream)
     long = any(tuple(call[0][: len(name)]) == name and "--help" not in call[0] for name in LONG)
     if not long:
         return _code(os.waitpid(child, 0)[1])
-    for wait_s, then in ((LONG_S, signal.SIGTERM), (_STOP_S, signal.SIGKILL)):
-        until = time.monotonic() + wait_s
-        while time.monotonic() < until:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                code = _code(status)
-                # Ended by itself is a failure; by the signal, or in good order after it, is none.
-                return (
-                    0 if then == signal.SIGKILL and code in (0, 128 + signal.SIGTERM) else code or 1
-                )
-            time.sleep(0.02)
-        os.kill(child, then)
-    os.waitpid(child, 0)
-    return 75  # it did not stop
+    patience = float(call[2].get(PATIENCE, LONG_S))
+    if (code := _ended(child, patience, caller)) is not None:
+        return code or 1  # by itself: it should have gone on
+    os.kill(child, signal.SIGTERM)
+    code = _ended(child, _STOP_S, None)
+    if code is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return 75  # it did not stop
+    return 0 if code in (0, 128 + signal.SIGTERM) else code
+
+
+def _ended(child: int, wait_s: float, caller: socket.socket | None) -> int | None:
+    """The child's exit code, or None if it lives on after ``wait_s``, or after its caller."""
+    until = time.monotonic() + wait_s
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return _code(status)
+        if caller is not None and select.select([caller], [], [], 0)[0]:
+            return None  # nothing more is ever sent: it was closed
+        time.sleep(0.02)
+    return None
 
 
 def _code(status: int) -> int:
@@ -136,11 +152,10 @@ def main(path: str) -> None:
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 server.close()
-                code = 70
                 try:
-                    code = _kept(_received(connection))
-                finally:
+                    code = _kept(_received(connection), connection)
                     connection.sendall(bytes([code & 0xFF]))
+                finally:
                     os._exit(0)
             connection.close()
 
