@@ -33,6 +33,7 @@ _ALL = "all"
 
 # By operationId. Scopes that a rule does not name are bound to no object.
 RULES = {
+    "approveEnrolment": _ALL,
     "cancelRun": _ALL,
     "cancelSynthesisJob": _OWN_JOBS,
     "claimJob": "jobs that are ready",
@@ -42,6 +43,7 @@ RULES = {
     "completeJob": _LEASED,
     "completeSynthesisJob": _LEASED,
     "createClient": _ALL,
+    "createEnrolment": _ALL,
     "createJoin": "a client: itself only, into runs whose plan lets clients join",
     "createRun": _ALL,
     "createSpace": _ALL,
@@ -55,6 +57,7 @@ RULES = {
     "failWork": f"{_LEASED}; a client: its own work, a worker: that of managed clients",
     "followRun": _OWN_RUNS,
     "getClient": _OWN_CLIENT,
+    "getEnrolment": "never the code",
     "getHealth": "says nothing but that the process lives",
     "getLedger": _OWN_CLIENT,
     "getLedgerTable": _OWN_CLIENT,
@@ -63,6 +66,7 @@ RULES = {
     "getObject": "frames and weights of published rounds; a client: of runs in which it takes "
     "part; a scientist: not where a client has withdrawn",
     "getOwnClient": _OWN_CLIENT,
+    "getOwnToken": "of the calling token",
     "getReadiness": "says nothing but whether the parts answer",
     "getReceipt": _ALL,
     "getReplay": _ALL,
@@ -77,6 +81,7 @@ RULES = {
     "leaveRun": _OWN_CLIENT,
     "listClientEvents": _OWN_CLIENT,
     "listClients": _ALL,
+    "listEnrolments": "never the codes",
     "listEvents": _ALL,
     "listJoins": _OWN_RUNS,
     "listPlans": "a worker: of managed clients",
@@ -93,6 +98,8 @@ RULES = {
     "planBudget": "a client: with its own account only; a scientist: with no account",
     "pollWork": _OWN_CLIENT,
     "putUpdate": f"{_LEASED}; a client: its own work, a worker: that of managed clients",
+    "redeemEnrolment": "the holder of a one-time code, without a token",
+    "refuseEnrolment": _ALL,
     "regenerateReceipt": _PUBLISHED,
     "releaseClient": _ALL,
     "renewJob": _LEASED,
@@ -102,6 +109,7 @@ RULES = {
     "resumeRun": _ALL,
     "revokeClient": _ALL,
     "revokeToken": _ALL,
+    "rotateOwnToken": "of the calling token",
     "startRun": _ALL,
     "synthesize": _PUBLISHED,
     "synthesizeByUrl": _PUBLISHED,

@@ -11,7 +11,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import cors, health, objects, problems, spaces, tokens
+from api import cors, health, objects, own_token, problems, spaces, tokens
 from api.clients import endpoints as clients
 from api.config import Settings, load
 from api.consents import endpoints as consents
@@ -19,10 +19,12 @@ from api.context import Context
 from api.db.engine import Database
 from api.db.hub import Hub
 from api.db.outbox import Dispatcher
+from api.enrolments import endpoints as enrolments
 from api.erasure import endpoints as erasure
 from api.events import endpoints as events
 from api.events.feed import Feeds
 from api.exports import endpoints as exports
+from api.guard import Guard
 from api.http import Outermost
 from api.jobs import endpoints as jobs
 from api.joins import endpoints as joins
@@ -59,6 +61,7 @@ _RESTART_S = 1.0
 _TAGS = [
     {"name": "spaces", "description": "Embedding-space contracts."},
     {"name": "clients", "description": "Who takes part, under which budget."},
+    {"name": "enrolments", "description": "How a site comes in: code, token, approval."},
     {"name": "ledger", "description": "What every population has paid."},
     {"name": "runs", "description": "Plans made immutable, and their progress."},
     {"name": "rounds", "description": "Rounds and published models."},
@@ -102,7 +105,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     hub = Hub(database)
     store = await asyncio.to_thread(ObjectStore, settings.object_store_url)
     meters: Meters = app.state.meters
-    ctx = Context(settings=settings, database=database, store=store, hub=hub, meters=meters)
+    ctx = Context(
+        settings=settings,
+        database=database,
+        store=store,
+        hub=hub,
+        meters=meters,
+        guard=Guard(settings.failures_per_minute),
+    )
     dispatcher = Dispatcher(database, hub, settings.broker_url, settings.poll_s)
     app.state.context, app.state.dispatcher, app.state.generators = ctx, dispatcher, Generators()
     app.state.models, app.state.reports = Models(), Reports()
@@ -160,6 +170,8 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
     for module in (spaces, tokens, clients, ledger, planner, runs, control, rounds, joins):
         app.include_router(module.router)
     for module in (synthesis, synthesis_jobs, making, exports, receipts, report, usage):
+        app.include_router(module.router)
+    for module in (enrolments, own_token):
         app.include_router(module.router)
     for module in (health, metrics):
         app.include_router(module.router)

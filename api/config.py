@@ -88,6 +88,16 @@ class Settings(Secrets):
     )
     max_json_bytes: int = Field(default=4 * 2**20, gt=0)
     max_wait_s: float = Field(default=60.0, gt=0, description="Longest long poll.")
+    failures_per_minute: int = Field(
+        default=60,
+        ge=1,
+        description="Invalid tokens and codes of one address; then it waits, but for tokens that "
+        "were valid lately.",
+    )
+    automatic_enrolment: bool = Field(
+        default=False,
+        description="Administrators may issue codes that enrol without another look.",
+    )
     metrics_token: SecretStr | None = Field(
         default=None,
         min_length=MIN_PEPPER,

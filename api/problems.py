@@ -149,6 +149,28 @@ class NotReplayable(Conflict):
     code = "not-replayable"
 
 
+class TooManyFailures(DomainError):
+    """An address has sent too much that is no token or code. ``retry_after_s``: whole seconds."""
+
+    code = "too-many-failures"
+
+
+class CodeUnknown(DomainError):
+    code = "enrolment-code-unknown"
+
+
+class CodeUsed(Conflict):
+    code = "enrolment-code-used"
+
+
+class EnrolmentClosed(DomainError):
+    code = "enrolment-closed"
+
+
+class TokenReplaced(Conflict):
+    code = "token-replaced"
+
+
 class TooManyStreams(DomainError):
     """This process serves as many event streams as it may."""
 
@@ -163,12 +185,15 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "not-private": (403, "The model has no privacy guarantee"),
     "not-found": (404, "There is no such thing"),
     "method-not-allowed": (405, "The method is not allowed here"),
+    "enrolment-code-unknown": (404, "There is no such enrolment code"),
     "not-acceptable": (406, "None of the accepted formats is served"),
     "conflict": (409, "The state of the resource forbids it"),
     "space-name-taken": (409, "Another embedding space has this name"),
     "client-name-taken": (409, "Another client has this name"),
     "run-name-taken": (409, "Another run has this name"),
     "idempotency-key-reused": (409, "The Idempotency-Key belongs to another request"),
+    "enrolment-code-used": (409, "The enrolment code was used by somebody else"),
+    "token-replaced": (409, "The token was replaced by another one"),
     "round-closed": (409, "The round takes no more updates"),
     "lease-lost": (409, "The lease has ended"),
     "work-leased": (409, "Somebody else holds the lease"),
@@ -180,6 +205,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "file-not-ready": (409, "The file is not made yet"),
     "part-missing": (409, "The store does not hold this part"),
     "file-gone": (410, "The file is there no more"),
+    "enrolment-closed": (410, "The enrolment is over"),
     "client-withdrawn": (410, "The client has withdrawn"),
     "payload-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The content type is not understood"),
@@ -215,6 +241,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "tensor-file-unreadable": (422, "The tensor file cannot be read"),
     "quota-exceeded": (429, "The token has had its share"),
     "too-many-answers": (429, "Too many answers are being made"),
+    "too-many-failures": (429, "Too many invalid tokens or codes"),
     "too-many-streams": (429, "Too many event streams are open"),
     "internal-error": (500, "Something went wrong here"),
     "signing-key-sealed": (500, "The signing key cannot be opened"),

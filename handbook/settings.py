@@ -30,6 +30,8 @@ _WORDS = {
     "max_json_bytes": "Largest JSON body that is read.",
     "coordinator_url": "Where the coordinator is: `https://…`.",
     "token": "Bearer token. A secret.",
+    "token_file": "A file that holds the token, read before each request. Unset: what `agent enrol` "
+    "has kept in the state folder.",
     "site_config": "Path of the site's TOML file.",
     "device": "`auto`, `cpu` or `cuda:N`; `auto` takes the first GPU if there is one.",
     "gradients": "How clipped sums are made; `opacus` writes out each gradient: slow, for cross-checks.",

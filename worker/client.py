@@ -26,10 +26,10 @@ from core.wire.messages import LEASE_HEADER
 from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN
 from worker.answers import Answer, Retry, StreamedAnswer, Timeouts
 from worker.cache import ObjectCache
+from worker.credentials import TokenSource, checked
 from worker.errors import (
     UNSUPPORTED,
     ApiProblem,
-    ConfigError,
     DownloadCorrupt,
     Unreachable,
 )
@@ -37,6 +37,7 @@ from worker.feed import END, SILENCE_S, RunEvent, parse
 from worker.file_operations import FileOperations
 from worker.operations import json_body, path_part
 from worker.transport import (
+    Bearer,
     raise_for,
     raise_unreachable,
     spoken_by,
@@ -57,7 +58,7 @@ class CoordinatorClient(FileOperations):
     def __init__(
         self,
         base_url: str,
-        token: str | None,
+        token: str | TokenSource | None,
         *,
         retry: Retry | None = None,
         timeouts: Timeouts | None = None,
@@ -70,17 +71,10 @@ class CoordinatorClient(FileOperations):
         self._cache = cache
         self._protocol = SPOKEN.newest
         headers = {"User-Agent": "fedhypevae-client", RANGE_HEADER: str(SPOKEN)}
-        if token:
-            if not (token.isascii() and token.isprintable()) or " " in token:
-                raise ConfigError(
-                    "the token holds characters that no header can carry.",
-                    field="token",
-                    mend="Set FHV_TOKEN to the token as it was shown, on one line.",
-                )
-            headers["Authorization"] = f"Bearer {token}"
         self._http = httpx.Client(
             base_url=self.base_url,
             headers=headers,
+            auth=_bearer(token),
             timeout=timeout_of(self._timeouts),
             transport=transport,
             follow_redirects=False,  # a redirect must never carry the token elsewhere
@@ -324,6 +318,15 @@ class CoordinatorClient(FileOperations):
                 raise
             self._protocol = common
             raise _OtherVersion(problem) from None
+
+
+def _bearer(token: str | TokenSource | None) -> Bearer | None:
+    if not token:
+        return None
+    if callable(token):
+        return Bearer(token)
+    text = checked(token)
+    return Bearer(lambda: text)
 
 
 class _OtherVersion(Exception):

@@ -18,13 +18,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.federation.plan import Name, Sha256
 from core.training.compute import Compute, Engine, Precision
+from worker.credentials import TOKEN_FILE, TokenFile, TokenSource
 from worker.errors import ConfigError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _MEND = {
     "coordinator_url": "Set FHV_COORDINATOR_URL, for example https://coordinator.example:8000.",
-    "token": "Set FHV_TOKEN in the environment (never on a command line).",
+    "token": "Set FHV_TOKEN, or FHV_TOKEN_FILE to a file that holds it; a site enrols with a code: "
+    "fedhypevae agent enrol CODE.",
+    "token_file": "Set FHV_TOKEN_FILE to a file that holds the token.",
     "site_config": "Set FHV_SITE_CONFIG to the path of the site's TOML file.",
     "device": "Set FHV_DEVICE to auto, cpu or cuda:N.",
     "gradients": "Set FHV_GRADIENTS to ghost or opacus.",
@@ -45,6 +48,7 @@ class WorkerSettings(BaseSettings):
 
     coordinator_url: str = "http://127.0.0.1:8000"
     token: SecretStr | None = None
+    token_file: Path | None = None
     site_config: Path | None = None
     broker_url: SecretStr | None = None  # may hold a password
     object_store_url: str | None = None
@@ -95,10 +99,28 @@ class WorkerSettings(BaseSettings):
         parts = urlsplit(self.coordinator_url)
         return parts.scheme == "http" and parts.hostname not in LOOPBACK
 
-    def require_token(self) -> str:
-        if self.token is None:
+    def token_source(self, state_dir: Path | None = None) -> TokenSource:
+        """FHV_TOKEN; else FHV_TOKEN_FILE; else what ``agent enrol`` has kept in the state folder.
+        Raises ``ConfigError`` if there is none.
+        """
+        if self.token is not None:
+            text = self.token.get_secret_value()
+            return lambda: text
+        found = self.token_kept(state_dir)
+        if found is None or (self.token_file is None and not found.exists()):
             raise ConfigError("no token is set.", field="token", mend=_MEND["token"])
-        return self.token.get_secret_value()
+        found()  # what cannot be read is said now, not at the first request
+        return found
+
+    def token_kept(self, state_dir: Path | None = None) -> TokenFile | None:
+        """The file that holds the token, or would; None if there is none to be named."""
+        if self.token_file is not None:
+            return TokenFile(self.token_file.expanduser().absolute())
+        return None if state_dir is None else TokenFile(state_dir / TOKEN_FILE)
+
+    def require_token(self) -> str:
+        """The token as it is now, for a process that does not live long."""
+        return self.token_source()()
 
     def require_broker_url(self) -> str:
         if self.broker_url is None or not self.broker_url.get_secret_value():

@@ -117,6 +117,19 @@ class Operations(ABC):
         )
         return Enrolment(client=answer["client"], token=answer.get("token"))
 
+    def redeem_enrolment(self, code: str, token: str, agent: str) -> JsonObject:
+        """Use a one-time code, or ask what has become of it. Needs no token."""
+        body = {"code": code, "token": token, "agent": agent}
+        return self._object("POST", "/v1/enrolments/redeem", json=body)
+
+    def own_token(self) -> JsonObject:
+        return self._object("GET", "/v1/tokens/me")
+
+    def rotate_own_token(self, token: str, overlap_s: float) -> JsonObject:
+        """Replace the token of this client by ``token``, which is kept already."""
+        body = {"token": token, "overlap_s": overlap_s}
+        return self._object("POST", "/v1/tokens/me/rotate", json=body)
+
     def clients(self, **query: str | int) -> JsonObject:
         return self._object("GET", "/v1/clients", params=query)
 

@@ -61,7 +61,7 @@ def coordinator() -> CoordinatorClient:
     cache_folder = None
     if chosen.site_config is not None:
         cache_folder = ObjectCache(site_config().state_dir / OBJECT_FOLDER)
-    return CoordinatorClient(chosen.coordinator_url, chosen.require_token(), cache=cache_folder)
+    return CoordinatorClient(chosen.coordinator_url, chosen.token_source(), cache=cache_folder)
 
 
 def _train(task: Any, work_id: str) -> str:

@@ -107,13 +107,8 @@ async def _tell_apart(session: AsyncSession, body: NewClient) -> None:
         raise ClientNameTaken(f"{body.domain!r} is the name of a client", field="domain")
 
 
-async def enrol(
-    session: AsyncSession, who: Principal, pepper: bytes, body: NewClient, key: str | None
-) -> tuple[Enrolled, bool]:
-    """The new client with its token, and whether this is a replay (then without the token)."""
-    before: dict[str, Any] | None = await replay(session, who, key, "createClient", body)
-    if before is not None:
-        return Enrolled.model_validate(before), True
+async def create(session: AsyncSession, body: NewClient) -> Client:
+    """The client, without a token. Raises ``InvalidRequest``, ``ClientNameTaken``."""
     space = await spaces.by_name(session, body.space)
     if space is None:
         raise InvalidRequest(
@@ -147,6 +142,17 @@ async def enrol(
     row = await repository.one(session, new.id)
     if row is None:
         raise NotFound("the client vanished")
+    return row
+
+
+async def enrol(
+    session: AsyncSession, who: Principal, pepper: bytes, body: NewClient, key: str | None
+) -> tuple[Enrolled, bool]:
+    """The new client with its token, and whether this is a replay (then without the token)."""
+    before: dict[str, Any] | None = await replay(session, who, key, "createClient", body)
+    if before is not None:
+        return Enrolled.model_validate(before), True
+    row = await create(session, body)
     secret: str | None = None
     about: dict[str, Any] = {"name": row.name, "managed": row.managed}
     if not body.managed:

@@ -101,8 +101,8 @@ class Reader:
     def _shell(self, block: Block) -> str:
         script = (
             f"set -euo pipefail -a\nsource {self._variables}\n{_CURL}"
-            f"trap 'code=$?; trap - EXIT; export -p > {self._variables}; "
-            f"declare -f >> {self._variables}; exit $code' EXIT\n" + self._replaced(block.text)
+            f"trap '_ended=$?; trap - EXIT; export -p > {self._variables}; "
+            f"declare -f >> {self._variables}; exit $_ended' EXIT\n" + self._replaced(block.text)
         )
         # What the page puts in the background, the page stops.
         patience = {PATIENCE: str(TIMEOUT_S)} if " &\n" in block.text else {}

@@ -7,6 +7,7 @@ is enrolled and takes part in nothing. A worker sums rounds and makes files of r
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psycopg
 
@@ -26,6 +28,7 @@ from worker import files
 from worker.aggregation import carry_out
 from worker.client import CoordinatorClient
 from worker.config import SiteConfig, load_site
+from worker.credentials import TOKEN_FILE
 from worker.errors import ApiProblem
 
 SPACE = {
@@ -37,6 +40,8 @@ SPACE = {
     "classes": ["a", "b", "c"],
 }
 SITES = {"site-a": "hospital-a/inpatients", "site-b": "hospital-b/all", "site-c": "hospital-c/all"}
+_CODE = re.compile(r"\b[0-9A-Z]{5}(?:-[0-9A-Z]{5}){4}\b")  # of a page; each is another one here
+_WAITING = "SELECT id FROM enrolments WHERE redeemed_at IS NOT NULL AND decision IS NULL AND wanted IS NULL"
 _CLIENT = """
 [site]
 state_dir = "{state}"
@@ -75,7 +80,6 @@ class World:
         self.tokens = {
             scope: issue(fed.settings, scope) for scope in ("admin", "scientist", "auditor")
         }
-        self.tokens["client"] = fed.tokens["site-a"]
         rows = fed.operator.synthesize_table({"run": "first", "n": 400, "format": "parquet"})
         self.rows = rows.body
 
@@ -114,7 +118,16 @@ class World:
         }
         for there, place in here.items():
             text = text.replace(there, place)
-        return text
+        return _CODE.sub(lambda _: self._code(), text)
+
+    def _code(self) -> str:
+        """A one-time code for ``site-a``, which is enrolled; what it redeems is approved at once."""
+        answer = httpx.post(
+            f"{self.fed.url}/v1/enrolments",
+            json={"existing": "site-a"},
+            headers={"Authorization": f"Bearer {self.tokens['admin']}"},
+        )
+        return str(answer.raise_for_status().json()["code"])
 
     def furnish(self, sandbox: Path, page: str) -> None:
         """What readers are said to have already."""
@@ -122,13 +135,16 @@ class World:
             (sandbox / "space.json").write_text(json.dumps(SPACE))
         if page == "docs/how-to/auditor.md":
             (sandbox / "rows.parquet").write_bytes(self.rows)
-        (sandbox / "client.token").write_text(self.tokens["client"])
+        (self.folder / "var" / TOKEN_FILE).unlink(missing_ok=True)  # of an earlier page
+        shutil.rmtree(self.folder / "var.lost", ignore_errors=True)
         shutil.rmtree(self.folder / "backup", ignore_errors=True)
         (self.folder / "backup").mkdir()
 
 
 class Worker:
-    """A worker of the queues ``coordinator`` and ``synthesis``: asks the database, not a broker."""
+    """A worker of the queues ``coordinator`` and ``synthesis``, and an administrator who approves
+    the enrolments of known clients. Both ask the database.
+    """
 
     def __init__(self, fed: Federation) -> None:
         self._fed = fed
@@ -151,7 +167,11 @@ class Worker:
                 CoordinatorClient(self._fed.url, issue(self._fed.settings, "worker")) as client,
                 psycopg.connect(self._fed.database_url, autocommit=True) as connection,
             ):
+                admin = {"Authorization": f"Bearer {issue(self._fed.settings, 'admin')}"}
                 while not self._stop.wait(0.1):
+                    for (waiting,) in connection.execute(_WAITING).fetchall():
+                        url = f"{self._fed.url}/v1/enrolments/{waiting}/approve"
+                        httpx.post(url, json={}, headers=admin).raise_for_status()
                     for table in ("jobs", "synthesis_jobs"):
                         query = f"SELECT id FROM {table} WHERE state = 'ready'"
                         for (job,) in connection.execute(query).fetchall():  # type: ignore[call-overload]
