@@ -11,9 +11,9 @@ from handbook.text import cell, code, fence, table
 
 _HEAD = """# Commands
 
-`fedhypevae COMMAND --help` prints the same. Exit codes: 0 done, 1 failed (what was wrong and how to mend
-it is on standard error), 2 wrong usage. Secrets are read from the environment or from files, never
-from a command line; [settings](settings.md) lists them.
+`fedhypevae COMMAND --help` prints the same. Exit codes: 0 done, 1 failed (what was wrong and how to
+mend it is on standard error), 2 wrong usage. Secrets are read from the environment or from files,
+never from a command line; [settings](settings.md) lists them.
 """
 
 
@@ -30,7 +30,7 @@ def page() -> str:
 def _command(path: tuple[str, ...], command: Any, depth: int) -> list[str]:
     anchor = "-".join(path[1:])
     parts = [f"{'#' * depth} {' '.join(path[1:])} {{#{anchor}}}\n"]
-    inner = getattr(command, "commands", None)
+    inner: dict[str, Any] = getattr(command, "commands", None) or {}
     help_text = inspect.cleandoc(command.help or "").replace("\f", "")
     if help_text:
         parts.append(_help(help_text, path[0]))
@@ -38,7 +38,7 @@ def _command(path: tuple[str, ...], command: Any, depth: int) -> list[str]:
     if not inner or own:
         parts.append(fence("text", _usage(path, command)))
         parts.append(_params(own))
-    for name in sorted(inner or {}):
+    for name in sorted(inner):
         if not inner[name].hidden:
             parts += _command((*path, name), inner[name], min(depth + 1, 4))
     return parts

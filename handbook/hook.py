@@ -32,7 +32,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     _fill(config.nav, {"HTTP": http, "Decisions": ["decisions/index.md", *decided]})
     named = set(_named(config.nav))
     left = sorted({path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - named)
-    if left:  # found by readers, if not at the best place
+    if left and config.nav is not None:  # found by readers, if not at the best place
         config.nav.append({"More": left})
     return config
 

@@ -52,9 +52,9 @@ class Interface:
 
     def _index(self) -> str:
         about = (
-            "# HTTP\n\nMade of the coordinator's OpenAPI document, which it serves as `/openapi.json`; "
-            "pages to try requests on are at `/docs` and `/redoc` of every coordinator. "
-            "[The interface in short](../../api.md) says what all operations have in common, "
+            "# HTTP\n\nMade of the coordinator's OpenAPI document, which it serves as "
+            "`/openapi.json`; pages to try requests on are at `/docs` and `/redoc` of every "
+            "coordinator. [The interface in short](../../api.md) says what all operations have in common, "
             "[who may do what](../../access.md) who is let in, and [Problems](../problems.md) what "
             "can go wrong.\n"
         )
@@ -112,8 +112,8 @@ class Interface:
             parts.append(f"Body: `{media}`\n")
             parts.append(table(("field", "type", "default", ""), rows))
             examples = [e["value"] for e in body.get("examples", {}).values()]
-            for example in [*examples, *([body["example"]] if "example" in body else [])]:
-                parts.append(fold("A request", _example(media, example)))
+            examples += [body["example"]] if "example" in body else []
+            parts += [fold("A request", _example(media, example)) for example in examples]
         return "\n".join(part for part in parts if part)
 
     def _answers(self, responses: dict[str, Any]) -> str:
@@ -142,11 +142,12 @@ class Interface:
                         where[each].append(
                             f"[{operation['operationId']}](http/{tag}.md#{operation['operationId']})"
                         )
-        parts = [
-            "# Problems\n\nAn answer that is not a success is `application/problem+json` (RFC 9457), made "
-            "of one catalogue, `api/problems.py`. Branch on `code`: its meaning never changes. `detail` "
-            "says what happened this time, `field` where, and `mend` what to do.\n"
-        ]
+        about = (
+            "# Problems\n\nAn answer that is no success is `application/problem+json` (RFC 9457), made "
+            "of one catalogue, `api/problems.py`. Branch on `code`: its meaning never changes. "
+            "`detail` says what happened this time, `field` where, and `mend` what to do.\n"
+        )
+        parts = [about]
         for each, (status, title) in CATALOGUE.items():
             found = list(dict.fromkeys(where[each]))
             few = 0 < len(found) < len(self.rules) / 2

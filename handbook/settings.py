@@ -17,24 +17,25 @@ from worker.config import SiteConfig, WorkerSettings
 _WORDS = {
     "env": "`dev` allows what only a laptop may have: a built-in pepper, a store that forgets.",
     "database_url": "`postgresql://user:password@host/database`. A secret.",
-    "token_pepper": "16 or more random characters: tokens are kept as an HMAC under it, signing keys "
-    "sealed. A secret; whoever changes it makes all tokens void.",
+    "token_pepper": "16 or more random characters: tokens are kept as an HMAC under it, signing "
+    "keys sealed. A secret; whoever changes it makes all tokens void.",
     "log_level": "Least level of log lines.",
     "host": "Address to listen at.",
     "port": "Port to listen at.",
-    "broker_url": "`redis://…` of Valkey or Redis. May hold a password. The coordinator does without: "
-    "then only agents and pollers get work.",
+    "broker_url": "`redis://…` of Valkey or Redis. May hold a password. The coordinator does "
+    "without: then only agents and pollers get work.",
     "object_store_url": "`file:///folder` or `s3://bucket/prefix`: updates and models.",
     "job_lease_s": "A worker that is silent for so long has lost its job.",
     "job_attempts": "After so many a job has failed.",
     "max_json_bytes": "Largest JSON body that is read.",
     "coordinator_url": "Where the coordinator is: `https://…`.",
     "token": "Bearer token. A secret.",
-    "token_file": "A file that holds the token, read before each request. Unset: what `agent enrol` "
-    "has kept in the state folder.",
+    "token_file": "A file that holds the token, read before each request. Unset: what `agent "
+    "enrol` has kept in the state folder.",
     "site_config": "Path of the site's TOML file.",
     "device": "`auto`, `cpu` or `cuda:N`; `auto` takes the first GPU if there is one.",
-    "gradients": "How clipped sums are made; `opacus` writes out each gradient: slow, for cross-checks.",
+    "gradients": "How clipped sums are made; `opacus` writes out each gradient: slow, for "
+    "cross-checks.",
     "micro_batch": "Records worked on at once, which bounds memory. Unset: chosen.",
     "precision": "Of products in the network's layers; norms and sums stay float64.",
     "state_dir": "The site's secret, its ledger, and updates until they are delivered. Mode 0700.",
@@ -60,8 +61,8 @@ class NoWords(LookupError):
 def environment() -> str:
     """All variables ``FHV_*``."""
     head = (
-        "# Settings\n\nAll are environment variables; a file of mode 0600 is a good place for them. "
-        "A value out of bounds stops the program with a line that names the variable.\n"
+        "# Settings\n\nAll are environment variables; a file of mode 0600 is a good place for "
+        "them. A value out of bounds stops the program with a line that names the variable.\n"
     )
     return "\n".join(
         [
@@ -70,8 +71,7 @@ def environment() -> str:
             "Read by `fedhypevae serve`; `db`, `token` and `keys` need the first four.\n",
             _variables(Settings),
             "## Workers, agents, data scientists\n",
-            "Read by `fedhypevae worker`, `agent` and by `worker.scientist`. None of them can be "
-            "set by a coordinator or a plan.\n",
+            "Read by `fedhypevae worker`, `agent` and `worker.scientist`; the site sets them.\n",
             _variables(WorkerSettings),
         ]
     )
@@ -100,11 +100,12 @@ def _fields(part: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 def site_file() -> str:
     """The site's TOML."""
     whole = SiteConfig.model_json_schema()
-    parts = [
-        "# The site's file\n\n`FHV_SITE_CONFIG` names it. It is the site's own policy: nothing that a "
-        "coordinator sends can change it. [How to run a site](../how-to/site.md) has an example; "
+    about = (
+        "# The site's file\n\n`FHV_SITE_CONFIG` names it. It is the site's own policy: nothing "
+        "that a coordinator sends can change it. [How to run a site](../how-to/site.md) has an example; "
         "`fedhypevae agent check` names what is wrong with one.\n"
-    ]
+    )
+    parts = [about]
     for title, name in (("`[site]`", "SiteSection"), ("`[[client]]`", "ClientConfig")):
         rows = [(code(n), k, d, w) for n, k, d, w in _fields(whole["$defs"][name])]
         parts += [f"## {title}\n", table(("key", "type", "default", ""), rows)]
@@ -113,9 +114,12 @@ def site_file() -> str:
 
 def plan() -> str:
     """The embedding space and the plan of a run, section by section."""
-    parts = [
+    about = (
         "# Spaces and plans\n\nBoth are public, and immutable once a run is made of them. "
-        "[How to run a federation](../how-to/administrator.md) shows small ones.\n",
+        "[How to run a federation](../how-to/administrator.md) shows small ones.\n"
+    )
+    parts = [
+        about,
         "## Embedding space\n",
         _model(EmbeddingSpace),
         "## Plan\n",

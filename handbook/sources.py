@@ -20,8 +20,8 @@ def decisions() -> str:
         number, _, title = path.read_text().split("\n", 1)[0].removeprefix("# ").partition(" · ")
         rows.append((number, f"[{title}]({path.name})"))
     return (
-        "# Decisions\n\nOne page each: what was chosen, what else was possible, and what was measured. "
-        "A decision that no longer holds says so.\n\n" + table(("", "decision"), rows)
+        "# Decisions\n\nOne page each: what was chosen, what else was possible, and what was "
+        "measured. A decision that no longer holds says so.\n\n" + table(("", "decision"), rows)
     )
 
 

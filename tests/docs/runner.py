@@ -106,8 +106,9 @@ class Reader:
         )
         # What the page puts in the background, the page stops.
         patience = {PATIENCE: str(TIMEOUT_S)} if " &\n" in block.text else {}
+        variables = {**self._environment, **patience}
         done = subprocess.run(
-            ["bash", "-c", script], cwd=self.folder, env={**self._environment, **patience}, text=True,
+            ["bash", "-c", script], cwd=self.folder, env=variables, text=True,
             stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
         if done.returncode:

@@ -1,4 +1,4 @@
-"""The site is built without a warning, fetches nothing, and can be read: light, dark, on a phone."""
+"""The site is built without a warning, fetches nothing, and can be read, also on a phone."""
 
 from __future__ import annotations
 
@@ -123,8 +123,9 @@ def served(site: Path) -> Iterator[str]:
 
 
 PAGES = (
-    "index.html", "tutorial/images-to-rows.html", "how-to/scientist.html", "reference/http/runs.html",
-    "reference/commands.html", "explanation/privacy-for-officers.html", "privacy.html",
+    "index.html", "tutorial/images-to-rows.html", "how-to/scientist.html",
+    "reference/http/runs.html", "reference/commands.html", "explanation/privacy-for-officers.html",
+    "privacy.html",
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from tests.docs.world import World, world
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-# Whose token the reader of a page has, or of a section of the README; all others are data scientists.
+# Whose token the reader of a page has, or of a section of the README; others are data scientists.
 READERS = {
     "An administrator": "admin",
     "A client (a site)": "site",
@@ -141,12 +141,7 @@ def program() -> Iterator[Path]:
     path.chmod(0o755)
     served = subprocess.Popen([sys.executable, "-m", "tests.docs.zygote", str(at)], cwd=ROOT)
     try:
-        until = time.monotonic() + 60
-        while not at.exists():
-            assert served.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        yield path
+        yield path  # it imports while the world is made
     finally:
         served.terminate()
         served.wait(10)
@@ -178,6 +173,10 @@ def reader(
     patch: pytest.MonkeyPatch,
 ) -> Reader:
     """A reader of a page, with a token of a scope."""
+    until = time.monotonic() + 90
+    while not (program.parent.parent / "socket").exists():
+        assert time.monotonic() < until, "the command is not ready"
+        time.sleep(0.05)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -209,8 +208,7 @@ def test_every_block_of_the_page_runs(
     for of, blocks in itertools.groupby(RUN[page], _reader_of):
         scope = READERS.get(of, "scientist")
         one = reader(page, scope, real, program, valkey_url, tmp_path, monkeypatch)
-        for block in blocks:
-            read.append(Read(block, one.read(block), dict(one.names)))
+        read += [Read(block, one.read(block), dict(one.names)) for block in blocks]
     if page in OUTCOMES:
         OUTCOMES[page](read, tmp_path)
 

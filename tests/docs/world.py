@@ -1,7 +1,8 @@
 """What the pages are about: a real coordinator with a completed run, and everybody's tokens.
 
-Run ``first`` is completed, by ``site-a`` and ``site-b``; ``second`` waits for their word; ``site-c``
-is enrolled and takes part in nothing. A worker sums rounds and makes files of rows in a thread.
+Run ``first`` is completed, by ``site-a`` and ``site-b``; ``second`` waits for their word;
+``site-c`` is enrolled and takes part in nothing. A worker sums rounds and makes files of rows in a
+thread.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 import psycopg
+from psycopg import sql
 
 from core.federation.plan import EmbeddingSpace
 from core.receipts.opening import made_with
@@ -41,7 +43,10 @@ SPACE = {
 }
 SITES = {"site-a": "hospital-a/inpatients", "site-b": "hospital-b/all", "site-c": "hospital-c/all"}
 _CODE = re.compile(r"\b[0-9A-Z]{5}(?:-[0-9A-Z]{5}){4}\b")  # of a page; each is another one here
-_WAITING = "SELECT id FROM enrolments WHERE redeemed_at IS NOT NULL AND decision IS NULL AND wanted IS NULL"
+_WAITING = (
+    "SELECT id FROM enrolments "
+    "WHERE redeemed_at IS NOT NULL AND decision IS NULL AND wanted IS NULL"
+)
 _CLIENT = """
 [site]
 state_dir = "{state}"
@@ -121,7 +126,7 @@ class World:
         return _CODE.sub(lambda _: self._code(), text)
 
     def _code(self) -> str:
-        """A one-time code for ``site-a``, which is enrolled; what it redeems is approved at once."""
+        """A one-time code for ``site-a``; what is redeemed with it is approved at once."""
         answer = httpx.post(
             f"{self.fed.url}/v1/enrolments",
             json={"existing": "site-a"},
@@ -173,8 +178,9 @@ class Worker:
                         url = f"{self._fed.url}/v1/enrolments/{waiting}/approve"
                         httpx.post(url, json={}, headers=admin).raise_for_status()
                     for table in ("jobs", "synthesis_jobs"):
-                        query = f"SELECT id FROM {table} WHERE state = 'ready'"
-                        for (job,) in connection.execute(query).fetchall():  # type: ignore[call-overload]
+                        ready = sql.SQL("SELECT id FROM {} WHERE state = 'ready'")
+                        found = connection.execute(ready.format(sql.Identifier(table)))
+                        for (job,) in found.fetchall():
                             self._do(client, table, str(job))
         except BaseException as error:
             self.failed = error

@@ -21,7 +21,7 @@ import time
 from typing import Any, NoReturn
 
 LONG = (("serve",), ("agent", "run"), ("worker", "run"))
-LONG_S = 3.0
+LONG_S = 2.0
 PATIENCE = "FHV_TEST_PATIENCE"  # seconds, instead of LONG_S
 _STOP_S = 20.0
 
@@ -58,7 +58,8 @@ def _become(
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
@@ -137,7 +138,8 @@ def _import_all() -> None:
     for entry in cli.commands().values():
         cli.load(entry)
     for name in ("torch", "api.app", "worker.client", "worker.agent.loop", "worker.execution",
-                 "worker.agent.verify", "worker.agent.local_report", "pyarrow.parquet"):  # fmt: skip
+                 "worker.agent.verify", "worker.agent.local_report",
+                 "pyarrow.parquet"):  # fmt: skip
         importlib.import_module(name)
     from worker.agent import enrol
 
