@@ -53,8 +53,8 @@ class Interface:
     def _index(self) -> str:
         about = (
             "# HTTP\n\nMade of the coordinator's OpenAPI document, which it serves as "
-            "`/openapi.json`; pages to try requests on are at `/docs` and `/redoc` of every "
-            "coordinator. [The interface in short](../../api.md) says what all operations have in common, "
+            "`/openapi.json`; to try requests go to `/docs` and `/redoc` of every "
+            "coordinator. [The interface in short](../../api.md) says what is common to all, "
             "[who may do what](../../access.md) who is let in, and [Problems](../problems.md) what "
             "can go wrong.\n"
         )
@@ -143,8 +143,8 @@ class Interface:
                             f"[{operation['operationId']}](http/{tag}.md#{operation['operationId']})"
                         )
         about = (
-            "# Problems\n\nAn answer that is no success is `application/problem+json` (RFC 9457), made "
-            "of one catalogue, `api/problems.py`. Branch on `code`: its meaning never changes. "
+            "# Problems\n\nAn answer that is no success is `application/problem+json` (RFC 9457), "
+            "made of one catalogue. Branch on `code`: its meaning never changes. "
             "`detail` says what happened this time, `field` where, and `mend` what to do.\n"
         )
         parts = [about]

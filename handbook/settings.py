@@ -102,7 +102,7 @@ def site_file() -> str:
     whole = SiteConfig.model_json_schema()
     about = (
         "# The site's file\n\n`FHV_SITE_CONFIG` names it. It is the site's own policy: nothing "
-        "that a coordinator sends can change it. [How to run a site](../how-to/site.md) has an example; "
+        "that a coordinator sends can change it. [Run a site](../how-to/site.md) has an example; "
         "`fedhypevae agent check` names what is wrong with one.\n"
     )
     parts = [about]
