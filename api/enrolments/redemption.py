@@ -19,6 +19,7 @@ from api.enrolments.messages import Redeemed, Redemption, state_of
 from api.enrolments.service import let_in
 from api.own_token import checked
 from api.problems import CodeUnknown, CodeUsed, EnrolmentClosed, InvalidRequest, TooManyFailures
+from api.webhooks import kinds as webhooks
 from core.wire.credentials import BadCode, fingerprint, new_token, read_code
 
 _UNKNOWN = "no enrolment has this code"
@@ -63,6 +64,10 @@ async def redeem(ctx: Context, session: AsyncSession, body: Redemption, address:
     )
     if row.automatic and ctx.settings.automatic_enrolment:
         await let_in(ctx, session, row, None)
+    else:
+        await webhooks.tell(
+            session, "client-enrolment-waiting", see="/v1/enrolments", enrolment_id=row.id
+        )
     return await _redeemed(session, row, now, secret if token is None else None)
 
 

@@ -119,7 +119,7 @@ class Reader:
     def _file(self, block: Block) -> None:
         name = block.title
         if not name and block.text.startswith("# "):  # as where titles are not shown
-            name = block.text.split("\n", 1)[0].removeprefix("# ").strip()
+            name = block.text.split("\n", 1)[0].removeprefix("# ").split()[0]
         if not name or "/" in name:
             raise Broken(f'{block.where}: give this file its name: title="..."')
         path = self.folder / name

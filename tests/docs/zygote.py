@@ -20,7 +20,9 @@ import sys
 import time
 from typing import Any, NoReturn
 
-LONG = (("serve",), ("agent", "run"), ("worker", "run"))
+LONG = (
+    ("serve",), ("agent", "run"), ("worker", "run"), ("run", "watch"), ("admin", "audit", "follow"),
+)  # fmt: skip
 LONG_S = 2.0
 PATIENCE = "FHV_TEST_PATIENCE"  # seconds, instead of LONG_S
 _STOP_S = 20.0
@@ -110,7 +112,7 @@ def _kept(call: tuple[list[str], str, dict[str, str], list[int]], caller: socket
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         return 75  # it did not stop
-    return 0 if code in (0, 128 + signal.SIGTERM) else code
+    return 0 if code in (0, 130, 128 + signal.SIGTERM) else code
 
 
 def _ended(child: int, wait_s: float, caller: socket.socket | None) -> int | None:

@@ -37,7 +37,7 @@ def test_every_body_is_one_that_the_coordinator_takes() -> None:
     calls = re.findall(
         r"(/v1/\w+|/synthesize)(?: -o \S+)? -d '(\{.*?\})'", _blocks("sh"), re.DOTALL
     )
-    assert [path for path, _ in calls] == ["/v1/clients", "/v1/runs", "/synthesize"]
+    assert "/synthesize" in [path for path, _ in calls]
     for path, body in calls:
         KINDS[path].model_validate(json.loads(body))
 
