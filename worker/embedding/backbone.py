@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -130,9 +131,11 @@ class Backbone:
 
 
 def _known(timm: Any, name: str) -> Any:
-    architecture, _, tag = name.partition(".")
-    found = timm.is_model(architecture) and timm.models.get_pretrained_cfg(name)
-    if not found or (tag and found.tag != tag):
+    try:
+        found = timm.is_model(name) and timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that the architecture does not have
+        found = None
+    if not found:
         known = timm.list_models(pretrained=True)
         near = difflib.get_close_matches(name, known, n=3) or [DEFAULT]
         raise EmbeddingError(
@@ -167,6 +170,8 @@ def _from_hub(config: Any) -> Path:
 
 def _device(wanted: str) -> str:
     try:
+        if re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", wanted) is None:
+            raise ValueError(wanted)
         return resolve_device("cuda:0" if wanted == "cuda" else wanted)
     except (ValueError, RuntimeError):
         raise EmbeddingError(

@@ -27,7 +27,7 @@ def fill(network: Any, classifiers: tuple[str, ...], tensors: Mapping[str, Tenso
     the classifier's own (``classifiers`` are its names) and counters that nothing reads.
     """
     given = dict(tensors)
-    if _EFFICIENTNET_LITE in given:
+    if _EFFICIENTNET_LITE in given and _is_efficientnet(network):
         given = _as_timm_names_them(given, network)
     # timm keeps beside each architecture what converts the weights of others, and what fits the
     # positions of a transformer to another size of image.
@@ -90,19 +90,20 @@ def fold_normalisations(network: Any) -> None:
     Of this family it is known which follows which. Changes features by about 1e-5 and saves a
     tenth to a half of the time.
     """
-    from timm.models.efficientnet import EfficientNet
-
-    if isinstance(network, EfficientNet):
-        _fold_all(network)
-
-
-def _fold_all(network: Any) -> None:
+    if not _is_efficientnet(network):
+        return
     _fold(network, "conv_stem", "bn1")
     _fold(network, "conv_head", "bn2")
     for block in (block for stage in network.blocks for block in stage):
         names = [name for name, _ in block.named_children()]
         for conv in (name for name in names if name.startswith("conv")):
             _fold(block, conv, next(n for n in names[names.index(conv) :] if n.startswith("bn")))
+
+
+def _is_efficientnet(network: Any) -> bool:
+    from timm.models.efficientnet import EfficientNet
+
+    return isinstance(network, EfficientNet)
 
 
 def _fold(parent: nn.Module, conv: str, norm: str) -> None:

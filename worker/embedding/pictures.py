@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 RULES = "fhv-images-1"  # raise when a rule of this file changes what comes out
 FULL_WHITE = 65_535
 MAX_PIXELS = 89_478_485  # Pillow's own bound; 256 MiB of RGB
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "PPM", "GIF")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm", ".gif"}
 )

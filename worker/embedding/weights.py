@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def _tensors(path: Path, body: bytes) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = load_safetensors(body)
         else:
-            content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about unusual pickles, which are then refused
+                content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise EmbeddingError(
             f"{path} is not a file of weights, or holds Python objects beside them, which could "
@@ -90,7 +93,8 @@ def _plain(name: str) -> str:
 def download(repository: str, filename: str) -> Path:
     """The file of the hub's repository ``owner/name`` or ``owner/name@revision``.
 
-    The hub's client caches it (``HF_HOME``). Only the request for it leaves this machine.
+    The hub's client keeps it (``HF_HOME``), and what it has kept is taken without asking the hub.
+    Only the request for the file ever leaves this machine.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import hf_hub_download
@@ -98,8 +102,24 @@ def download(repository: str, filename: str) -> Path:
 
     repo, _, revision = repository.partition("@")
     bring = _OFFLINE.format(repo=repo, file=filename)
+
+    def found(*, kept: bool) -> Path:
+        return Path(
+            hf_hub_download(
+                repo,
+                filename,
+                revision=revision or None,
+                endpoint=os.environ.get("HF_ENDPOINT") or None,  # a mirror of the hub
+                local_files_only=kept,
+            )
+        )
+
     try:
-        return Path(hf_hub_download(repo, filename, revision=revision or None))
+        return found(kept=True)
+    except LocalEntryNotFoundError:
+        pass  # the usual first time
+    try:
+        return found(kept=False)
     except LocalEntryNotFoundError as error:  # no connection, and nothing cached
         raise EmbeddingError(
             f"the hub cannot be reached for {repo}/{filename}: "
