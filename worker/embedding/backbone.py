@@ -149,7 +149,10 @@ def _known(timm: Any, name: str) -> Any:
 def _built(timm: Any, name: str, config: Any, size: int | None) -> Any:
     sized = {"img_size": size} if size is not None and config.fixed_input_size else {}
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, **sized)
+        network = timm.create_model(name, pretrained=False, num_classes=0, **sized)
+        if getattr(getattr(network, "patch_embed", None), "num_patches", 1) < 1:
+            raise ValueError("they are smaller than one patch")
+        return network
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
         raise EmbeddingError(
             f"{name} cannot be built for images of {size} pixels: {error}.",
