@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from benchmarks.scanner_digits import load_images, weights_file
 from tests.worker.embedding.support import NETWORK
 from worker.embedding import pictures, timm_models, weights
-from worker.embedding.backbone import DEFAULT, Backbone
+from worker.embedding.backbone import DEFAULT, Backbone, _precision
 from worker.errors import EmbeddingError
 
 
@@ -40,6 +40,13 @@ def dinov2(timm: Any) -> dict[str, torch.Tensor]:
     return {**tensors, "pos_embed": torch.randn_like(tensors["pos_embed"])}
 
 
+@pytest.fixture(scope="module")
+def dinov2_file(dinov2: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dinov2") / "hub.safetensors"
+    save_file(dinov2, path)
+    return path
+
+
 def refused(says: str, field: str, *arguments: Any, **options: Any) -> None:
     with pytest.raises(EmbeddingError, match=says) as caught:
         Backbone.open(*arguments, **{"device": "cpu", **options})
@@ -60,24 +67,27 @@ def photographs() -> Iterator[Image.Image]:
 # --- preprocessing ---
 
 
-@pytest.mark.parametrize("name", [NETWORK, DEFAULT])
 def test_preprocessing_is_timms_own(
-    timm: Any, packaged: Backbone, dinov2: dict[str, torch.Tensor], tmp_path: Path, name: str
+    timm: Any, packaged: Backbone, dinov2_file: Path, tmp_path: Path
 ) -> None:
     """From a file through our decoding, and timm's transform of Pillow's own RGB: equal bits."""
-    if name == NETWORK:
-        ours = packaged
-    else:
-        save_file(dinov2, tmp_path / "w.safetensors")
-        ours = Backbone.open(DEFAULT, tmp_path / "w.safetensors", size=None, device="cpu")
-        assert ours.size == 518
-    config = timm.data.resolve_data_config({}, model=timm.create_model(name))
-    theirs = timm.data.create_transform(**config, is_training=False)
+    ours = [packaged, Backbone.open(DEFAULT, dinov2_file, device="cpu")]
+    overrides: list[dict[str, Any]] = [{}, {"input_size": (3, 224, 224)}]
+    theirs = []
+    for name, changes in zip((NETWORK, DEFAULT), overrides, strict=True):
+        config = timm.data.resolve_data_config(changes, model=timm.create_model(name))
+        theirs.append(timm.data.create_transform(**config, is_training=False))
     for number, photograph in enumerate(photographs()):
         path = tmp_path / f"{number}.png"
         photograph.save(path)
-        mine = ours.transform(pictures.from_file(path, pictures.FULL_WHITE))
-        assert torch.equal(mine, theirs(Image.open(path).convert("RGB")))
+        for mine, other in zip(ours, theirs, strict=True):
+            found = mine.transform(pictures.from_file(path, pictures.FULL_WHITE))
+            assert torch.equal(found, other(Image.open(path).convert("RGB")))
+
+
+def test_without_a_size_it_is_the_networks_own(timm: Any, dinov2_file: Path) -> None:
+    assert Backbone.open(NETWORK, weights_file(), size=None, device="cpu").size == 224
+    assert Backbone.open(DEFAULT, dinov2_file, size=None, device="cpu").size == 518
 
 
 def test_the_contract_tells_what_was_done(packaged: Backbone) -> None:
@@ -94,10 +104,9 @@ def test_the_contract_tells_what_was_done(packaged: Backbone) -> None:
 
 
 def test_the_default_network_takes_the_hubs_and_the_authors_weights(
-    timm: Any, dinov2: dict[str, torch.Tensor], tmp_path: Path
+    timm: Any, dinov2: dict[str, torch.Tensor], dinov2_file: Path, tmp_path: Path
 ) -> None:
     """Positions of 518 pixels are fitted to 224 as timm does it."""
-    save_file(dinov2, tmp_path / "hub.safetensors")
     authors = dict(dinov2) | {"mask_token": torch.zeros(1, 384)}
     torch.save({"teacher": {f"module.{n}": t for n, t in authors.items()}}, tmp_path / "own.pth")
     theirs = timm.create_model(
@@ -105,13 +114,13 @@ def test_the_default_network_takes_the_hubs_and_the_authors_weights(
         pretrained=True,
         num_classes=0,
         img_size=224,
-        pretrained_cfg_overlay={"file": str(tmp_path / "hub.safetensors")},
+        pretrained_cfg_overlay={"file": str(dinov2_file)},
     ).eval()
     batch = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         expected = theirs(batch).numpy()
-    for name in ("hub.safetensors", "own.pth"):
-        ours = Backbone.open(DEFAULT, tmp_path / name, device="cpu")
+    for path in (dinov2_file, tmp_path / "own.pth"):
+        ours = Backbone.open(DEFAULT, path, device="cpu")
         assert (ours.dim, ours.size, ours.precision) == (384, 224, "float32")
         np.testing.assert_allclose(ours.features(batch), expected, rtol=0, atol=1e-5)
 
@@ -127,12 +136,9 @@ def test_the_classifier_may_be_in_the_file_or_not(packaged: Backbone, tmp_path: 
     assert other.weights_digest != packaged.weights_digest
 
 
-def test_weights_of_another_network_are_refused(
-    dinov2: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_weights_of_another_network_are_refused(dinov2_file: Path) -> None:
     refused("not of this backbone", "weights", DEFAULT, weights_file())
-    save_file(dinov2, tmp_path / "w.safetensors")
-    refused("not of this backbone", "weights", NETWORK, tmp_path / "w.safetensors")
+    refused("not of this backbone", "weights", NETWORK, dinov2_file)
     refused("not of this backbone", "weights", "tf_efficientnet_lite1", weights_file())
 
 
@@ -186,6 +192,8 @@ def test_unknown_networks(tmp_path: Path) -> None:
 def test_sizes_devices_and_precisions_that_there_are_not() -> None:
     refused("no device 'cuda:99'", "device", NETWORK, weights_file(), device="cuda:99")
     refused("no device", "device", NETWORK, weights_file(), device="tpu")
+    assert _precision("auto", "cuda:0") == "float16"
+    assert _precision("auto", "cpu") == "float32"
     refused("for GPUs", "precision", NETWORK, weights_file(), precision="float16")
 
 

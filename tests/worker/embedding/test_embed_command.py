@@ -180,16 +180,15 @@ def test_the_network_of_a_given_space_is_used(images: Path, tmp_path: Path) -> N
     made(images, tmp_path / "a.npz")
     space = tmp_path / "space.json"
     with_weights = [*FAST[2:], "--batch", "4"]
-    command = [sys.executable, "-m", "worker.embedding", str(images), "--out",
-               str(tmp_path / "b.npz"), "--space", str(space), *with_weights]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [str(images), "--out", str(tmp_path / "b.npz"), "--space", str(space), *with_weights]
+    done = CliRunner().invoke(embed_app, command)
+    assert done.exit_code == 0, done.output
     assert "20 embeddings, 1280 wide (class-0 5, class-1 5" in done.stdout
     assert "20/20" in done.stderr
     assert "images/s" in done.stderr
     given = json.loads(space.read_text())
     space.write_text(json.dumps({**given, "backbone": "a network of ours"}))
-    result = CliRunner().invoke(embed_app, [*command[3:], "--force"])
+    result = CliRunner().invoke(embed_app, [*command, "--force"])
     assert result.exit_code == 1
     assert "which this command does not make" in result.output
 
