@@ -6,8 +6,6 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -18,7 +16,7 @@ import typer
 from worker.errors import EmbeddingError, WorkerError
 
 if TYPE_CHECKING:  # torch and timm are imported when there is something to embed
-    from worker.embedding.run import Outcome, Watch
+    from worker.embedding.run import Outcome
 
 _DEFAULT = "vit_small_patch14_dinov2.lvd142m"
 _STOPPED = 130
@@ -162,6 +160,7 @@ def _make(asked: Asked) -> dict[str, Any]:
     )
 
     from worker.embedding.backbone import Backbone
+    from worker.embedding.progress import watched
     from worker.embedding.run import embed
     from worker.embedding.working import opened
 
@@ -181,7 +180,7 @@ def _make(asked: Asked) -> dict[str, Any]:
         contract.require_writable(asked.space_out, ours, force=asked.force)
     began = time.monotonic()
     with opened(asked.out, network.dim) as folder:
-        with _watched(len(source.records)) as watch:
+        with watched(len(source.records)) as watch:
             outcome = embed(
                 source, network, ours, folder,
                 batch=asked.batch, skip_broken=asked.skip_broken, watch=watch,
@@ -255,44 +254,6 @@ def _tell(made: dict[str, Any]) -> None:
         print(f"{len(made['broken']):,} broken images left out")
     print(f"space {made['space']}, digest {made['space_digest']}")
     print(f'site.toml: data = "{made["out"]}", unit = "{made["unit"]}"')
-
-
-@contextmanager
-def _watched(total: int) -> Iterator[Watch]:
-    """A progress bar on standard error: images a second, and how long it still takes."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:,.1f} images/s")
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("embedding", total=total)
-        began = False
-
-        def watch(count: int, embedded: bool) -> None:
-            nonlocal began
-            if not began:  # what an earlier call has done says nothing about the speed of this one
-                progress.reset(bar, completed=count)
-                began = True
-                return
-            what = "embedding" if embedded else "looking for more broken images"
-            progress.update(bar, advance=count, description=what)
-
-        yield watch
 
 
 def _stop(message: str, code: int) -> NoReturn:
