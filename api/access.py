@@ -33,6 +33,7 @@ _ALL = "all"
 
 # By operationId. Scopes that a rule does not name are bound to no object.
 RULES = {
+    "approveEnrolment": _ALL,
     "cancelRun": _ALL,
     "cancelSynthesisJob": _OWN_JOBS,
     "claimJob": "jobs that are ready",
@@ -42,12 +43,17 @@ RULES = {
     "completeJob": _LEASED,
     "completeSynthesisJob": _LEASED,
     "createClient": _ALL,
+    "createEnrolment": _ALL,
     "createJoin": "a client: itself only, into runs whose plan lets clients join",
     "createRun": _ALL,
     "createSpace": _ALL,
     "createSynthesisJob": _PUBLISHED,
     "createToken": _ALL,
+    "createWebhook": _ALL,
     "decideOnPlan": "a client: for itself; a worker: for managed clients",
+    "deleteWebhook": _ALL,
+    "disableWebhook": _ALL,
+    "enableWebhook": _ALL,
     "eraseUpdates": _OWN_CLIENT,
     "exportModel": _PUBLISHED,
     "failJob": _LEASED,
@@ -55,6 +61,7 @@ RULES = {
     "failWork": f"{_LEASED}; a client: its own work, a worker: that of managed clients",
     "followRun": _OWN_RUNS,
     "getClient": _OWN_CLIENT,
+    "getEnrolment": "never the code",
     "getHealth": "says nothing but that the process lives",
     "getLedger": _OWN_CLIENT,
     "getLedgerTable": _OWN_CLIENT,
@@ -63,6 +70,7 @@ RULES = {
     "getObject": "frames and weights of published rounds; a client: of runs in which it takes "
     "part; a scientist: not where a client has withdrawn",
     "getOwnClient": _OWN_CLIENT,
+    "getOwnToken": "of the calling token",
     "getReadiness": "says nothing but whether the parts answer",
     "getReceipt": _ALL,
     "getReplay": _ALL,
@@ -74,9 +82,12 @@ RULES = {
     "getSynthesisFile": _OWN_JOBS,
     "getSynthesisJob": _OWN_JOBS,
     "getUsage": "of the calling token",
+    "getWebhook": "never the secret",
     "leaveRun": _OWN_CLIENT,
     "listClientEvents": _OWN_CLIENT,
     "listClients": _ALL,
+    "listDeliveries": _ALL,
+    "listEnrolments": "never the codes",
     "listEvents": _ALL,
     "listJoins": _OWN_RUNS,
     "listPlans": "a worker: of managed clients",
@@ -89,10 +100,15 @@ RULES = {
     "listSynthesisJobs": _OWN_JOBS,
     "listTokens": "never the secrets",
     "listUsage": _ALL,
+    "listWebhooks": "never the secrets",
     "pauseRun": _ALL,
+    "pingWebhook": _ALL,
     "planBudget": "a client: with its own account only; a scientist: with no account",
     "pollWork": _OWN_CLIENT,
     "putUpdate": f"{_LEASED}; a client: its own work, a worker: that of managed clients",
+    "redeemEnrolment": "the holder of a one-time code, without a token",
+    "redeliverEvent": _ALL,
+    "refuseEnrolment": _ALL,
     "regenerateReceipt": _PUBLISHED,
     "releaseClient": _ALL,
     "renewJob": _LEASED,
@@ -102,6 +118,8 @@ RULES = {
     "resumeRun": _ALL,
     "revokeClient": _ALL,
     "revokeToken": _ALL,
+    "rotateOwnToken": "of the calling token",
+    "rotateWebhook": _ALL,
     "startRun": _ALL,
     "synthesize": _PUBLISHED,
     "synthesizeByUrl": _PUBLISHED,
@@ -119,6 +137,7 @@ one, and compare the answers with this table; a client's token is tried on what 
 Without a valid token the answer is 401, with one of another scope 403. What a caller may not see is
 404, as if it did not exist. ●: let in. "all": no scope that is let in is bound to certain objects.
 A client's token acts for one client. Health, `/docs`, `/redoc` and `/openapi.json` need no token.
+Pages under `/dashboard` are for people who sign in: [dashboard.md](dashboard.md).
 """
 
 

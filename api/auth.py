@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
 import structlog
-from fastapi import Depends, Security
+from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.context import Context, Ctx
 from api.db.models import SCOPES
-from api.problems import Forbidden, NotFound, Unauthenticated
+from api.guard import address_of
+from api.problems import Forbidden, NotFound, TooManyFailures, Unauthenticated
 
-_SECRET_BYTES = 32
 _KNOWN = """
 SELECT mac, id, scope, client_id, revoked_at IS NOT NULL,
        coalesce(expires_at <= clock_timestamp() + %(clock)s, false)
@@ -56,12 +55,6 @@ class Principal:
             raise NotFound("there is no such client, or it is not yours")
 
 
-def new_token(scope: str) -> str:
-    if scope not in SCOPES:
-        raise ValueError(f"unknown scope {scope!r}: one of {', '.join(SCOPES)}")
-    return f"fhv_{scope}_{secrets.token_urlsafe(_SECRET_BYTES)}"
-
-
 def mac_of(token: str, pepper: bytes) -> bytes:
     return hmac.new(pepper, b"token:" + token.encode(), hashlib.sha256).digest()
 
@@ -87,26 +80,43 @@ def read_lease(token: str, pepper: bytes) -> tuple[UUID, int] | None:
     return row_id, number
 
 
-async def principal(
-    ctx: Ctx,
-    credentials: Bearer,
-) -> Principal:
+async def principal(ctx: Ctx, request: Request, credentials: Bearer) -> Principal:
     """The caller, or 401. Looked up on every request, so a revocation holds at once."""
     if credentials is None:
         raise Unauthenticated(
             "no bearer token was sent", mend="Send 'Authorization: Bearer fhv_...'."
         )
-    mac = mac_of(credentials.credentials, ctx.settings.pepper)
+    who = await known(ctx, address_of(request), credentials.credentials)
+    structlog.contextvars.bind_contextvars(token_id=str(who.token_id), scope=who.scope)
+    return who
+
+
+async def known(ctx: Context, address: str, token: str) -> Principal:
+    """Whose token it is. Raises ``Unauthenticated``, or ``TooManyFailures`` where ``address`` has
+    sent too many that nobody has.
+    """
+    mac = mac_of(token, ctx.settings.pepper)
+    try:
+        ctx.guard.admit(address, mac)
+    except TooManyFailures:
+        ctx.meters.auth_failures.labels("throttled").inc()
+        raise
     found = await ctx.database.glance(_KNOWN, mac=mac)
     if not found or not hmac.compare_digest(bytes(found[0][0]), mac):
-        raise Unauthenticated("the bearer token is not known here")
+        raise _refused(ctx, address, mac, "unknown", "the bearer token is not known here")
     _, token_id, scope, client_id, revoked, expired = found[0]
     if revoked:
-        raise Unauthenticated("the bearer token was revoked")
+        raise _refused(ctx, address, mac, "revoked", "the bearer token was revoked")
     if expired:
-        raise Unauthenticated("the bearer token has expired")
-    structlog.contextvars.bind_contextvars(token_id=str(token_id), scope=scope)
+        raise _refused(ctx, address, mac, "expired", "the bearer token has expired")
+    ctx.guard.accepted(mac)
     return Principal(token_id, scope, client_id)
+
+
+def _refused(ctx: Context, address: str, mac: bytes, reason: str, why: str) -> Unauthenticated:
+    ctx.guard.failed(address, mac)
+    ctx.meters.auth_failures.labels(reason).inc()
+    return Unauthenticated(why)
 
 
 async def still_valid(ctx: Context, who: Principal) -> bool:

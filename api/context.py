@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from api.config import Settings
 from api.db.engine import Database
 from api.db.hub import Hub
+from api.guard import Guard
 from api.metrics.meters import Meters
 from core.storage import ObjectStore
 
@@ -28,6 +29,7 @@ class Context:
     store: ObjectStore
     hub: Hub
     meters: Meters
+    guard: Guard
     heavy: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_HEAVY_AT_ONCE))
     checks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CHECKS_AT_ONCE))
     woken: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_WOKEN_AT_ONCE))

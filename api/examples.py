@@ -63,7 +63,12 @@ TOKEN = {
     "created_at": AT,
     "expires_at": None,
     "revoked_at": None,
+    "renewable": False,
+    "replaced_by": None,
 }
+OWN_TOKEN = {**TOKEN, "lifetime_s": None, "expires_in_s": None}
+TOKEN_ROTATION = {"overlap_s": 3600}
+TOKEN_ROTATED = {**TOKEN, "token": "fhv_scientist_Zm9vYmFyYmF6cXV4cXV1eGNvcmdlZ3JhdWx0Z2FycGx5"}
 TOKEN_MADE = {**TOKEN, "token": "fhv_scientist_3q2-7wAbCdEfGhIjKlMnOpQrStUvWxYz0123456789A"}
 
 PLAN: dict[str, Any] = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import audit, auth, examples
@@ -16,10 +17,12 @@ from api.auth import Admin
 from api.context import Ctx
 from api.db.base import uuid7
 from api.db.engine import Database
-from api.db.models import Client, Token
+from api.db.models import SCOPES, Client, Token
 from api.openapi import answers, example
 from api.pages import DEFAULT_LIMIT, After, Limit, Page, cut, paged
 from api.problems import InvalidRequest, NotFound
+from core.federation.values import Line
+from core.wire.credentials import new_token
 
 router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
 
@@ -28,9 +31,14 @@ class NewToken(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     scope: Literal["admin", "client", "worker", "scientist", "auditor"]
-    label: str = Field(min_length=1, max_length=100, description="Whose it is, for people.")
+    label: Line = Field(min_length=1, max_length=100, description="Whose it is, for people.")
     client: str | None = Field(default=None, description="Client's name; for scope 'client' only.")
     expires_in_s: float | None = Field(default=None, gt=0, le=10 * 366 * 86_400)
+    renewable: bool = Field(
+        default=False,
+        description="Its holder may replace it (POST /v1/tokens/me/rotate) by one that lives as "
+        "long as this one; otherwise a replacement ends when this one would have ended.",
+    )
 
 
 class TokenView(BaseModel):
@@ -41,6 +49,8 @@ class TokenView(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    renewable: bool = False
+    replaced_by: UUID | None = None
 
 
 class TokenMade(TokenView):
@@ -48,32 +58,61 @@ class TokenMade(TokenView):
 
 
 def view(row: Token) -> TokenView:
-    return TokenView.model_validate(row, from_attributes=True)
+    return TokenView(
+        id=row.id,
+        scope=row.scope,
+        label=row.label,
+        client_id=row.client_id,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        renewable=row.renewal_s is not None,
+        replaced_by=row.replaced_by,
+    )
 
 
-async def issue(
+async def add(
     session: AsyncSession,
-    pepper: bytes,
+    mac: bytes,
     *,
     scope: str,
     label: str,
     client_id: UUID | None = None,
     expires_at: datetime | None = None,
-) -> tuple[Token, str]:
-    """A new token's row and its text. The text exists nowhere else."""
-    secret = auth.new_token(scope)
-    row = Token(
-        id=uuid7(),
-        scope=scope,
-        label=label,
-        client_id=client_id,
-        mac=auth.mac_of(secret, pepper),
-        expires_at=expires_at,
+    renewal_s: float | None = None,
+) -> Token:
+    """A token's row. Raises ``InvalidRequest`` if there is a token with this ``mac``."""
+    if scope not in SCOPES:
+        raise ValueError(f"unknown scope {scope!r}: one of {', '.join(SCOPES)}")
+    made: Token | None = await session.scalar(
+        insert(Token)
+        .values(
+            id=uuid7(),
+            scope=scope,
+            label=label,
+            client_id=client_id,
+            mac=mac,
+            expires_at=expires_at,
+            renewal_s=renewal_s,
+        )
+        .on_conflict_do_nothing(index_elements=["mac"])
+        .returning(Token)
     )
-    session.add(row)
-    await session.flush()
-    await session.refresh(row)
-    return row, secret
+    if made is None:
+        raise InvalidRequest(
+            "this token is not new", field="token", mend="Make it of 32 fresh random bytes."
+        )
+    return made
+
+
+async def issue(
+    session: AsyncSession, pepper: bytes, *, scope: str, secret: str | None = None, **about: Any
+) -> tuple[Token, str]:
+    """A new token's row (see ``add``) and its text, which exists nowhere else; with ``secret`` it
+    is one that its holder has made.
+    """
+    text = new_token(scope) if secret is None else secret
+    return await add(session, auth.mac_of(text, pepper), scope=scope, **about), text
 
 
 async def make(
@@ -96,6 +135,10 @@ async def make(
             raise InvalidRequest(f"{body.client!r} was revoked", field="client")
         client_id = client.id
     expires_at = None
+    if body.renewable and body.expires_in_s is None:
+        raise InvalidRequest(
+            "a token without an end needs no renewal", field="renewable", mend="Give expires_in_s."
+        )
     if body.expires_in_s is not None:
         expires_at = await database.now(session) + timedelta(seconds=body.expires_in_s)
     row, secret = await issue(
@@ -105,6 +148,7 @@ async def make(
         label=body.label,
         client_id=client_id,
         expires_at=expires_at,
+        renewal_s=body.expires_in_s if body.renewable else None,
     )
     await audit.record(
         session, "token-created", who, client_id=client_id, token=str(row.id), scope=row.scope
@@ -115,7 +159,9 @@ async def make(
 async def revoke(
     session: AsyncSession, database: Database, who: audit.Actor, token_id: UUID
 ) -> Token:
-    """From now on the token is refused. Revoking twice keeps the first time."""
+    """From now on the token is refused, and so are those that replaced it: whoever has stolen it
+    may have made them. Revoking twice keeps the first time.
+    """
     row = await session.get(Token, token_id, with_for_update={"key_share": True})
     if row is None:
         raise NotFound(f"there is no token {token_id}")
@@ -124,6 +170,8 @@ async def revoke(
         await audit.record(
             session, "token-revoked", who, client_id=row.client_id, token=str(row.id)
         )
+    if row.replaced_by is not None:
+        await revoke(session, database, who, row.replaced_by)
     return row
 
 
@@ -170,7 +218,8 @@ async def listed(
     "/{token_id}/revoke",
     operation_id="revokeToken",
     summary="Revoke a token",
-    description="It is refused from the next request on. Repeating it changes nothing.",
+    description="It is refused from the next request on, and so are those that replaced it. "
+    "Repeating it changes nothing.",
     responses=answers(200, {**examples.TOKEN, "revoked_at": examples.AT}, "Revoked.", "not-found"),
 )
 async def revoked(ctx: Ctx, who: Admin, token_id: UUID) -> TokenView:

@@ -33,3 +33,11 @@ class Recent(Generic[K, V]):
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         return value
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._kept)
+
+    def drop(self, key: K) -> None:
+        with self._lock:
+            self._kept.pop(key, None)

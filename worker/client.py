@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from importlib import metadata
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -22,14 +23,15 @@ import httpx
 import stamina
 from pydantic import BaseModel
 
+from core import tracing
 from core.wire.messages import LEASE_HEADER
 from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN
 from worker.answers import Answer, Retry, StreamedAnswer, Timeouts
 from worker.cache import ObjectCache
+from worker.credentials import TokenSource, checked
 from worker.errors import (
     UNSUPPORTED,
     ApiProblem,
-    ConfigError,
     DownloadCorrupt,
     Unreachable,
 )
@@ -37,6 +39,7 @@ from worker.feed import END, SILENCE_S, RunEvent, parse
 from worker.file_operations import FileOperations
 from worker.operations import json_body, path_part
 from worker.transport import (
+    Bearer,
     raise_for,
     raise_unreachable,
     spoken_by,
@@ -48,6 +51,7 @@ __all__ = ["CoordinatorClient", "Retry", "Timeouts"]
 
 T = TypeVar("T")
 
+_VERSION = metadata.version("fedhypevae")
 MAX_DOWNLOAD = 1 << 30  # bytes: refuses an endless answer when the size is not known beforehand
 
 
@@ -57,7 +61,7 @@ class CoordinatorClient(FileOperations):
     def __init__(
         self,
         base_url: str,
-        token: str | None,
+        token: str | TokenSource | None,
         *,
         retry: Retry | None = None,
         timeouts: Timeouts | None = None,
@@ -69,18 +73,11 @@ class CoordinatorClient(FileOperations):
         self._timeouts = timeouts or Timeouts()
         self._cache = cache
         self._protocol = SPOKEN.newest
-        headers = {"User-Agent": "fedhypevae-client", RANGE_HEADER: str(SPOKEN)}
-        if token:
-            if not (token.isascii() and token.isprintable()) or " " in token:
-                raise ConfigError(
-                    "the token holds characters that no header can carry.",
-                    field="token",
-                    mend="Set FHV_TOKEN to the token as it was shown, on one line.",
-                )
-            headers["Authorization"] = f"Bearer {token}"
+        headers = {"User-Agent": f"fedhypevae-client/{_VERSION}", RANGE_HEADER: str(SPOKEN)}
         self._http = httpx.Client(
             base_url=self.base_url,
             headers=headers,
+            auth=_bearer(token),
             timeout=timeout_of(self._timeouts),
             transport=transport,
             follow_redirects=False,  # a redirect must never carry the token elsewhere
@@ -291,7 +288,10 @@ class CoordinatorClient(FileOperations):
             wait_jitter=policy.jitter_s,
         ).with_name(name, (), {})
         for attempt in attempts:
-            with attempt:
+            with (
+                attempt,
+                tracing.child(name.split()[0], "client", {"url.path": name.partition(" ")[2]}),
+            ):
                 return self._in_common_version(once)
         raise AssertionError("a retry context ends with a result or an exception")
 
@@ -306,7 +306,7 @@ class CoordinatorClient(FileOperations):
             raise again.problem from None
 
     def _versioned(self, headers: Mapping[str, str]) -> dict[str, str]:
-        return {**headers, PROTOCOL_HEADER: str(self._protocol)}
+        return {**headers, **tracing.headers(), PROTOCOL_HEADER: str(self._protocol)}
 
     def _raise_for(self, answer: httpx.Response) -> NoReturn:
         """The answer's problem as an error; a version that is not spoken there is changed first.
@@ -324,6 +324,15 @@ class CoordinatorClient(FileOperations):
                 raise
             self._protocol = common
             raise _OtherVersion(problem) from None
+
+
+def _bearer(token: str | TokenSource | None) -> Bearer | None:
+    if not token:
+        return None
+    if callable(token):
+        return Bearer(token)
+    text = checked(token)
+    return Bearer(lambda: text)
 
 
 class _OtherVersion(Exception):

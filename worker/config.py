@@ -1,4 +1,4 @@
-"""Settings of workers and agents (environment, prefix ``FHV_``) and the site's TOML file.
+"""Settings of workers and agents (``FHV_*``, or files by ``FHV_*_FILE``) and the site's TOML file.
 
 The environment says where the coordinator is and which token to use; the TOML says where a
 site's records are and what may be done with them. The second is the site's own policy: nothing
@@ -7,6 +7,7 @@ that a coordinator sends can change it. Errors name the key and how to mend it.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -14,17 +15,22 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from core import tracing
 from core.federation.plan import Name, Sha256
+from core.secret_files import SettingFileError, from_files
 from core.training.compute import Compute, Engine, Precision
+from worker.credentials import TOKEN_FILE, TokenFile, TokenSource
 from worker.errors import ConfigError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _MEND = {
     "coordinator_url": "Set FHV_COORDINATOR_URL, for example https://coordinator.example:8000.",
-    "token": "Set FHV_TOKEN in the environment (never on a command line).",
+    "token": "Set FHV_TOKEN, or FHV_TOKEN_FILE to a file that holds it; a site enrols with a code: "
+    "fedhypevae agent enrol CODE.",
+    "token_file": "Set FHV_TOKEN_FILE to a file that holds the token.",
     "site_config": "Set FHV_SITE_CONFIG to the path of the site's TOML file.",
     "device": "Set FHV_DEVICE to auto, cpu or cuda:N.",
     "gradients": "Set FHV_GRADIENTS to ghost or opacus.",
@@ -32,6 +38,7 @@ _MEND = {
     "precision": "Set FHV_PRECISION to float32 or bfloat16.",
     "log_level": "Set FHV_LOG_LEVEL to debug, info, warning or error.",
     "broker_url": "Set FHV_BROKER_URL, for example redis://127.0.0.1:6379/0.",
+    "otlp_endpoint": "Set FHV_OTLP_ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT), for example http://collector:4318.",
     "object_store_url": "Set FHV_OBJECT_STORE_URL to the coordinator's store (file:///... or s3://...).",
 }
 
@@ -45,6 +52,7 @@ class WorkerSettings(BaseSettings):
 
     coordinator_url: str = "http://127.0.0.1:8000"
     token: SecretStr | None = None
+    token_file: Path | None = None
     site_config: Path | None = None
     broker_url: SecretStr | None = None  # may hold a password
     object_store_url: str | None = None
@@ -53,6 +61,25 @@ class WorkerSettings(BaseSettings):
     micro_batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
     precision: Precision = "float32"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_endpoint: str | None = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"), validate_default=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, files, the environment; ``from_files`` refuses a value in both of the last."""
+        # A token's file is read again and again: it may be replaced (worker.credentials).
+        names = [name for name in settings_cls.model_fields if not name.startswith("token")]
+        # pydantic-settings asks for a class of its own, but calls sources without arguments.
+        files: PydanticBaseSettingsSource = lambda: from_files(names, os.environ)  # type: ignore[assignment]  # noqa: E731
+        return init_settings, files, env_settings
 
     @field_validator("coordinator_url")
     @classmethod
@@ -63,6 +90,11 @@ class WorkerSettings(BaseSettings):
         if parts.username is not None or parts.password is not None:
             raise ValueError("must not hold a user name or password (it is logged)")
         return value.rstrip("/")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        return tracing.usable(value)
 
     @field_validator("token")
     @classmethod
@@ -95,10 +127,28 @@ class WorkerSettings(BaseSettings):
         parts = urlsplit(self.coordinator_url)
         return parts.scheme == "http" and parts.hostname not in LOOPBACK
 
-    def require_token(self) -> str:
-        if self.token is None:
+    def token_source(self, state_dir: Path | None = None) -> TokenSource:
+        """FHV_TOKEN; else FHV_TOKEN_FILE; else what ``agent enrol`` has kept in the state folder.
+        Raises ``ConfigError`` if there is none.
+        """
+        if self.token is not None:
+            text = self.token.get_secret_value()
+            return lambda: text
+        found = self.token_kept(state_dir)
+        if found is None or (self.token_file is None and not found.exists()):
             raise ConfigError("no token is set.", field="token", mend=_MEND["token"])
-        return self.token.get_secret_value()
+        found()  # what cannot be read is said now, not at the first request
+        return found
+
+    def token_kept(self, state_dir: Path | None = None) -> TokenFile | None:
+        """The file that holds the token, or would; None if there is none to be named."""
+        if self.token_file is not None:
+            return TokenFile(self.token_file.expanduser().absolute())
+        return None if state_dir is None else TokenFile(state_dir / TOKEN_FILE)
+
+    def require_token(self) -> str:
+        """The token as it is now, for a process that does not live long."""
+        return self.token_source()()
 
     def require_broker_url(self) -> str:
         if self.broker_url is None or not self.broker_url.get_secret_value():
@@ -175,6 +225,8 @@ def load_settings() -> WorkerSettings:
     """Settings from the environment; every fault in one ``ConfigError``."""
     try:
         return WorkerSettings()
+    except SettingFileError as error:
+        raise ConfigError("the environment has unusable settings:", problems=[str(error)]) from None
     except ValidationError as error:
         problems = []
         for fault in error.errors(include_input=False, include_url=False):

@@ -38,6 +38,30 @@ class ConfigError(WorkerError):
         return "\n  ".join((super().__str__(), *self.problems))
 
 
+class NotEnrolledYet(WorkerError):
+    """Nobody has decided yet. The same command goes on waiting."""
+
+    code = "not-enrolled-yet"
+
+    def __init__(self, fingerprint: str) -> None:
+        super().__init__(
+            f"the coordinator's administrator has not approved yet (fingerprint {fingerprint}).",
+            mend="Call the same command again later; the code and the token stay good.",
+        )
+
+
+class EnrolmentRefused(WorkerError):
+    """The coordinator's administrator has refused this site."""
+
+    code = "enrolment-refused"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the coordinator's administrator has refused: {why}",
+            mend="Ask for a new code, and for why.",
+        )
+
+
 # --- talking to the coordinator ---
 
 

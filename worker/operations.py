@@ -10,6 +10,8 @@ import json
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -71,6 +73,14 @@ class Operations(ABC):
     def alive(self) -> JsonObject:
         return self._object("GET", "/healthz", retry=ONCE)
 
+    def clock(self) -> datetime | None:
+        """The coordinator's time, to the second; None if neither it nor a proxy says so."""
+        said = self._send("GET", "/healthz", retry=ONCE).headers.get("date", "")
+        try:
+            return parsedate_to_datetime(said)
+        except ValueError:
+            return None
+
     def ready(self) -> JsonObject:
         return self._object("GET", "/readyz", retry=ONCE)
 
@@ -116,6 +126,19 @@ class Operations(ABC):
             headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
         )
         return Enrolment(client=answer["client"], token=answer.get("token"))
+
+    def redeem_enrolment(self, code: str, token: str, agent: str) -> JsonObject:
+        """Use a one-time code, or ask what has become of it. Needs no token."""
+        body = {"code": code, "token": token, "agent": agent}
+        return self._object("POST", "/v1/enrolments/redeem", json=body)
+
+    def own_token(self) -> JsonObject:
+        return self._object("GET", "/v1/tokens/me")
+
+    def rotate_own_token(self, token: str, overlap_s: float) -> JsonObject:
+        """Replace the token of this client by ``token``, which is kept already."""
+        body = {"token": token, "overlap_s": overlap_s}
+        return self._object("POST", "/v1/tokens/me/rotate", json=body)
 
     def clients(self, **query: str | int) -> JsonObject:
         return self._object("GET", "/v1/clients", params=query)
@@ -222,7 +245,27 @@ class Operations(ABC):
             headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
         )
 
-    def events(self, **query: str | int) -> JsonObject:
+    def tokens(self, **query: str | int) -> JsonObject:
+        return self._object("GET", "/v1/tokens", params=query)
+
+    def create_token(
+        self,
+        *,
+        scope: str,
+        label: str,
+        client: str | None = None,
+        expires_in_s: float | None = None,
+    ) -> JsonObject:
+        """A new token; its text is in this answer only. Asked once: a second try whose first
+        answer was lost would leave a token that nobody has seen.
+        """
+        body = {"scope": scope, "label": label, "client": client, "expires_in_s": expires_in_s}
+        return self._object("POST", "/v1/tokens", json=body, retry=ONCE)
+
+    def revoke_token(self, token_id: str) -> JsonObject:
+        return self._object("POST", f"/v1/tokens/{path_part(token_id)}/revoke")
+
+    def events(self, **query: str | int | Sequence[str]) -> JsonObject:
         """One page of the audit trail (administrators and auditors)."""
         return self._object("GET", "/v1/events", params=query)
 

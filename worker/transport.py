@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
@@ -12,12 +13,34 @@ import httpx
 from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN, Versions
 from core.wire.protocol import read as versions
 from worker.answers import Retry, Timeouts
+from worker.credentials import TokenSource, checked
 from worker.errors import ApiProblem, NotNow, UnexpectedAnswer, Unreachable
 
 PROBLEM = "application/problem+json"
+_UNAUTHENTICATED = 401
 _LONGEST_RETRY_AFTER_S = 120.0
 _OUR_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _NOT_NOW = frozenset({429, 502, 503, 504})
+
+
+class Bearer(httpx.Auth):
+    """The token as its source has it for each request. One that was replaced while a request was
+    on its way is no failure: the request is sent once more.
+    """
+
+    def __init__(self, source: TokenSource) -> None:
+        self._source = source
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        sent = checked(self._source())
+        request.headers["Authorization"] = f"Bearer {sent}"
+        answer = yield request
+        if answer.status_code != _UNAUTHENTICATED:
+            return
+        now = checked(self._source())
+        if now != sent:
+            request.headers["Authorization"] = f"Bearer {now}"
+            yield request
 
 
 def timeout_of(timeouts: Timeouts, read_s: float | None = None) -> httpx.Timeout:

@@ -17,11 +17,12 @@ from api.db.models import Client
 from api.idempotency import remember, replay
 from api.problems import ClientNameTaken, InvalidRequest, NotFound
 from core.federation.plan import Name
+from core.federation.values import Line
 
 SHOWN_ONCE = "The token is shown once. Keep it on the site's machine."
 NOT_REPEATED = "This request was answered before; its token was shown then and is not kept."
 NO_TOKEN = "A managed client has no token: the worker acts for it with its own."  # noqa: S105
-Text = Annotated[str, Field(min_length=1, max_length=200)]
+Text = Annotated[Line, Field(min_length=1, max_length=200)]
 
 
 class Budget(BaseModel):
@@ -107,13 +108,8 @@ async def _tell_apart(session: AsyncSession, body: NewClient) -> None:
         raise ClientNameTaken(f"{body.domain!r} is the name of a client", field="domain")
 
 
-async def enrol(
-    session: AsyncSession, who: Principal, pepper: bytes, body: NewClient, key: str | None
-) -> tuple[Enrolled, bool]:
-    """The new client with its token, and whether this is a replay (then without the token)."""
-    before: dict[str, Any] | None = await replay(session, who, key, "createClient", body)
-    if before is not None:
-        return Enrolled.model_validate(before), True
+async def create(session: AsyncSession, body: NewClient) -> Client:
+    """The client, without a token. Raises ``InvalidRequest``, ``ClientNameTaken``."""
     space = await spaces.by_name(session, body.space)
     if space is None:
         raise InvalidRequest(
@@ -147,6 +143,17 @@ async def enrol(
     row = await repository.one(session, new.id)
     if row is None:
         raise NotFound("the client vanished")
+    return row
+
+
+async def enrol(
+    session: AsyncSession, who: Principal, pepper: bytes, body: NewClient, key: str | None
+) -> tuple[Enrolled, bool]:
+    """The new client with its token, and whether this is a replay (then without the token)."""
+    before: dict[str, Any] | None = await replay(session, who, key, "createClient", body)
+    if before is not None:
+        return Enrolled.model_validate(before), True
+    row = await create(session, body)
     secret: str | None = None
     about: dict[str, Any] = {"name": row.name, "managed": row.managed}
     if not body.managed:

@@ -103,6 +103,9 @@ class Token(Base):
     created_at: Mapped[CreatedAt]
     expires_at: Mapped[Time | None]
     revoked_at: Mapped[Time | None]
+    # So long its replacement lives. None: no longer than this one, replaced or not.
+    renewal_s: Mapped[float | None]
+    replaced_by: Mapped[UUID | None] = mapped_column(ForeignKey("tokens.id"), unique=True)
 
 
 class StoredObject(Base):

@@ -28,13 +28,13 @@ class Scraper(Door):
 
     scopes = _overseer.scopes
 
-    async def __call__(self, ctx: Ctx, credentials: Bearer) -> None:
+    async def __call__(self, ctx: Ctx, request: Request, credentials: Bearer) -> None:
         expected = ctx.settings.metrics_token
         if expected is not None and credentials is not None:
             given = credentials.credentials.encode()
             if hmac.compare_digest(given, expected.get_secret_value().encode()):
                 return
-        await _overseer(await principal(ctx, credentials))
+        await _overseer(await principal(ctx, request, credentials))
 
 
 class _Both(Collector):

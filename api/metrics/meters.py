@@ -24,6 +24,7 @@ _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.
 _SUM_S = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 # Requests that no route takes have one label, not one for every path that a scanner tries.
 UNMATCHED = "unmatched"
+AUTH_FAILURES = ("unknown", "revoked", "expired", "code", "throttled")
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"})
 
 
@@ -53,6 +54,14 @@ class Meters:
             ("route", "code"),
             registry=self.registry,
         )
+        self.auth_failures = Counter(
+            "fhv_auth_failures",
+            "Credentials that were refused, by reason; throttled: unheard, after too many others.",
+            ("reason",),
+            registry=self.registry,
+        )
+        for reason in AUTH_FAILURES:
+            self.auth_failures.labels(reason)
         self.updates_accepted = Counter(
             "fhv_updates_accepted", "Updates that count.", registry=self.registry
         )
@@ -78,6 +87,15 @@ class Meters:
             buckets=_SUM_S,
             registry=self.registry,
         )
+        self.webhook_attempts = Counter(
+            "fhv_webhook_attempts",
+            "Attempts to deliver an event; outcome: delivered, refused (answered, but no 2xx), "
+            "failed (no answer) or blocked (nothing was sent).",
+            ("outcome",),
+            registry=self.registry,
+        )
+        for outcome in ("delivered", "refused", "failed", "blocked"):
+            self.webhook_attempts.labels(outcome)
         self.leads = Gauge(
             "fhv_sweeper_leads",
             "1 in the process that drives runs. Of all replicas exactly one should.",

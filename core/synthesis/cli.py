@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NoReturn
+from typing import Annotated, BinaryIO, NoReturn
 
 import typer
 
 from core.errors import DomainError
+from core.synthesis.options import (
+    WrongOption,
+    format_by_name,
+    labels_of,
+    mixture_of,
+    numbers,
+    request_of,
+)
 
 sample_app = typer.Typer(
     add_completion=False,
@@ -36,7 +43,6 @@ The same request and seed give the rows that the coordinator gives.
     fedhypevae sample --offline wards.safetensors --counts sick=500,well=500 \\
         --format ndjson --out - | head
 """
-_SUFFIXES = {"jsonl": "ndjson", "arrows": "arrow", "pq": "parquet"}
 _SHOWN_ROWS = 20_000  # more than that take long enough for a progress bar
 
 
@@ -98,21 +104,24 @@ def sample(
         return
     if out is None:
         _stop("where to? Give --out FILE, or --out - for standard output.", 2)
-    asked = {
-        "run": card.receipt.model.run,
-        "mixture": _mixture(mixture),
-        "mode": mode,
-        "n": n,
-        "labels": labels if labels in ("model", "uniform") else _numbers("labels", labels),
-        "class_counts": None if counts is None else _numbers("counts", counts),
-        "seed": seed,
-        "temperature": temperature,
-        "guidance": guidance,
-        "dtype": dtype,
-        "columns": [name for name in columns.split(",") if name],
-        "format": form or _by_name(out),
-    }
-    request = _request(asked)
+    try:
+        asked = {
+            "run": card.receipt.model.run,
+            "mixture": mixture_of(mixture),
+            "mode": mode,
+            "n": n,
+            "labels": labels_of(labels),
+            "class_counts": None if counts is None else numbers("counts", counts),
+            "seed": seed,
+            "temperature": temperature,
+            "guidance": guidance,
+            "dtype": dtype,
+            "columns": [name for name in columns.split(",") if name],
+            "format": form or format_by_name(out),
+        }
+        request = request_of(asked)
+    except WrongOption as error:
+        _stop(str(error), 2)
     if not force and str(out) != "-" and out.exists():
         _stop(f"{out} is there already; give --force to replace it.", 2)
     used = secrets.randbelow(2**63) if request.seed is None else request.seed
@@ -149,61 +158,6 @@ def _told() -> Iterator[None]:
 def _printable(text: str) -> str:
     """A file may come from anywhere: nothing in it steers the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _mixture(text: str) -> Any:
-    if text == "neutral":
-        return text
-    return _numbers("mixture", text) if "=" in text or text.startswith("{") else {text: 1.0}
-
-
-def _numbers(option: str, text: str) -> dict[str, Any]:
-    """``name=number,name=number``, or a JSON object where names hold commas."""
-    if text.startswith("{"):
-        try:
-            found = json.loads(text)
-        except ValueError:
-            _stop(f"--{option}: {text!r} is not a JSON object.", 2)
-        return dict(found)
-    numbers: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, number = part.rpartition("=")
-        if not name:
-            _stop(f"--{option}: {part!r} is not of the form name=number.", 2)
-        if name in numbers:
-            _stop(f"--{option}: {name!r} is named twice.", 2)
-        try:
-            numbers[name] = int(number) if number.isdecimal() else float(number)
-        except ValueError:
-            _stop(f"--{option}: {number!r} is not a number.", 2)
-    return numbers
-
-
-def _by_name(out: Path) -> str:
-    """The format that a file's name asks for; Parquet where it asks for none."""
-    from core.synthesis.formats import FORMATS
-
-    suffix = out.suffix.lower().removeprefix(".")
-    kind = _SUFFIXES.get(suffix, suffix)
-    return kind if kind in FORMATS else "parquet"
-
-
-def _request(asked: dict[str, Any]) -> Any:
-    from pydantic import ValidationError
-
-    from core.synthesis.request import SynthesisRequest
-
-    options = {"class_counts": "counts"}
-    try:
-        return SynthesisRequest.model_validate(asked)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        name = str(fault["loc"][0]) if fault["loc"] else ""
-        message = fault["msg"].removeprefix("Value error, ")
-        where = f"--{options.get(name, name)}: " if name else ""
-        for field, option in options.items():
-            message = message.replace(field, option)
-        _stop(f"{where}{message}", 2)
 
 
 @contextmanager

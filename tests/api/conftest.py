@@ -40,6 +40,7 @@ def settings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         object_store_url=f"file://{store}",
         grace_s=0.0,
         database_pool=5,
+        failures_per_minute=1_000,  # tests of strangers ask more often than people err
     )
 
 

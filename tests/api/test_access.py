@@ -23,7 +23,16 @@ Operations = dict[str, access.Operation]
 # What an identity that is no scope stands for: its token is not valid, or there is none.
 INVALID = ("nobody", "unknown", "revoked", "expired")
 # Operations of clients whose path names no client, run, work or object; tested one by one below.
-NAMELESS = {"getOwnClient", "getSpace", "listReceiptKeys", "listRuns", "listSpaces", "planBudget"}
+NAMELESS = {
+    "getOwnClient",
+    "getOwnToken",
+    "getSpace",
+    "listReceiptKeys",
+    "listRuns",
+    "listSpaces",
+    "planBudget",
+    "rotateOwnToken",
+}
 
 
 @pytest.fixture
@@ -78,7 +87,7 @@ def test_every_documented_operation_has_a_rule(
     assert set(operations) == set(access.RULES), "a rule of what is not served"
     assert all(each.rule for each in operations.values())
     public = {each.id for each in operations.values() if each.scopes is None}
-    assert public == {"getHealth", "getReadiness"}
+    assert public == {"getHealth", "getReadiness", "redeemEnrolment"}
 
 
 def test_a_new_operation_without_a_rule_is_noticed(settings: Settings) -> None:
@@ -142,10 +151,10 @@ async def test_who_is_let_in(coordinator: Coordinator, operations: Operations, w
             assert answer.status_code not in (401, 403), where
             assert answer.status_code < 500, where
     if who in INVALID:
-        assert admitted == 2  # health
+        assert admitted == 3  # health, and who has a one-time code
         assert await _contents(coordinator) == before
     else:
-        assert 2 < admitted < len(operations)
+        assert 3 < admitted < len(operations)
 
 
 async def _stage(coordinator: Coordinator) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
@@ -301,3 +310,68 @@ async def test_why_a_run_has_ended_names_nobody_to_a_client(coordinator: Coordin
     assert "site-b" in ended["why"]
     mine = await coordinator.ok("GET", path, "site-a")
     assert (mine["state"], mine["why"]) == ("failed", "")
+
+
+def _ruled(operations: Operations, rule: str) -> list[access.Operation]:
+    """Operations of which ``rule`` is said and whose path names something; what ends it last."""
+    found = [each for each in operations.values() if rule in each.rule and "{" in each.path]
+    assert found, f"no operation has the rule {rule!r}"
+    return sorted(found, key=lambda each: each.method == "DELETE")
+
+
+async def test_a_job_is_its_owners(coordinator: Coordinator, operations: Operations) -> None:
+    own, _ = await _stage(coordinator)
+    coordinator.tokens["ada"] = await coordinator.token("scientist")
+    coordinator.tokens["bob"] = await coordinator.token("scientist")
+    body = {"run": own["run_id"], "n": 10}
+    job = await coordinator.ok("POST", "/v1/synthesis-jobs", "ada", json=body)
+    before = await _contents(coordinator)
+    ruled = _ruled(operations, access._OWN_JOBS)
+    for each in ruled:
+        path = _path(each.path, job_id=job["id"])
+        problem(await coordinator.call(each.method, path, "bob"), 404, "not-found")
+    assert await _contents(coordinator) == before
+    assert (await coordinator.ok("GET", "/v1/synthesis-jobs", "bob"))["items"] == []
+    for each in ruled:
+        path = _path(each.path, job_id=job["id"])
+        assert (await coordinator.call(each.method, path, "ada")).status_code != 404, each.id
+
+
+async def test_a_worker_does_not_act_for_a_client_that_has_an_agent(
+    coordinator: Coordinator, operations: Operations
+) -> None:
+    """Not even with the client's own lease token."""
+    own, sent = await _stage(coordinator)
+    before = await _contents(coordinator)
+    asked = 0
+    for each in operations.values():
+        if each.scopes is None or "worker" not in each.scopes or "managed clients" not in each.rule:
+            continue
+        if "{" not in each.path:
+            continue
+        asked += 1
+        answer = await _ask(coordinator, "worker", each, own, sent)
+        where = f"{each.id}: {answer.status_code} {answer.text}"
+        assert answer.status_code in (403, 404, 409), where
+        assert await _contents(coordinator) == before, f"{each.id} has changed something"
+    assert asked >= 5
+
+
+async def test_a_lease_is_needed(coordinator: Coordinator, operations: Operations) -> None:
+    """A worker's token alone, or with the lease of another row, completes nothing."""
+    _own, sent = await _stage(coordinator)
+    job = (await coordinator.sql("SELECT id FROM jobs ORDER BY id LIMIT 1"))[0][0]
+    before = await _contents(coordinator)
+    asked = 0
+    for each in operations.values():
+        if each.rule != access._LEASED:
+            continue
+        asked += 1
+        path = _path(each.path, job_id=str(job))
+        body = _body(coordinator.app.openapi()["paths"][each.path][each.method.lower()])
+        for headers in ({}, sent["renewWork"]["headers"], {LEASE_HEADER: "forged"}):
+            answer = await coordinator.call(each.method, path, "worker", **body, headers=headers)
+            where = f"{each.id} {headers}: {answer.status_code} {answer.text}"
+            assert answer.status_code in (404, 409, 422), where
+            assert await _contents(coordinator) == before, where
+    assert asked >= 6

@@ -20,12 +20,23 @@ from api.app import create_app
 from api.clients.service import ClientView, Enrolled, NewClient
 from api.config import Settings
 from api.db.engine import Database
+from api.enrolments import examples as enrolment_examples
+from api.enrolments.messages import (
+    Approval,
+    EnrolmentMade,
+    EnrolmentView,
+    NewEnrolment,
+    Redeemed,
+    Redemption,
+    Refusal,
+)
 from api.erasure.service import ErasedView
 from api.events.service import EndView, EventView, ProgressView
 from api.joins.service import JoinView, NewJoin
 from api.ledger import table
 from api.ledger.service import LedgerView
 from api.ledger.statement import StatementView
+from api.own_token import OwnToken, Rotated, Rotation
 from api.planner.service import PlannerRequest, PlannerView
 from api.receipts.keys import KeysView
 from api.receipts.service import Proof, Verdict
@@ -37,6 +48,8 @@ from api.spaces import SpaceView
 from api.synthesis_jobs.service import JobView
 from api.tokens import NewToken, TokenMade, TokenView
 from api.usage.service import TokenUsage, UsageView
+from api.webhooks import examples as webhooks
+from api.webhooks.service import DeliveryView, NewWebhook, WebhookMade, WebhookView
 from core.errors import DomainError
 from core.federation.plan import EmbeddingSpace
 from core.receipts.receipt import Receipt
@@ -121,7 +134,7 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
     scheme = document["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     for _, path, operation in _operations(document):
-        public = path in ("/healthz", "/readyz")
+        public = path in ("/healthz", "/readyz", "/v1/enrolments/redeem")
         assert (operation.get("security") == [{"bearer": []}]) != public, path
 
 
@@ -136,6 +149,18 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (NewToken, examples.TOKEN_NEW),
         (TokenView, examples.TOKEN),
         (TokenMade, examples.TOKEN_MADE),
+        (OwnToken, examples.OWN_TOKEN),
+        (Rotation, examples.TOKEN_ROTATION),
+        (Rotated, examples.TOKEN_ROTATED),
+        (NewEnrolment, enrolment_examples.NEW),
+        (EnrolmentMade, enrolment_examples.MADE),
+        (EnrolmentView, enrolment_examples.WAITING),
+        (EnrolmentView, enrolment_examples.APPROVED),
+        (EnrolmentView, enrolment_examples.REFUSED),
+        (Redemption, enrolment_examples.REDEMPTION),
+        (Redeemed, enrolment_examples.REDEEMED),
+        (Approval, enrolment_examples.APPROVAL),
+        (Refusal, enrolment_examples.REFUSAL),
         (NewRun, examples.RUN_NEW),
         (RunView, examples.RUN),
         (RoundView, examples.ROUND),
@@ -176,6 +201,11 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (EndView, examples.END),
         (ReplayView, examples.REPLAY),
         (ErasedView, examples.ERASED),
+        (NewWebhook, webhooks.NEW),
+        (WebhookView, webhooks.WEBHOOK),
+        (WebhookMade, webhooks.ROTATED),
+        (DeliveryView, webhooks.DELIVERY),
+        (DeliveryView, webhooks.PONG),
     ],
 )
 def test_examples_are_what_the_models_say(model: Any, value: dict[str, Any]) -> None:

@@ -11,8 +11,9 @@ from uuid import uuid4
 import pytest
 import structlog
 
-from api.auth import lease_token, new_token
+from api.auth import lease_token
 from api.observability import configure, scrubbed
+from core.wire.credentials import new_code, new_token
 from tests.api.support import Coordinator
 
 
@@ -77,9 +78,11 @@ async def test_a_whole_run_logs_no_secret(
 def test_what_has_a_secret_s_form_is_hidden_and_nothing_else() -> None:
     token, lease = new_token("worker"), lease_token(uuid4(), 3, b"pepper")
     assert scrubbed(f"a {token} b") == "a fhv_worker_[hidden] b"
+    assert scrubbed('"whsec_c2VjcmV0IG9mIGEgd2ViaG9vaw=="') == '"whsec_[hidden]"'
     assert scrubbed(json.dumps({"lease": lease})) == json.dumps(
         {"lease": f"{lease.rpartition('.')[0]}.[hidden]"}
     )
+    assert scrubbed(f"code {new_code()}.") == "code [hidden]."
     url = "cannot reach postgresql://fhv:pa55w0rd@db:5432/fhv"
     assert scrubbed(url) == "cannot reach postgresql://fhv:[hidden]@db:5432/fhv"
     for harmless in (

@@ -86,7 +86,8 @@ def _records(config: ClientConfig, space: EmbeddingSpace, report: Report) -> Non
 
 def _space_of(config: ClientConfig, settings: WorkerSettings) -> EmbeddingSpace:
     """The space in which the coordinator has enrolled the client."""
-    with CoordinatorClient(settings.coordinator_url, settings.require_token()) as coordinator:
+    token = settings.token_source(settings.require_site().state_dir)
+    with CoordinatorClient(settings.coordinator_url, token) as coordinator:
         me = coordinator.client("me")
         only = SiteConfig(site=SiteSection(state_dir=Path()), client=(config,))
         configured(me, only)

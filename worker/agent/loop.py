@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -96,9 +96,11 @@ def run_agent(
     compute: Compute = AUTO,
     poll_s: float = POLL_S,
     stopper: Stopper | None = None,
+    renew: Callable[[], None] | None = None,
 ) -> None:
     """Serve until a signal. Raises ``ConfigError``, ``SiteStateError``, or ``ApiProblem`` when
-    the coordinator refuses the token (401, 403) or speaks no version that is spoken here."""
+    the coordinator refuses the token (401, 403) or speaks no version that is spoken here.
+    ``renew`` is called between orders; it replaces the token in time."""
     stopper = stopper or Stopper()
     with stopper.listening(), Site.open(site_config.state_dir) as site:
         try:
@@ -109,7 +111,7 @@ def run_agent(
                 place = Workplace(site, coordinator, compute=compute, stop=stopper.event)
                 _completed(client_id, config, place, site_config, stopper)
                 recover(config, place)
-                _serve(client_id, config, place, stopper, poll_s)
+                _serve(client_id, config, place, stopper, poll_s, renew)
         except AgentStopped:
             pass
         _log.info("agent_stopped")
@@ -149,11 +151,18 @@ def _completed(
 
 
 def _serve(
-    client_id: str, config: ClientConfig, place: Workplace, stopper: Stopper, poll_s: float
+    client_id: str,
+    config: ClientConfig,
+    place: Workplace,
+    stopper: Stopper,
+    poll_s: float,
+    renew: Callable[[], None] | None,
 ) -> None:
     pauses = _pauses()
     seen: list[str] = []  # plans that were put before us in this life; the newest ones
     while not stopper.event.is_set():
+        if renew is not None:
+            renew()
         if not os.access(config.data, os.R_OK):
             # Asking for work now would cost epsilon for nothing: a reservation is never refunded.
             _log.error("data_not_there", client=config.name, path=str(config.data))

@@ -1,6 +1,6 @@
-"""Child processes of the demo: started, watched and stopped by our own handles.
+"""Child processes: started, watched and stopped by our own handles.
 
-Every child is the leader of its own session, so a Ctrl-C in the terminal reaches only the demo,
+Every child is the leader of its own session, so a Ctrl-C in the terminal reaches only the parent,
 which then stops the children itself: SIGTERM to all, a wait, SIGKILL to what is left.
 """
 
@@ -23,16 +23,16 @@ _TAIL_LINES = 25
 _POLL_S = 0.1
 
 
-class DemoError(RuntimeError):
-    """The demo cannot go on; the message says what happened and where to look."""
+class ServiceError(RuntimeError):
+    """The services cannot go on; the message says what happened and where to look."""
 
 
-class ChildEnded(DemoError):
+class ChildEnded(ServiceError):
     """A child has ended by itself; the message has the end of its log."""
 
 
 class Stopped(BaseException):
-    """A signal asked the demo to end. Not an ``Exception``: nothing may swallow it."""
+    """A signal asked this process to end. Not an ``Exception``: nothing may swallow it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -78,7 +78,7 @@ class Child:
 
 
 class Processes:
-    """The demo's children; leaving the block stops them all, the last started first."""
+    """Children of this process; leaving the block stops them all, the last started first."""
 
     def __init__(self, logs: Path, *, folder: Path | None = None, patience_s: float = 15.0) -> None:
         self._logs = logs
@@ -101,7 +101,7 @@ class Processes:
     def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Child:
         """Start a child under a name of its own; a name is free again after ``kill`` or ``end``."""
         if name in self._children:
-            raise DemoError(f"there is a process {name!r} already")
+            raise ServiceError(f"there is a process {name!r} already")
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
@@ -118,13 +118,18 @@ class Processes:
         self._children[name] = child
         return child
 
+    @property
+    def ended(self) -> list[Child]:
+        """Those that have ended by themselves; ``kill`` makes room for another of the name."""
+        return [child for child in self._children.values() if child.process.poll() is not None]
+
     def check(self) -> None:
-        """Raise ``DemoError`` with the end of its log if a child has ended by itself."""
+        """Raise ``ChildEnded`` with the end of its log if a child has ended by itself."""
         for child in self._children.values():
             code = child.process.poll()
             if code is not None:
                 raise ChildEnded(
-                    f"the process {child.name!r} ended by itself ({_ending(code)}). "
+                    f"the process {child.name!r} ended by itself ({ending(code)}). "
                     f"Last lines of {child.log}:\n{child.tail()}"
                 )
 
@@ -158,7 +163,7 @@ def _signal_group(child: Child, number: signal.Signals) -> None:
         return  # ended already, and nothing of its session is left
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
     return f"by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
@@ -171,7 +176,7 @@ def wait_for(
     state: Callable[[], str] | None = None,
     pause_s: float = _POLL_S,
 ) -> T:
-    """Call ``look`` until it gives something; ``DemoError`` says for what and what was seen last.
+    """Call ``look`` until it gives something; ``ServiceError`` says for what and what was seen.
 
     ``check`` raises when waiting has become pointless (a process has died).
     """
@@ -183,5 +188,5 @@ def wait_for(
         check()
         if time.monotonic() > deadline:
             seen = f" Last seen: {state()}" if state is not None else ""
-            raise DemoError(f"waited {seconds:.0f} s for {what}, in vain.{seen}")
+            raise ServiceError(f"waited {seconds:.0f} s for {what}, in vain.{seen}")
         time.sleep(pause_s)

@@ -1,0 +1,5 @@
+"""``python -m api.local``: ``fedhypevae up``, as it calls itself for the background."""
+
+from api.local.cli import up_app
+
+up_app(prog_name="fedhypevae up")
