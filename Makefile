@@ -22,7 +22,7 @@ SOURCES := api benchmarks core docker handbook migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test docs docs-serve fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize bench-embed audit run test docs docs-serve fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -55,6 +55,9 @@ bench-federation: $(STAMP) ## Ingest, 1,000 clients, overhead of a round, cost a
 
 bench-synthesize: $(STAMP) ## Rows a second beside the bare decoder, short answers, memory of 10^7 rows, four streams at once (some minutes)
 	$(BIN)/python -m benchmarks.synthesis $(BENCH_ARGS)
+
+bench-embed: $(STAMP) ## Images a second of fedhypevae embed beside the bare network (about a minute)
+	$(BIN)/python -m benchmarks.embedding $(BENCH_ARGS)
 
 audit: $(STAMP) ## What an attacker proves about epsilon, beside what the ledger says (some minutes)
 	$(BIN)/python -m benchmarks.audit $(AUDIT_ARGS)
