@@ -38,7 +38,7 @@ _WORDS = {
     "cross-checks.",
     "micro_batch": "Records worked on at once, which bounds memory. Unset: chosen.",
     "precision": "Of products in the network's layers; norms and sums stay float64.",
-    "otlp_endpoint": "Where spans are sent: OTLP over HTTP, `http://collector:4318`. Unset: none are.",
+    "otlp_endpoint": "Where spans go: OTLP over HTTP, `http://collector:4318`. Unset: nowhere.",
     "state_dir": "The site's secret, its ledger, and updates until they are delivered. Mode 0700.",
     "name": "The client's name at the coordinator.",
     "data": "File of records: npz, npy or Parquet with `x`, `y` and, for patients, `unit`.",

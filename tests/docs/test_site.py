@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from playwright.sync_api import Browser, Page, expect
 
 from api.problems import CATALOGUE
@@ -36,11 +37,14 @@ def _build(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[
 
 
 @pytest.fixture(scope="module")
-def site(shared_folder: Path, worker_id: str) -> Path:
-    """Built as ``make docs`` does it."""
-    folder = shared_folder / f"site-{worker_id}"
-    done = _build("--strict", "--site-dir", str(folder))
-    assert done.returncode == 0, done.stdout + done.stderr
+def site(shared_folder: Path) -> Path:
+    """Built as ``make docs`` does it, once for all test processes."""
+    folder, built = shared_folder / "site", shared_folder / "site.built"
+    with FileLock(shared_folder / "site.lock"):
+        if not built.exists():
+            done = _build("--strict", "--site-dir", str(folder))
+            assert done.returncode == 0, done.stdout + done.stderr
+            built.touch()
     return folder
 
 
