@@ -141,7 +141,12 @@ def _opened(browser: Browser, served: str, scheme: str, width: int) -> Iterator[
     shown = context.new_page()
     complaints: list[str] = []
     shown.on("pageerror", lambda error: complaints.append(str(error)))
-    shown.on("requestfailed", lambda request: complaints.append(request.url))
+    shown.on(
+        "requestfailed",  # what the next page cuts off is no failure
+        lambda request: (
+            None if request.failure == "net::ERR_ABORTED" else complaints.append(request.url)
+        ),
+    )
     shown.on(
         "request",
         lambda request: (
