@@ -18,11 +18,11 @@ FUZZ_SEED ?= 1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := api benchmarks core docker migrations tests worker
+SOURCES := api benchmarks core docker handbook migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize audit run test fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize bench-embed audit run test docs docs-serve fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -56,6 +56,9 @@ bench-federation: $(STAMP) ## Ingest, 1,000 clients, overhead of a round, cost a
 bench-synthesize: $(STAMP) ## Rows a second beside the bare decoder, short answers, memory of 10^7 rows, four streams at once (some minutes)
 	$(BIN)/python -m benchmarks.synthesis $(BENCH_ARGS)
 
+bench-embed: $(STAMP) ## Images a second of fedhypevae embed beside the bare network (about a minute)
+	$(BIN)/python -m benchmarks.embedding $(BENCH_ARGS)
+
 audit: $(STAMP) ## What an attacker proves about epsilon, beside what the ledger says (some minutes)
 	$(BIN)/python -m benchmarks.audit $(AUDIT_ARGS)
 
@@ -64,6 +67,12 @@ run: $(STAMP) ## Services for development, until Ctrl-C (fedhypevae up): Postgre
 
 test: check ## Everything that must hold: style, types, layers, all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+docs: $(STAMP) ## The documentation as a site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(STAMP) ## The same at http://127.0.0.1:8001, built again at every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve -a 127.0.0.1:8001
 
 fuzz: $(STAMP) ## Schemathesis for FUZZ_SCALE (12) times as long as in the tests (about a quarter of an hour; FUZZ_SEED=N)
 	FUZZ_SCALE=$(FUZZ_SCALE) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -s tests/api/test_schemathesis.py $(PYTEST_ARGS)
@@ -112,4 +121,4 @@ lock-images: $(STAMP) ## Write the packages of each container image, out of requ
 	$(BIN)/python docker/lock_images.py
 
 clean: ## Remove .venv, caches and the demo's output
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output *.egg-info
+	rm -rf .venv .cache site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output *.egg-info

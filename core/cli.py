@@ -35,6 +35,7 @@ SUMMARIES = {
     "restore": "Put such a copy into an empty database and store.",
     "worker": "Run a Celery worker of the queue train or coordinator.",
     "agent": "Run, check or audit a site's agent; approve or refuse runs.",
+    "embed": "Turn images into the file of embeddings that an agent reads.",
     "sample": "Synthetic rows from an exported generator. Works offline.",
     "verify": "Is a receipt genuine, and are rows those that it names? Works offline.",
     "demo": "The whole job on real images, with real processes on this machine.",

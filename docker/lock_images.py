@@ -22,7 +22,7 @@ OURS = ("api", "benchmarks", "core", "worker")
 # The commands that an image is for. The console script lists others; they say what they lack.
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "api": ("serve", "db", "token", "keys", "backup", "restore", "verify"),
-    "worker": ("worker", "agent", "sample", "verify"),
+    "worker": ("worker", "agent", "embed", "sample", "verify"),
 }
 # What installs the project itself, and programs that are called, not imported: api/backup/tools.py.
 UNSEEN: Mapping[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-# Celery workers and the agent of a site: worker, agent, sample, verify. CPU unless told otherwise:
+# Celery workers and the agent of a site: worker, agent, embed, sample, verify. CPU unless told otherwise:
 #   --build-arg TORCH_INDEX=https://pypi.org/simple   the CUDA build, with NVIDIA's libraries
 # Pin the base by its digest where you build: --build-arg PYTHON_IMAGE=python:...@sha256:...
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
