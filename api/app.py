@@ -39,6 +39,7 @@ from api.observability import configure
 from api.planner import endpoints as planner
 from api.receipts import endpoints as receipts
 from api.receipts.keys import Keyring
+from api.reference import keep_at_home
 from api.replays import endpoints as replays
 from api.report import endpoints as report
 from api.report.service import Reports
@@ -173,6 +174,7 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         lifespan=_lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
+    keep_at_home(app)
     app.state.settings, app.state.background, app.state.context = settings, background, None
     app.state.meters = Meters()
     if settings.origins:

@@ -2,4 +2,5 @@
 
 from api.local.cli import up_app
 
-up_app(prog_name="fedhypevae up")
+if __name__ == "__main__":
+    up_app(prog_name="fedhypevae up")

@@ -67,7 +67,9 @@ def test_the_snippets_do_what_the_readme_says(
     assert lines[0] == "4000 ['embedding', 'label', 'label_id']"
     assert sum(int(line.split()[0]) for line in lines[1:]) == 20_000
     assert lines[1] == "4096 ['embedding', 'label', 'label_id']"
-    asked, verified, sampled, reported = _blocks("sh")
+    command, asked, verified, sampled, reported = _blocks("sh")
+    ran(sys.executable, "-m", "core.cli", *shlex.split(command)[1:])
+    assert pq.read_table(tmp_path / "rows.parquet").num_rows == 4000
     lines = ran("bash", "-c", asked).splitlines()
     assert [sorted(json.loads(line)) for line in lines] == [["embedding", "label", "label_id"]] * 3
     keys = verified.splitlines()[0]
@@ -99,7 +101,7 @@ def test_the_page_on_taking_away_says_what_works(
     assert ran(sys.executable, "-c", client) == "4096\n"
     (tmp_path / "first-round-0.safetensors").rename(tmp_path / "first-round-1.safetensors")
     ran(sys.executable, "-c", loaded)
-    ran("bash", "-c", _blocks("sh")[1].splitlines()[0])  # the README's: the keys
+    ran("bash", "-c", _blocks("sh")[2].splitlines()[0])  # the README's: the keys
     monkeypatch.chdir(tmp_path)
     (commands,) = _blocks("sh", page)
     for line in commands.replace("\\\n", "").splitlines():
