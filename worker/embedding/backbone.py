@@ -22,8 +22,8 @@ from worker.errors import EmbeddingError
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
-# Of DINOv2 the smallest: its 384 numbers lose less to noise than the 768 of the next, a processor
-# without GPU can bear it, and it needs no labels of anybody's to have been good.
+# Of DINOv2 the smallest: noise is added to 384 numbers and not to 768, a processor without GPU can
+# bear it, and it was trained without anybody's labels.
 DEFAULT = "vit_small_patch14_dinov2.lvd142m"
 DEFAULT_SIZE = 224
 _HUB_FILE = "model.safetensors"
