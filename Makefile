@@ -13,14 +13,16 @@ BENCH_ARGS ?=
 AUDIT_ARGS ?=
 SOAK_ROUNDS ?= 300
 REPEAT_ARGS ?=
+FUZZ_SCALE ?= 12
+FUZZ_SEED ?= 1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := api benchmarks core migrations tests worker
+SOURCES := api benchmarks core docker handbook migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize bench-secagg audit run test access-table fault-matrix soak test-repeat check lint types layers format lock clean
+.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize bench-embed bench-secagg audit run test docs docs-serve fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -56,15 +58,26 @@ bench-synthesize: $(STAMP) ## Rows a second beside the bare decoder, short answe
 
 bench-secagg: $(STAMP) ## Secure sums beside plain ones: time of a site and of the coordinator, bytes (some minutes)
 	$(BIN)/python -m benchmarks.secagg $(BENCH_ARGS)
+bench-embed: $(STAMP) ## Images a second of fedhypevae embed beside the bare network (about a minute)
+	$(BIN)/python -m benchmarks.embedding $(BENCH_ARGS)
 
 audit: $(STAMP) ## What an attacker proves about epsilon, beside what the ledger says (some minutes)
 	$(BIN)/python -m benchmarks.audit $(AUDIT_ARGS)
 
-run: $(STAMP) ## Services for development: embedded Postgres and Valkey, coordinator, workers
-	$(BIN)/python -m core.cli demo --serve
+run: $(STAMP) ## Services for development, until Ctrl-C (fedhypevae up): Postgres, Valkey, coordinator, workers
+	$(BIN)/python -m core.cli up --foreground
 
 test: check ## Everything that must hold: style, types, layers, all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+docs: $(STAMP) ## The documentation as a site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(STAMP) ## The same at http://127.0.0.1:8001, built again at every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve -a 127.0.0.1:8001
+
+fuzz: $(STAMP) ## Schemathesis for FUZZ_SCALE (12) times as long as in the tests (about a quarter of an hour; FUZZ_SEED=N)
+	FUZZ_SCALE=$(FUZZ_SCALE) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -s tests/api/test_schemathesis.py $(PYTEST_ARGS)
 
 access-table: $(STAMP) ## Who may do what, by operation; writes docs/access.md
 	$(BIN)/python -m api.access
@@ -73,6 +86,11 @@ fault-matrix: $(STAMP) ## Every fault at every moment, with real processes; writ
 	@rm -rf .cache/faults && mkdir -p .cache/faults
 	FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m pytest -n $(JOBS) tests/faults/test_matrix.py $(PYTEST_ARGS)
 	FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m tests.faults.document
+
+doctor-document: $(STAMP) ## What doctor says of broken set-ups; writes docs/doctor.md
+	@rm -rf .cache/doctor && mkdir -p .cache/doctor
+	DOCTOR_CASES=$(CURDIR)/.cache/doctor $(BIN)/python -m pytest -n $(JOBS) tests/doctor $(PYTEST_ARGS)
+	DOCTOR_CASES=$(CURDIR)/.cache/doctor $(BIN)/python -m tests.doctor.document
 
 soak: $(STAMP) ## SOAK_ROUNDS (300) rounds with 20 clients while processes are killed at random (below 15 minutes; SOAK_SEED=N to repeat)
 	SOAK_ROUNDS=$(SOAK_ROUNDS) $(BIN)/python -m pytest tests/faults/test_soak.py $(PYTEST_ARGS)
@@ -101,5 +119,8 @@ lock: $(STAMP) ## Write requirements.lock from the present .venv
 	  $(BIN)/python -m pip freeze --all --exclude-editable | grep -Ev '^(pip|fedhypevae)( |==)' | sed 's/+cpu$$//'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
+lock-images: $(STAMP) ## Write the packages of each container image, out of requirements.lock
+	$(BIN)/python docker/lock_images.py
+
 clean: ## Remove .venv, caches and the demo's output
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output *.egg-info
+	rm -rf .venv .cache site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output *.egg-info

@@ -49,7 +49,11 @@ RULES = {
     "createSpace": _ALL,
     "createSynthesisJob": _PUBLISHED,
     "createToken": _ALL,
+    "createWebhook": _ALL,
     "decideOnPlan": "a client: for itself; a worker: for managed clients",
+    "deleteWebhook": _ALL,
+    "disableWebhook": _ALL,
+    "enableWebhook": _ALL,
     "eraseUpdates": _OWN_CLIENT,
     "exportModel": _PUBLISHED,
     "failJob": _LEASED,
@@ -78,9 +82,11 @@ RULES = {
     "getSynthesisFile": _OWN_JOBS,
     "getSynthesisJob": _OWN_JOBS,
     "getUsage": "of the calling token",
+    "getWebhook": "never the secret",
     "leaveRun": _OWN_CLIENT,
     "listClientEvents": _OWN_CLIENT,
     "listClients": _ALL,
+    "listDeliveries": _ALL,
     "listEnrolments": "never the codes",
     "listEvents": _ALL,
     "listJoins": _OWN_RUNS,
@@ -94,11 +100,14 @@ RULES = {
     "listSynthesisJobs": _OWN_JOBS,
     "listTokens": "never the secrets",
     "listUsage": _ALL,
+    "listWebhooks": "never the secrets",
     "pauseRun": _ALL,
+    "pingWebhook": _ALL,
     "planBudget": "a client: with its own account only; a scientist: with no account",
     "pollWork": _OWN_CLIENT,
     "putUpdate": f"{_LEASED}; a client: its own work, a worker: that of managed clients",
     "redeemEnrolment": "the holder of a one-time code, without a token",
+    "redeliverEvent": _ALL,
     "refuseEnrolment": _ALL,
     "regenerateReceipt": _PUBLISHED,
     "releaseClient": _ALL,
@@ -110,6 +119,7 @@ RULES = {
     "revokeClient": _ALL,
     "revokeToken": _ALL,
     "rotateOwnToken": "of the calling token",
+    "rotateWebhook": _ALL,
     "startRun": _ALL,
     "synthesize": _PUBLISHED,
     "synthesizeByUrl": _PUBLISHED,
@@ -127,6 +137,7 @@ one, and compare the answers with this table; a client's token is tried on what 
 Without a valid token the answer is 401, with one of another scope 403. What a caller may not see is
 404, as if it did not exist. ●: let in. "all": no scope that is let in is bound to certain objects.
 A client's token acts for one client. Health, `/docs`, `/redoc` and `/openapi.json` need no token.
+Pages under `/dashboard` are for people who sign in: [dashboard.md](dashboard.md).
 """
 
 

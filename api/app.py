@@ -12,10 +12,13 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import cors, health, objects, own_token, problems, spaces, tokens
+from api.bodies import Limits
 from api.clients import endpoints as clients
+from api.clients.sightings import Sightings
 from api.config import Settings, load
 from api.consents import endpoints as consents
 from api.context import Context
+from api.dashboard import client_pages, enrolment_pages, entrance, run_pages, trail_pages
 from api.db.engine import Database
 from api.db.hub import Hub
 from api.db.outbox import Dispatcher
@@ -36,6 +39,7 @@ from api.observability import configure
 from api.planner import endpoints as planner
 from api.receipts import endpoints as receipts
 from api.receipts.keys import Keyring
+from api.reference import keep_at_home
 from api.replays import endpoints as replays
 from api.report import endpoints as report
 from api.report.service import Reports
@@ -47,10 +51,15 @@ from api.synthesis import endpoints as synthesis
 from api.synthesis.models import Generators, Models
 from api.synthesis_jobs import endpoints as synthesis_jobs
 from api.synthesis_jobs import making_endpoints as making
+from api.tracing import Traced
 from api.updates import endpoints as updates
 from api.usage import endpoints as usage
 from api.usage.service import Answers
+from api.webhooks import endpoints as webhooks
+from api.webhooks.delivery import Courier
+from api.webhooks.watch import Watcher
 from api.work import endpoints as work
+from core import tracing
 from core.storage import ObjectStore
 from core.synthesis.one_thread import one_thread
 
@@ -75,6 +84,7 @@ _TAGS = [
     {"name": "receipts", "description": "What rows are of, and proof of it."},
     {"name": "events", "description": "Who did what, when; live and afterwards."},
     {"name": "tokens", "description": "Bearer tokens."},
+    {"name": "webhooks", "description": "Who is told of what, signed."},
     {"name": "health", "description": "For machines that watch machines."},
 ]
 
@@ -101,6 +111,8 @@ async def _forever(name: str, task: Callable[[], Awaitable[None]]) -> None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
+    if settings.otlp_endpoint is not None:  # before the database: its statements have spans, too
+        tracing.start("fedhypevae-coordinator", settings.otlp_endpoint, VERSION)
     database = Database(settings.database_url, pool_size=settings.database_pool)
     hub = Hub(database)
     store = await asyncio.to_thread(ObjectStore, settings.object_store_url)
@@ -118,13 +130,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.models, app.state.reports = Models(), Reports()
     app.state.answers, app.state.books = Answers(settings), Books()
     app.state.keyring = Keyring(database, settings.pepper)
-    app.state.feeds = Feeds(settings.max_streams)
+    app.state.feeds, app.state.sightings = Feeds(settings.max_streams), Sightings()
+    courier = app.state.courier = Courier(ctx)
     tasks = []
     if app.state.background:
         jobs_of_process = {
             "listen": hub.run,
             "sweep": Sweeper(ctx).run,
             "dispatch": dispatcher.run,
+            "deliver": courier.run,
+            "watch": Watcher(ctx).run,
         }
         tasks = [asyncio.create_task(_forever(*item)) for item in jobs_of_process.items()]
         _settle_memory()
@@ -137,8 +152,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await courier.close()
         await asyncio.to_thread(dispatcher.close)
         await database.close()
+        await asyncio.to_thread(tracing.stop)
         log.info("stopped")
 
 
@@ -151,16 +168,21 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         version=VERSION,
         summary="Differentially private generators of embeddings, trained over several sites.",
         description="Errors are problem+json (RFC 9457) with a stable `code`. Lists are "
-        "`{items, next}`; pass `next` as `after`. Times are UTC. Ids are UUIDv7.",
+        "`{items, next}`; pass `next` as `after`. Times are UTC. Ids are UUIDv7. Any operation "
+        "may also answer 400 (protocol), 408, 413, 415 (a compressed body), 431 or 503.",
         openapi_tags=_TAGS,
         lifespan=_lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
+    keep_at_home(app)
     app.state.settings, app.state.background, app.state.context = settings, background, None
     app.state.meters = Meters()
     if settings.origins:
         cors.install(app, settings.origins)
-    app.add_middleware(Outermost, max_json_bytes=settings.max_json_bytes, meters=app.state.meters)
+    limits = Limits(settings.max_json_bytes, settings.body_grace_s, settings.body_min_rate)
+    app.add_middleware(Outermost, limits=limits, meters=app.state.meters)
+    if settings.otlp_endpoint is not None:
+        app.add_middleware(Traced)
     problems.install(app)
     # Routes are tried in this order: what every site asks all the time comes first.
     for module in (work, updates, jobs, objects, consents):
@@ -173,8 +195,11 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         app.include_router(module.router)
     for module in (enrolments, own_token):
         app.include_router(module.router)
-    for module in (health, metrics):
+    for module in (webhooks, health, metrics):
         app.include_router(module.router)
+    if settings.dashboard:
+        for pages in (entrance, run_pages, client_pages, enrolment_pages, trail_pages):
+            app.include_router(pages.router)
     return app
 
 

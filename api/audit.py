@@ -39,6 +39,8 @@ KINDS: Mapping[str, str] = {
     "token-created": "a bearer token was made",
     "token-replaced": "the holder of a token has made its successor",
     "token-revoked": "a bearer token is refused from now on",
+    "dashboard-entered": "somebody signed in to the dashboard with a token",
+    "dashboard-left": "and signed out",
     "run-created": "a plan became a run",
     "run-started": "a run began",
     "run-paused": "a run waits",
@@ -80,6 +82,13 @@ KINDS: Mapping[str, str] = {
     "signing-key-created": "a key signs receipts from now on",
     "signing-key-retired": "a key signs no more, and goes on verifying",
     "signing-key-revoked": "nothing that a key has signed is valid any more",
+    "webhook-created": "events are sent to a receiver from now on",
+    "webhook-disabled": "nothing is sent to it, with the reason",
+    "webhook-enabled": "events are sent to it again",
+    "webhook-key-rotated": "it has a new secret; the former one signs for a while, too",
+    "webhook-deleted": "it is gone, with its secret",
+    "backup-made": "the database was copied",
+    "database-restored": "the database is one of an earlier moment: what followed is unknown",
 }
 
 

@@ -96,11 +96,7 @@ async def known(ctx: Context, address: str, token: str) -> Principal:
     sent too many that nobody has.
     """
     mac = mac_of(token, ctx.settings.pepper)
-    try:
-        ctx.guard.admit(address, mac)
-    except TooManyFailures:
-        ctx.meters.auth_failures.labels("throttled").inc()
-        raise
+    admit(ctx, address, mac)
     found = await ctx.database.glance(_KNOWN, mac=mac)
     if not found or not hmac.compare_digest(bytes(found[0][0]), mac):
         raise _refused(ctx, address, mac, "unknown", "the bearer token is not known here")
@@ -114,9 +110,23 @@ async def known(ctx: Context, address: str, token: str) -> Principal:
 
 
 def _refused(ctx: Context, address: str, mac: bytes, reason: str, why: str) -> Unauthenticated:
+    failed(ctx, address, mac, reason)
+    return Unauthenticated(why)
+
+
+def admit(ctx: Context, address: str, mac: bytes) -> None:
+    """Raises ``TooManyFailures`` where nobody should look at these credentials now."""
+    try:
+        ctx.guard.admit(address, mac)
+    except TooManyFailures:
+        ctx.meters.auth_failures.labels("throttled").inc()
+        raise
+
+
+def failed(ctx: Context, address: str, mac: bytes, reason: str) -> None:
+    """These credentials were looked at and are not valid."""
     ctx.guard.failed(address, mac)
     ctx.meters.auth_failures.labels(reason).inc()
-    return Unauthenticated(why)
 
 
 async def still_valid(ctx: Context, who: Principal) -> bool:

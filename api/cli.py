@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
@@ -15,11 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api import audit, migration, tokens
 from api.config import Secrets, Settings, SettingsError, database_url
+from api.connections import HeadLimits, guarded
 from api.console import first_line, run, settings, stop, transaction
 from api.context import Context
 from api.db.engine import Database
 from api.observability import configure
 from api.receipts import keys
+from core.errors import DomainError
 
 _STOP_S = 10
 
@@ -52,6 +54,23 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def uvicorn_options(found: Settings) -> dict[str, Any]:
+    """How the application is served."""
+    heads = HeadLimits(found.head_timeout_s, found.max_head_bytes, found.max_connections)
+    return {
+        "host": found.host,
+        "port": found.port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": bool(found.proxies),
+        "forwarded_allow_ips": found.proxies,
+        "timeout_graceful_shutdown": _STOP_S,
+        "http": guarded(heads),
+        "ws": "none",
+    }
+
+
 @serve_app.callback(invoke_without_command=True)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address (FHV_HOST).")] = None,
@@ -65,25 +84,18 @@ def serve(
     except SQLAlchemyError as error:
         listener.close()
         stop(f"the database cannot be reached: {first_line(error)}")
-    if not state.current:
+    if not state.usable:
         listener.close()
         stop(
             f"the database is at migration {state.found or 'none'}, this program needs "
-            f"{state.head}: run 'fedhypevae db upgrade'."
+            f"{state.head}: "
+            + ("run the newer program." if state.newer else "run 'fedhypevae db upgrade'.")
         )
     # Here, because it takes seconds that the other commands need not pay.
     from api.app import create_app
 
     configure(found.log_level)
-    config = uvicorn.Config(
-        create_app(found),
-        host=found.host,
-        port=found.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_STOP_S,
-    )
+    config = uvicorn.Config(create_app(found), **uvicorn_options(found))
     _Server(config).run(sockets=[listener])
 
 
@@ -220,9 +232,13 @@ def db_upgrade(revision: Annotated[str, typer.Argument(help="Target.")] = "head"
     try:
         migration.upgrade(url, revision)
         state = migration.state(url)
+    except DomainError as error:
+        stop(str(error))
     except SQLAlchemyError as error:
         stop(f"the migration was not applied: {first_line(error)}")
     print(f"the database is at migration {state.found}")
+    if state.newer:
+        print(f"of a newer program; this one ({state.head}) can serve it", file=sys.stderr)
 
 
 @db_app.command("downgrade")
@@ -239,11 +255,11 @@ def db_downgrade(revision: Annotated[str, typer.Argument(help="Target, e.g. 0001
 
 @db_app.command("current")
 def db_current() -> None:
-    """Say which migration the database is at. Exit code 1 unless it is the newest."""
+    """Say which migration the database is at. Exit code 1 unless this program can serve it."""
     try:
         state = migration.state(_database_url())
     except SQLAlchemyError as error:
         stop(f"the database cannot be reached: {first_line(error)}")
     print(f"at {state.found or 'none'}, newest {state.head}")
-    if not state.current:
+    if not state.usable:
         raise typer.Exit(1)

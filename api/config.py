@@ -1,14 +1,20 @@
-"""Settings of the coordinator from the environment (``FHV_*``). Secrets never get a default."""
+"""Settings of the coordinator from the environment (``FHV_*``) or from files (``FHV_*_FILE``).
+
+Secrets never get a default.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from typing import Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from core import tracing
+from core.secret_files import FileSettings, SettingFileError, from_file
 from core.synthesis.request import MAX_ROWS
 
 # Only with FHV_ENV=dev: a laptop's tokens need no secrecy, but must survive a restart.
@@ -29,7 +35,7 @@ def _with_driver(url: str) -> str:
     return f"postgresql+psycopg://{rest}"
 
 
-class Secrets(BaseSettings):
+class Secrets(FileSettings):
     """Enough for tokens and the database: what `fedhypevae token` needs."""
 
     model_config = SettingsConfigDict(env_prefix="FHV_", frozen=True, extra="ignore")
@@ -67,6 +73,11 @@ class Settings(Secrets):
     broker_url: str | None = None
     object_store_url: str = Field(default="", validate_default=True)
 
+    trusted_proxies: str = Field(
+        default="",
+        description="Addresses or networks of the reverse proxies, with commas: only their "
+        "X-Forwarded-For and X-Forwarded-Proto are believed. Empty: nobody's.",
+    )
     cors_origins: str = Field(
         default="",
         description="Origins whose pages may call this API from a browser, with commas: "
@@ -87,6 +98,25 @@ class Settings(Secrets):
         default=10.0, gt=0, description="Unclaimed work is announced again; the pause doubles."
     )
     max_json_bytes: int = Field(default=4 * 2**20, gt=0)
+    body_grace_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="A body of n bytes must have come after so many seconds and n / "
+        "FHV_BODY_MIN_RATE more; else 408.",
+    )
+    body_min_rate: float = Field(default=8_192.0, gt=0, description="Bytes a second.")
+    head_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="A request's line and headers must have come after so many seconds; else its "
+        "connection is closed.",
+    )
+    max_head_bytes: int = Field(
+        default=32_768, ge=4_096, description="Of a request's line and headers together; else 431."
+    )
+    max_connections: int = Field(
+        default=4_096, ge=1, description="Of one process; a request on any other gets 503."
+    )
     max_wait_s: float = Field(default=60.0, gt=0, description="Longest long poll.")
     failures_per_minute: int = Field(
         default=60,
@@ -106,6 +136,34 @@ class Settings(Secrets):
     )
     max_streams: int = Field(default=500, ge=1, description="Event streams of one process.")
     heartbeat_s: float = Field(default=15.0, gt=0, description="Pace of a quiet stream's comments.")
+    otlp_endpoint: str | None = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
+        validate_default=True,
+        description="Collector of traces (OTLP over HTTP), such as http://collector:4318; unset: "
+        "there are none.",
+    )
+    webhooks_allow_http: bool = Field(
+        default=False, description="Webhooks without TLS to other machines."
+    )
+    webhooks_allow_private: bool = Field(
+        default=False, description="Webhooks to loopback and private addresses."
+    )
+    webhooks_attempts: int = Field(
+        default=14, ge=1, le=100, description="Of one delivery; with the pauses, half a day."
+    )
+    webhooks_backoff_s: float = Field(
+        default=10.0, gt=0, description="First pause after a failed attempt; doubles each time."
+    )
+    webhooks_timeout_s: float = Field(default=10.0, gt=0, le=60, description="Of one attempt.")
+    webhooks_overlap_s: float = Field(
+        default=86_400.0, ge=0, description="So long a changed secret goes on signing, too."
+    )
+    webhooks_stuck_s: float = Field(
+        default=3_600.0, gt=0, description="A round open or summed for longer is stuck."
+    )
+    webhooks_retention_days: float = Field(
+        default=30.0, gt=0, description="So long it can be seen what became of a delivery."
+    )
     update_retention_days: float | None = Field(
         default=None,
         gt=0,
@@ -147,6 +205,21 @@ class Settings(Secrets):
         description="Serve rows of models without a privacy guarantee, stamped NOT PRIVATE.",
     )
 
+    dashboard: bool = Field(default=True, description="Serve the pages under /dashboard.")
+    dashboard_session_s: float = Field(
+        default=12 * 3600.0,
+        ge=60,
+        le=7 * 86_400.0,
+        description="So long after signing in a browser has to sign in again.",
+    )
+    dashboard_idle_s: float = Field(
+        default=1800.0,
+        ge=60,
+        le=7 * 86_400.0,
+        description="So long a browser stays signed in while nobody does anything; pages that "
+        "refresh themselves do not count.",
+    )
+
     model_licence: str = Field(
         default="unspecified: ask the operator",
         min_length=1,
@@ -169,6 +242,25 @@ class Settings(Secrets):
                 raise ValueError("must be origins with commas, such as https://host:8443")
         return value
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, value: str) -> str:
+        for proxy in _listed(value):
+            try:
+                network = ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError(
+                    "must be addresses or networks with commas, such as 127.0.0.1,172.30.0.0/24"
+                ) from None
+            if network.prefixlen == 0:
+                raise ValueError("must not be everybody: any caller could then choose its address")
+        return value
+
+    @property
+    def proxies(self) -> list[str]:
+        """The addresses and networks of ``trusted_proxies``."""
+        return _listed(self.trusted_proxies)
+
     @property
     def origins(self) -> list[str]:
         """The origins of ``cors_origins``."""
@@ -178,6 +270,11 @@ class Settings(Secrets):
     @classmethod
     def _no_empty_token(cls, value: object) -> object:
         return value or None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        return tracing.usable(value)
 
     @field_validator("broker_url")
     @classmethod
@@ -196,6 +293,8 @@ def load(kind: type[S], **overrides: object) -> S:
     """Settings from the environment; ``SettingsError`` names what is wrong."""
     try:
         return kind(**overrides)  # type: ignore[arg-type]
+    except SettingFileError as error:
+        raise SettingsError(str(error)) from None
     except ValidationError as error:
         lines = []
         for item in error.errors():
@@ -208,6 +307,9 @@ def load(kind: type[S], **overrides: object) -> S:
 def database_url(given: str | None = None) -> str:
     """The database's URL alone: migrations need no other setting."""
     try:
-        return _with_driver(given or os.environ.get("FHV_DATABASE_URL", ""))
+        found = given or from_file("database_url", os.environ)
+        return _with_driver(found or os.environ.get("FHV_DATABASE_URL", ""))
+    except SettingFileError as error:
+        raise SettingsError(str(error)) from None
     except ValueError as error:
         raise SettingsError(f"FHV_DATABASE_URL: {error}") from None

@@ -10,6 +10,7 @@ keep secrets in files of mode 0600, or elsewhere.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 # The kernel's limit for a socket's path is 108 bytes; Postgres appends "/.s.PGSQL.5432".
@@ -60,6 +62,17 @@ def _start_postgres(folder: Path) -> Any:
     raise AssertionError("unreachable")
 
 
+def _forget_killed(folder: Path) -> None:
+    """The wheel keeps a list of a server's users. One that was killed is on it for ever, and the
+    last one alive would not stop the server.
+    """
+    users = folder / ".handle_pids.json"
+    with _wheel().postgres_server.PostgresServer._lock:
+        if users.exists():
+            alive = [pid for pid in json.loads(users.read_text()) if psutil.pid_exists(pid)]
+            users.write_text(json.dumps(alive))
+
+
 def _forget_durability(url: str) -> None:
     """For data that nobody will miss: commits need not reach the disk."""
     with psycopg.connect(url, autocommit=True) as connection:
@@ -79,6 +92,15 @@ def postgres(folder: Path, *, fast: bool = False) -> Iterator[str]:
     if url := os.environ.get("FHV_DATABASE_URL"):
         yield url
         return
+    with own_postgres(folder) as url:
+        if fast:
+            _forget_durability(url)
+        yield url
+
+
+@contextmanager
+def own_postgres(folder: Path) -> Iterator[str]:
+    """As ``postgres``, whatever ``FHV_DATABASE_URL`` says."""
     folder = folder.expanduser().resolve()
     if len(str(folder).encode()) > _SOCKET_FOLDER_LIMIT:
         raise EmbeddedServiceError(
@@ -86,12 +108,10 @@ def postgres(folder: Path, *, fast: bool = False) -> Iterator[str]:
             f"(at most {_SOCKET_FOLDER_LIMIT} bytes); choose a shorter one"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _forget_killed(folder)
     server = _start_postgres(folder)
     with server:
-        url = str(server.get_uri())
-        if fast:
-            _forget_durability(url)
-        yield url
+        yield str(server.get_uri())
 
 
 def free_port() -> int:

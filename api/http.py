@@ -1,5 +1,5 @@
-"""The outermost layer: request ids, the size limit of JSON bodies, the protocol, headers that keep
-browsers from doing more with an answer than it is meant for, one log line.
+"""The outermost layer: request ids, the limits of bodies (api.bodies), the protocol, headers that
+keep browsers from doing more with an answer than it is meant for, one log line.
 
 Plain ASGI, because it must see bodies before anything reads them and must answer in
 problem+json. Bodies, tokens and query strings are never logged.
@@ -14,10 +14,10 @@ import uuid
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import problems
+from api import bodies, problems
+from api.bodies import Limits
 from api.metrics.meters import UNMATCHED, Meters
 from api.protocol import SCOPE_KEY, negotiated
 from core.errors import DomainError
@@ -61,10 +61,10 @@ class _Crashed(DomainError):
 
 
 class Outermost:
-    def __init__(self, app: ASGIApp, max_json_bytes: int, meters: Meters) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, meters: Meters) -> None:
         self.app = app
         self.meters = meters
-        self.max_json_bytes = max_json_bytes
+        self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,7 +96,7 @@ class Outermost:
                 scope[problems.SCOPE_KEY] = refused.code
                 await _send_problem(refused, request_id, send_with_id)
             else:
-                await self.app(scope, self._limited(scope, receive), send_with_id)
+                await self.app(scope, self._limited(scope, receive, headers), send_with_id)
         except Exception:
             log.exception("request_crashed", method=scope["method"], path=scope["path"])
             if status:  # half an answer is out: the server must cut the connection
@@ -117,6 +117,7 @@ class Outermost:
                     "request",
                     method=scope["method"],
                     path=scope["path"],
+                    address=(scope.get("client") or ("",))[0],
                     status=status,
                     ms=round(1000 * seconds, 1),
                 )
@@ -126,30 +127,18 @@ class Outermost:
             scope[SCOPE_KEY] = negotiated(headers)
         except problems.UnsupportedProtocol as refusal:
             return refusal
+        if "\0" in scope["path"]:
+            return problems.InvalidRequest("the path holds U+0000", field="path")
         length = headers.get("content-length", "0")
-        large = length.isdigit() and int(length) > self.max_json_bytes
+        large = length.isdigit() and int(length) > self.limits.max_bytes
         if large and not _UPLOAD.match(scope["path"]):
-            return problems.PayloadTooLarge(self._too_large())
-        return None
+            return bodies.too_large(self.limits.max_bytes)
+        return bodies.refusal(headers)
 
-    def _too_large(self) -> str:
-        return f"the body must not be larger than {self.max_json_bytes} bytes"
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        if _UPLOAD.match(scope["path"]):
-            return receive
-        total = 0
-
-        async def limited() -> Message:
-            nonlocal total
-            message = await receive()
-            total += len(message.get("body", b""))
-            if total > self.max_json_bytes:
-                # FastAPI lets HTTPException through while it reads a body, nothing else.
-                raise HTTPException(413, self._too_large())
-            return message
-
-        return limited
+    def _limited(self, scope: Scope, receive: Receive, headers: Headers) -> Receive:
+        upload = _UPLOAD.match(scope["path"]) is not None
+        is_json = not upload and "json" in headers.get("content-type", "").lower()
+        return bodies.Body(receive, self.limits, whole=not upload, is_json=is_json).receive
 
 
 async def _send_problem(error: DomainError, request_id: str, send: Send) -> None:

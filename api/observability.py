@@ -16,11 +16,12 @@ from structlog.typing import EventDict, Processor
 _QUIET = ("sqlalchemy", "psycopg", "kombu", "celery", "amqp", "asyncio", "uvicorn.access")
 
 # No event names a secret. A library's message or a traceback might: the line is searched as it is
-# written. Bearer tokens, lease tokens (``api.auth.lease_token``) and the
+# written. Bearer tokens, lease tokens (``api.auth.lease_token``), secrets of webhooks and the
 # password of a URL; enrolment codes (``core.wire.credentials``).
 _SECRETS = re.compile(
     r"(?P<scope>\bfhv_[a-z]+_)[A-Za-z0-9_-]{16,}"
     r"|(?P<lease>\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+\.)[0-9a-f]{64}\b"
+    r"|(?P<webhook>\bwhsec_)[A-Za-z0-9+/=_-]{16,}"
     r"|(?P<user>\b[a-z][a-z0-9+.]*://[^\s:/@\"]*:)[^\s/@\"]+(?=@)"
     r"|(?P<code>\b)[0-9A-Z]{5}(?:-[0-9A-Z]{5}){4}\b"
 )

@@ -14,9 +14,11 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
+from fastapi.routing import iter_route_contexts
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from core.errors import DomainError
 
@@ -43,6 +45,14 @@ class Conflict(DomainError):
 
 class PayloadTooLarge(DomainError):
     code = "payload-too-large"
+
+
+class RequestTimeout(DomainError):
+    code = "request-timeout"
+
+
+class HeadersTooLarge(DomainError):
+    code = "headers-too-large"
 
 
 class NotAcceptable(DomainError):
@@ -149,6 +159,12 @@ class NotReplayable(Conflict):
     code = "not-replayable"
 
 
+class Overloaded(DomainError):
+    """This process holds as many connections as it may."""
+
+    code = "overloaded"
+
+
 class TooManyFailures(DomainError):
     """An address has sent too much that is no token or code. ``retry_after_s``: whole seconds."""
 
@@ -177,6 +193,14 @@ class TooManyStreams(DomainError):
     code = "too-many-streams"
 
 
+class Refused(HTTPException):
+    """A domain error where only an ``HTTPException`` is let through: while a body is read."""
+
+    def __init__(self, problem: DomainError, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(CATALOGUE[problem.code][0], problem.message, headers)
+        self.problem = problem
+
+
 # code -> (status, title). A code is never removed and never changes its status.
 CATALOGUE: Mapping[str, tuple[int, str]] = {
     "domain-error": (400, "The request cannot be carried out"),
@@ -187,6 +211,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "method-not-allowed": (405, "The method is not allowed here"),
     "enrolment-code-unknown": (404, "There is no such enrolment code"),
     "not-acceptable": (406, "None of the accepted formats is served"),
+    "request-timeout": (408, "The request came too slowly"),
     "conflict": (409, "The state of the resource forbids it"),
     "space-name-taken": (409, "Another embedding space has this name"),
     "client-name-taken": (409, "Another client has this name"),
@@ -243,11 +268,15 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "too-many-answers": (429, "Too many answers are being made"),
     "too-many-failures": (429, "Too many invalid tokens or codes"),
     "too-many-streams": (429, "Too many event streams are open"),
+    "headers-too-large": (431, "The request's head is too large"),
+    "backup-failed": (500, "The backup cannot be made or restored"),
+    "schema-too-new": (500, "The database belongs to a newer program"),
     "internal-error": (500, "Something went wrong here"),
     "signing-key-sealed": (500, "The signing key cannot be opened"),
     "object-missing": (500, "A stored object is missing"),
     "object-corrupt": (500, "A stored object is damaged"),
     "store-unavailable": (503, "The object store takes no bytes"),
+    "overloaded": (503, "Too many connections are open"),
     "not-ready": (503, "The service is not ready"),
 }
 
@@ -369,16 +398,43 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
+    if isinstance(error, Refused):
+        body = of_domain_error(error.problem, request_id_of(request))
+        return _answer(request, body, error.headers)
     code = _CODE_OF_STATUS.get(error.status_code)
     if code is None:
         code = "invalid-request" if error.status_code < 500 else "internal-error"
     body = body_of(code, str(error.detail), request_id=request_id_of(request))
-    return _answer(request, body, error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request))
+    return _answer(request, body, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Methods of all routes of this path: the router names those of the first one only."""
+    found: set[str] = set()
+    for each in iter_route_contexts(request.app.routes):
+        pattern, _, _ = compile_path(each.path or "/")
+        if pattern.match(request.scope["path"]):
+            found |= set(each.methods or ())
+    return sorted(found)
+
+
+async def _on_unstorable(request: Request, error: Exception) -> JSONResponse:
+    """The database cannot hold a value: a NUL in a path, a number beyond its column. What comes in
+    a body is named by its field before it gets here; this is the net under everything else.
+    """
+    log.warning("unstorable_value", error=type(error).__name__)
+    detail = "A value of the request is out of range, or holds U+0000."
+    return _answer(request, body_of("invalid-request", detail, request_id=request_id_of(request)))
 
 
 def install(app: FastAPI) -> None:
     app.add_exception_handler(DomainError, _on_domain_error)
     for kind in (OperationalError, InterfaceError, PoolTimeout, psycopg.OperationalError):
         app.add_exception_handler(kind, _on_database_trouble)
+    app.add_exception_handler(DataError, _on_unstorable)
+    app.add_exception_handler(psycopg.DataError, _on_unstorable)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -7,6 +7,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Response
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,8 +21,19 @@ from api.openapi import answers, example
 from api.pages import DEFAULT_LIMIT, After, Limit, Page, cut, paged
 from api.problems import NotFound, SpaceConflict
 from core.federation.plan import EmbeddingSpace, digest_of
+from core.federation.values import Line
 
 router = APIRouter(prefix="/v1/spaces", tags=["spaces"])
+
+
+class NewSpace(EmbeddingSpace):
+    """The contract as it may be registered: its texts are for people, too."""
+
+    backbone: Line = Field(min_length=1, max_length=200)
+    preprocessing: Line = Field(min_length=1, max_length=500)
+    classes: tuple[Annotated[Line, Field(min_length=1, max_length=100)], ...] = Field(
+        min_length=2, max_length=1_000
+    )
 
 
 class SpaceView(EmbeddingSpace):
@@ -39,7 +51,7 @@ async def by_name(session: AsyncSession, name: str) -> Space | None:
     return found
 
 
-async def register(session: AsyncSession, body: EmbeddingSpace) -> tuple[Space, bool]:
+async def register(session: AsyncSession, body: NewSpace) -> tuple[Space, bool]:
     """The space of this name, made if there was none. Another body under the name: refused."""
     digest = digest_of(body)
     made = await session.execute(
@@ -75,7 +87,7 @@ async def create(
     ctx: Ctx,
     who: Admin,
     response: Response,
-    body: Annotated[EmbeddingSpace, example(examples.SPACE)],
+    body: Annotated[NewSpace, example(examples.SPACE)],
 ) -> SpaceView:
     async with ctx.database.write() as session:
         row, made = await register(session, body)

@@ -37,6 +37,9 @@ _STEPS_AT_ONCE = 100
 _REST = timedelta(seconds=2)
 _HOUSEKEEPING = timedelta(minutes=10)
 _REST_SHARE = 20
+# But never longer than this: a sweep may have taken long because it waited for a lock, and a run
+# that had to give in to a migration has nobody who rings for it.
+_LONGEST_REST_S = 5.0
 # How often what is not a round's is looked at if nobody rings: ends of jobs' leases, messages to
 # send again, joins that wait. Most of it has tens of seconds.
 _CHORES_S = 1.0
@@ -101,7 +104,8 @@ class Sweeper:
                         # if nobody wakes it.
                         pace, took = self._ctx.settings.sweep_s, time.monotonic() - began
                         await asyncio.sleep(min(took, pace))
-                        rung = await wait(bell, max(pace, _REST_SHARE * took))
+                        rest = min(_REST_SHARE * took, _LONGEST_REST_S)
+                        rung = await wait(bell, max(pace, rest))
                     else:
                         self._grace_until, rung = None, True
                         await asyncio.sleep(self._ctx.settings.poll_s)

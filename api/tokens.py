@@ -21,6 +21,7 @@ from api.db.models import SCOPES, Client, Token
 from api.openapi import answers, example
 from api.pages import DEFAULT_LIMIT, After, Limit, Page, cut, paged
 from api.problems import InvalidRequest, NotFound
+from core.federation.values import Line
 from core.wire.credentials import new_token
 
 router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
@@ -30,7 +31,7 @@ class NewToken(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     scope: Literal["admin", "client", "worker", "scientist", "auditor"]
-    label: str = Field(min_length=1, max_length=100, description="Whose it is, for people.")
+    label: Line = Field(min_length=1, max_length=100, description="Whose it is, for people.")
     client: str | None = Field(default=None, description="Client's name; for scope 'client' only.")
     expires_in_s: float | None = Field(default=None, gt=0, le=10 * 366 * 86_400)
     renewable: bool = Field(

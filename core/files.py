@@ -33,6 +33,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def flush(path: Path) -> None:
+    """A file's bytes, or a folder's names, are on the disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _not_written(path: Path, error: OSError) -> FileNotWritten:
     return FileNotWritten(
         f"cannot write {path}: {error.strerror or error}.",

@@ -8,7 +8,6 @@ second write of the same bytes is harmless and a torn or altered file is noticed
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -20,6 +19,7 @@ from obstore.store import LocalStore, from_url
 from obstore.store import ObjectStore as Backend
 
 from core.errors import ObjectCorrupt, ObjectMissing, StoreUnavailable
+from core.files import flush
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class ObjectStore:
             found = False
         # Also where nothing was found: a deletion before a power cut may not have been flushed.
         if self._folder is not None and (self._folder / key).parent.is_dir():
-            _flush((self._folder / key).parent)
+            flush((self._folder / key).parent)
         return found
 
     def exists(self, digest: str) -> bool:
@@ -124,16 +124,8 @@ def _sync(path: Path, named: set[Path]) -> None:
     """Flush a new file and the names that lead to it: a row may now refer to it. ``named``: folders
     whose own names are on the disk already; nobody removes a folder, so once is enough.
     """
-    _flush(path)
-    _flush(path.parent)
+    flush(path)
+    flush(path.parent)
     if path.parent not in named:
-        _flush(path.parent.parent)
+        flush(path.parent.parent)
         named.add(path.parent)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,13 +7,18 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from api.config import database_url
-from api.db import enrolment_models, models, oversight_models, run_models
+from api.db import enrolment_models, models, oversight_models, run_models, webhook_models
 
 # A migration that cannot get its lock gives up instead of blocking every request behind it.
 LOCK_TIMEOUT = "5s"
 
 target_metadata = models.Base.metadata
-for _module in (run_models.Run, oversight_models.Consent, enrolment_models.Enrolment):
+for _module in (  # all modules must be imported
+    run_models.Run,
+    oversight_models.Consent,
+    enrolment_models.Enrolment,
+    webhook_models.Webhook,
+):
     assert _module.metadata is target_metadata  # noqa: S101
 
 

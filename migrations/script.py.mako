@@ -10,6 +10,9 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = None
 depends_on = None
+# True if programs of before this migration can go on with it: it only adds what they do not look at
+# and need not fill in. See docs/deployment.md.
+expands = False
 
 
 def upgrade() -> None:

@@ -8,10 +8,12 @@ stored. One process does one task at a time (solo pool: CUDA does not survive a 
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from typing import Any
 
 from celery import Celery
 
+from core import tracing
 from core.wire.jobs import (
     QUEUE_COORDINATOR,
     QUEUE_SYNTHESIS,
@@ -105,5 +107,11 @@ def serve(queue: str, *, log_level: str) -> int:
         without_heartbeat=True,
         quiet=True,
     )
-    worker.start()
+    endpoint = load_settings().otlp_endpoint
+    if endpoint is not None and queue != QUEUE_TRAIN:  # sites are not traced (core.tracing)
+        tracing.start(f"fedhypevae-worker-{queue}", endpoint, version("fedhypevae"))
+    try:
+        worker.start()
+    finally:
+        tracing.stop()
     return int(worker.exitcode or 0)

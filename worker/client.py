@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from importlib import metadata
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -22,6 +23,7 @@ import httpx
 import stamina
 from pydantic import BaseModel
 
+from core import tracing
 from core.wire.messages import LEASE_HEADER
 from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN
 from worker.answers import Answer, Retry, StreamedAnswer, Timeouts
@@ -49,6 +51,7 @@ __all__ = ["CoordinatorClient", "Retry", "Timeouts"]
 
 T = TypeVar("T")
 
+_VERSION = metadata.version("fedhypevae")
 MAX_DOWNLOAD = 1 << 30  # bytes: refuses an endless answer when the size is not known beforehand
 
 
@@ -70,7 +73,7 @@ class CoordinatorClient(FileOperations):
         self._timeouts = timeouts or Timeouts()
         self._cache = cache
         self._protocol = SPOKEN.newest
-        headers = {"User-Agent": "fedhypevae-client", RANGE_HEADER: str(SPOKEN)}
+        headers = {"User-Agent": f"fedhypevae-client/{_VERSION}", RANGE_HEADER: str(SPOKEN)}
         self._http = httpx.Client(
             base_url=self.base_url,
             headers=headers,
@@ -285,7 +288,10 @@ class CoordinatorClient(FileOperations):
             wait_jitter=policy.jitter_s,
         ).with_name(name, (), {})
         for attempt in attempts:
-            with attempt:
+            with (
+                attempt,
+                tracing.child(name.split()[0], "client", {"url.path": name.partition(" ")[2]}),
+            ):
                 return self._in_common_version(once)
         raise AssertionError("a retry context ends with a result or an exception")
 
@@ -300,7 +306,7 @@ class CoordinatorClient(FileOperations):
             raise again.problem from None
 
     def _versioned(self, headers: Mapping[str, str]) -> dict[str, str]:
-        return {**headers, PROTOCOL_HEADER: str(self._protocol)}
+        return {**headers, **tracing.headers(), PROTOCOL_HEADER: str(self._protocol)}
 
     def _raise_for(self, answer: httpx.Response) -> NoReturn:
         """The answer's problem as an error; a version that is not spoken there is changed first.

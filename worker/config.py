@@ -1,4 +1,4 @@
-"""Settings of workers and agents (environment, prefix ``FHV_``) and the site's TOML file.
+"""Settings of workers and agents (``FHV_*``, or files by ``FHV_*_FILE``) and the site's TOML file.
 
 The environment says where the coordinator is and which token to use; the TOML says where a
 site's records are and what may be done with them. The second is the site's own policy: nothing
@@ -7,6 +7,7 @@ that a coordinator sends can change it. Errors name the key and how to mend it.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from core import tracing
 from core.federation.plan import Name, Sha256
+from core.secret_files import FileSettings, SettingFileError
 from core.training.compute import Compute, Engine, Precision
 from worker.credentials import TOKEN_FILE, TokenFile, TokenSource
 from worker.errors import ConfigError
@@ -35,11 +38,12 @@ _MEND = {
     "precision": "Set FHV_PRECISION to float32 or bfloat16.",
     "log_level": "Set FHV_LOG_LEVEL to debug, info, warning or error.",
     "broker_url": "Set FHV_BROKER_URL, for example redis://127.0.0.1:6379/0.",
+    "otlp_endpoint": "Set FHV_OTLP_ENDPOINT (or OTEL_EXPORTER_OTLP_ENDPOINT), for example http://collector:4318.",
     "object_store_url": "Set FHV_OBJECT_STORE_URL to the coordinator's store (file:///... or s3://...).",
 }
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(FileSettings):
     """From the environment. Which of the optional ones are needed depends on the command."""
 
     model_config = SettingsConfigDict(
@@ -57,6 +61,16 @@ class WorkerSettings(BaseSettings):
     micro_batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
     precision: Precision = "float32"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_endpoint: str | None = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"), validate_default=True
+    )
+
+    @classmethod
+    def by_file(cls) -> list[str]:
+        """All but the token's: its file is read again and again, since it may be replaced
+        (``worker.credentials``).
+        """
+        return [name for name in super().by_file() if not name.startswith("token")]
 
     @field_validator("coordinator_url")
     @classmethod
@@ -67,6 +81,11 @@ class WorkerSettings(BaseSettings):
         if parts.username is not None or parts.password is not None:
             raise ValueError("must not hold a user name or password (it is logged)")
         return value.rstrip("/")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        return tracing.usable(value)
 
     @field_validator("token")
     @classmethod
@@ -197,6 +216,8 @@ def load_settings() -> WorkerSettings:
     """Settings from the environment; every fault in one ``ConfigError``."""
     try:
         return WorkerSettings()
+    except SettingFileError as error:
+        raise ConfigError("the environment has unusable settings:", problems=[str(error)]) from None
     except ValidationError as error:
         problems = []
         for fault in error.errors(include_input=False, include_url=False):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from core.files import flush
 from worker.errors import ConfigError
 
 TOKEN_FILE = "token"  # noqa: S105 (a file name)
@@ -81,7 +82,7 @@ class TokenFile:
         """What was put aside takes the place of the token."""
         try:
             self._aside(purpose).replace(self.path)
-            _sync_folder(self.path.parent)
+            flush(self.path.parent)
         except OSError as error:
             raise _not_kept(self.path, error) from None
 
@@ -128,17 +129,9 @@ class TokenFile:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-            _sync_folder(path.parent)
+            flush(path.parent)
         except OSError as error:
             raise _not_kept(path, error) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _not_kept(path: Path, error: OSError) -> ConfigError:

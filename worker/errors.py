@@ -201,6 +201,12 @@ class ConsentError(WorkerError):
     code = "consent-error"
 
 
+class EmbeddingError(WorkerError):
+    """Images cannot be embedded as it was asked; nothing was written in the output's place."""
+
+    code = "embedding-error"
+
+
 # --- the site's own state ---
 
 

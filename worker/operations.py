@@ -10,6 +10,8 @@ import json
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -70,6 +72,14 @@ class Operations(ABC):
 
     def alive(self) -> JsonObject:
         return self._object("GET", "/healthz", retry=ONCE)
+
+    def clock(self) -> datetime | None:
+        """The coordinator's time, to the second; None if neither it nor a proxy says so."""
+        said = self._send("GET", "/healthz", retry=ONCE).headers.get("date", "")
+        try:
+            return parsedate_to_datetime(said)
+        except ValueError:
+            return None
 
     def ready(self) -> JsonObject:
         return self._object("GET", "/readyz", retry=ONCE)
@@ -235,7 +245,27 @@ class Operations(ABC):
             headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
         )
 
-    def events(self, **query: str | int) -> JsonObject:
+    def tokens(self, **query: str | int) -> JsonObject:
+        return self._object("GET", "/v1/tokens", params=query)
+
+    def create_token(
+        self,
+        *,
+        scope: str,
+        label: str,
+        client: str | None = None,
+        expires_in_s: float | None = None,
+    ) -> JsonObject:
+        """A new token; its text is in this answer only. Asked once: a second try whose first
+        answer was lost would leave a token that nobody has seen.
+        """
+        body = {"scope": scope, "label": label, "client": client, "expires_in_s": expires_in_s}
+        return self._object("POST", "/v1/tokens", json=body, retry=ONCE)
+
+    def revoke_token(self, token_id: str) -> JsonObject:
+        return self._object("POST", f"/v1/tokens/{path_part(token_id)}/revoke")
+
+    def events(self, **query: str | int | Sequence[str]) -> JsonObject:
         """One page of the audit trail (administrators and auditors)."""
         return self._object("GET", "/v1/events", params=query)
 

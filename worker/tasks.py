@@ -9,9 +9,11 @@ again (see ``worker.execution``).
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from core import tracing
 from core.wire.jobs import (
     QUEUE_COORDINATOR,
     QUEUE_TRAIN,
@@ -169,11 +171,23 @@ def _not_claimed(task: Any, error: ClientError, **facts: str) -> str:
     raise task.retry(countdown=seconds, max_retries=_MOST_RETRIES)
 
 
+def _traced(run: Callable[[Any, str], str]) -> Callable[[Any, str], str]:
+    """The task as a part of the trace that its message names. Tasks of sites are never traced."""
+
+    def traced(task: Any, job_id: str) -> str:
+        parent = (task.request.headers or {}).get(tracing.HEADER)
+        about = {"messaging.system": "celery", "fhv.subject": job_id}
+        with tracing.span(f"process {task.name}", "consumer", about, parent=parent):
+            return run(task, job_id)
+
+    return traced
+
+
 train = app.task(name=TASK_TRAIN, bind=True)(_train)
 consent = app.task(name=TASK_CONSENT, bind=True)(_consent)
-aggregate = app.task(name=TASK_AGGREGATE, bind=True)(_aggregate)
-replay = app.task(name=TASK_REPLAY, bind=True)(_replay)
-synthesise = app.task(name=TASK_SYNTHESISE, bind=True)(_synthesise)
+aggregate = app.task(name=TASK_AGGREGATE, bind=True)(_traced(_aggregate))
+replay = app.task(name=TASK_REPLAY, bind=True)(_traced(_replay))
+synthesise = app.task(name=TASK_SYNTHESISE, bind=True)(_traced(_synthesise))
 
 
 # --- what a worker does when it starts ---

@@ -17,6 +17,7 @@ from api.idempotency import REPLAYED_HEADER, Key
 from api.openapi import answers, example
 from api.pages import DEFAULT_LIMIT, After, Limit, Page, paged
 from api.problems import NotFound
+from core.federation.values import Line
 
 router = APIRouter(prefix="/v1/clients", tags=["clients"])
 
@@ -79,7 +80,7 @@ async def me(ctx: Ctx, who: ClientOnly) -> ClientView:
 class Revocation(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    why: str = Field(min_length=1, max_length=200, description="Shown to overseers.")
+    why: Line = Field(min_length=1, max_length=200, description="Shown to overseers.")
 
 
 @router.post(

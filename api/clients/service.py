@@ -17,11 +17,12 @@ from api.db.models import Client
 from api.idempotency import remember, replay
 from api.problems import ClientNameTaken, InvalidRequest, NotFound
 from core.federation.plan import Name
+from core.federation.values import Line
 
 SHOWN_ONCE = "The token is shown once. Keep it on the site's machine."
 NOT_REPEATED = "This request was answered before; its token was shown then and is not kept."
 NO_TOKEN = "A managed client has no token: the worker acts for it with its own."  # noqa: S105
-Text = Annotated[str, Field(min_length=1, max_length=200)]
+Text = Annotated[Line, Field(min_length=1, max_length=200)]
 
 
 class Budget(BaseModel):

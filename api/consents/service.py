@@ -27,6 +27,7 @@ from api.db.engine import TOPIC_SWEEP, ring, topic_of_client
 from api.db.models import Client
 from api.db.run_models import Run
 from api.problems import Conflict, NotFound
+from api.webhooks import kinds as webhooks
 from core.wire.messages import ConsentDecision
 
 log = structlog.get_logger(__name__)
@@ -41,7 +42,16 @@ async def ask(
 ) -> None:
     """Put a run's plan before its clients, each with what its account would come to."""
     of = {client.id: client for client, _ in epsilons}
-    for consent in await repository.add(session, run, epsilons):
+    added = await repository.add(session, run, epsilons)
+    if added:
+        await webhooks.tell(
+            session,
+            "plan-awaiting-consent",
+            see=f"/v1/runs/{run.id}",
+            run_id=run.id,
+            clients=len(added),
+        )
+    for consent in added:
         if of[consent.client_id].managed:
             await outbox.announce_consent(session, consent, now)
         else:

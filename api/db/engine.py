@@ -16,8 +16,10 @@ from psycopg.rows import TupleRow
 from sqlalchemy import ARRAY, Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
+from api import tracing as statements
 from api.db.ping import check_when_taken
 from api.db.single import SingleStatements
+from core import tracing
 
 # A request that waits longer than this for a row is stuck: better an error than a pile.
 _LOCK_TIMEOUT_MS = 15_000
@@ -48,6 +50,8 @@ class Database:
             },
         )
         check_when_taken(self._engine)
+        if tracing.is_on():
+            statements.watch(self._engine.sync_engine)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
         # The same pool; transactions begin with BEGIN READ ONLY.
         readers = self._engine.execution_options(postgresql_readonly=True)

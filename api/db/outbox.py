@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from api.db.models import Client, IdempotencyKey
 from api.db.oversight_models import Consent
 from api.db.run_models import Job, OutboxMessage, Round, Run, WorkItem
 from api.db.synthesis_models import SynthesisJob
+from core import tracing
 from core.wire.jobs import (
     QUEUE_COORDINATOR,
     QUEUE_SYNTHESIS,
@@ -43,11 +45,21 @@ _KEEP_KEYS = timedelta(days=7)
 
 
 async def _announce(session: AsyncSession, task: str, queue: str, *subjects: UUID) -> None:
+    trace = _trace_of(task, queue)
     messages = [
-        {"id": uuid7(), "task": task, "queue": queue, "subject": subject} for subject in subjects
+        {"id": uuid7(), "task": task, "queue": queue, "subject": subject, "trace": trace}
+        for subject in subjects
     ]
     await session.execute(insert(OutboxMessage), messages)
     await ring(session, TOPIC_OUTBOX)
+
+
+def _trace_of(task: str, queue: str) -> str | None:
+    """A span of the trace to which a message belongs, or of a new one. Work of sites has none."""
+    if queue == QUEUE_TRAIN:
+        return None
+    with tracing.span(f"announce {task}"):
+        return tracing.current()
 
 
 async def announce_works(session: AsyncSession, work_ids: Sequence[UUID], now: datetime) -> None:
@@ -156,6 +168,19 @@ def due(queued_at: datetime | None, count: int, now: datetime, resend_s: float) 
     return queued_at + timedelta(seconds=pause) <= now
 
 
+def _sending(row: OutboxMessage) -> AbstractContextManager[object]:
+    """The span of a message that belongs to a trace."""
+    if row.trace is None:
+        return nullcontext()
+    about = {
+        "messaging.system": "celery",
+        "messaging.destination.name": row.queue,
+        "messaging.message.id": str(row.id),
+        "fhv.subject": str(row.subject),
+    }
+    return tracing.span(f"send {row.task}", "producer", about, parent=row.trace)
+
+
 async def sweep_up(session: AsyncSession, now: datetime) -> None:
     """Forget messages that were sent long ago, and keys of requests that nobody repeats now."""
     await session.execute(
@@ -226,16 +251,18 @@ class Dispatcher:
         if self._celery is None:
             raise RuntimeError("no broker is configured")
         for row in rows:
-            self._celery.send_task(
-                row.task,
-                args=[str(row.subject)],
-                queue=row.queue,
-                task_id=str(row.id),
-                serializer="json",
-                ignore_result=True,
-                retry=True,
-                retry_policy={"max_retries": 1, "interval_start": 0.1},
-            )
+            with _sending(row):
+                self._celery.send_task(
+                    row.task,
+                    args=[str(row.subject)],
+                    queue=row.queue,
+                    task_id=str(row.id),
+                    serializer="json",
+                    ignore_result=True,
+                    retry=True,
+                    retry_policy={"max_retries": 1, "interval_start": 0.1},
+                    headers=tracing.headers(),
+                )
 
     async def reachable(self) -> bool:
         """Does the broker answer? (True without a broker: nothing is expected of it.)"""

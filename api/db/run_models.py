@@ -301,7 +301,9 @@ class Job(Base):
 
 
 class OutboxMessage(Base):
-    """A Celery message to send after the commit of the row that it announces; at least once."""
+    """A Celery message to send after the commit of the row that it announces; at least once.
+    ``trace``: the trace to which it belongs, as a ``traceparent``, if there are traces.
+    """
 
     __tablename__ = "outbox"
     __table_args__ = (Index("ix_outbox_unsent", "id", postgresql_where=text("sent_at IS NULL")),)
@@ -310,5 +312,6 @@ class OutboxMessage(Base):
     task: Mapped[str] = mapped_column(String(64))
     queue: Mapped[str] = mapped_column(String(32))
     subject: Mapped[UUID]
+    trace: Mapped[str | None] = mapped_column(String(55))
     created_at: Mapped[CreatedAt]
     sent_at: Mapped[Time | None]

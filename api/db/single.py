@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import TupleRow
+
+from api.tracing import named
+from core import tracing
 
 _Connection = psycopg.AsyncConnection[TupleRow]
 
@@ -44,8 +48,9 @@ class SingleStatements:
         self, connection: _Connection, statement: LiteralString, values: Mapping[str, Any]
     ) -> list[TupleRow]:
         try:
-            cursor = await connection.execute(statement, values)
-            found = await cursor.fetchall()
+            with tracing.child(*named(statement)) if tracing.is_on() else nullcontext():
+                cursor = await connection.execute(statement, values)
+                found = await cursor.fetchall()
         except psycopg.Error:  # the server's answer, or its end
             self._keep(connection)
             raise

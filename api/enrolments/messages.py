@@ -12,6 +12,7 @@ from api.clients.service import ClientView, NewClient
 from api.db.enrolment_models import Enrolment
 from api.enrolments.repository import State
 from core.federation.plan import Name
+from core.federation.values import Line
 from core.wire.credentials import LONGEST_CODE
 
 DAY_S = 86_400.0
@@ -72,7 +73,7 @@ class EnrolmentMade(EnrolmentView):
     code: str = Field(description="Shown once; only an HMAC of it is stored.")
 
 
-Line = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]*$", max_length=200)]
+Ascii = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]*$", max_length=200)]
 
 
 class Redemption(BaseModel):
@@ -85,7 +86,7 @@ class Redemption(BaseModel):
         description="The site's token, made and kept by the site: fhv_client_ and 43 characters "
         "of base64url. Without it the coordinator makes one and shows it in this answer only.",
     )
-    agent: Line = Field(default="", description="Software and machine, for the administrator.")
+    agent: Ascii = Field(default="", description="Software and machine, for the administrator.")
 
 
 class Redeemed(BaseModel):
@@ -111,7 +112,7 @@ class Approval(BaseModel):
 class Refusal(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    why: str = Field(min_length=1, max_length=200, description="Shown to the site.")
+    why: Line = Field(min_length=1, max_length=200, description="Shown to the site.")
 
 
 def state_of(row: Enrolment, now: datetime) -> State:

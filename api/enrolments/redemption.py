@@ -7,8 +7,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api import audit
-from api.auth import mac_of
+from api import audit, auth
 from api.clients import repository as clients
 from api.clients import service as enrolled
 from api.context import Context
@@ -18,7 +17,8 @@ from api.enrolments.issuing import mac_of_code
 from api.enrolments.messages import Redeemed, Redemption, state_of
 from api.enrolments.service import let_in
 from api.own_token import checked
-from api.problems import CodeUnknown, CodeUsed, EnrolmentClosed, InvalidRequest, TooManyFailures
+from api.problems import CodeUnknown, CodeUsed, EnrolmentClosed, InvalidRequest
+from api.webhooks import kinds as webhooks
 from core.wire.credentials import BadCode, fingerprint, new_token, read_code
 
 _UNKNOWN = "no enrolment has this code"
@@ -32,7 +32,7 @@ async def redeem(ctx: Context, session: AsyncSession, body: Redemption, address:
     now = await ctx.database.now(session)
     token = None if body.token is None else checked(body.token, "client")
     if row.token_mac is not None:
-        if token is None or not hmac.compare_digest(row.token_mac, mac_of(token, pepper)):
+        if token is None or not hmac.compare_digest(row.token_mac, auth.mac_of(token, pepper)):
             ctx.guard.failed(address, row.code_mac)
             raise CodeUsed(
                 "this code was redeemed with another token",
@@ -44,7 +44,7 @@ async def redeem(ctx: Context, session: AsyncSession, body: Redemption, address:
     if state != "open":
         raise EnrolmentClosed(f"this code is {state}", mend="Ask for a new code.")
     secret = new_token("client") if token is None else token
-    mac = mac_of(secret, pepper)
+    mac = auth.mac_of(secret, pepper)
     if await repository.token_is_known(session, mac):
         raise InvalidRequest(
             "this token is not new", field="token", mend="Make it of 32 fresh random bytes."
@@ -63,6 +63,10 @@ async def redeem(ctx: Context, session: AsyncSession, body: Redemption, address:
     )
     if row.automatic and ctx.settings.automatic_enrolment:
         await let_in(ctx, session, row, None)
+    else:
+        await webhooks.tell(
+            session, "client-enrolment-waiting", see="/v1/enrolments", enrolment_id=row.id
+        )
     return await _redeemed(session, row, now, secret if token is None else None)
 
 
@@ -73,15 +77,10 @@ async def _of_code(ctx: Context, session: AsyncSession, text: str, address: str)
     except BadCode as wrong:
         raise CodeUnknown(f"{_UNKNOWN}: {wrong}", field="code", mend=_ASK) from None
     mac = mac_of_code(code, ctx.settings.pepper)
-    try:
-        ctx.guard.admit(address, mac)
-    except TooManyFailures:
-        ctx.meters.auth_failures.labels("throttled").inc()
-        raise
+    auth.admit(ctx, address, mac)
     row = await repository.of_code(session, mac)
     if row is None:
-        ctx.guard.failed(address, mac)
-        ctx.meters.auth_failures.labels("code").inc()
+        auth.failed(ctx, address, mac, "code")
         raise CodeUnknown(_UNKNOWN, field="code", mend=_ASK)
     return row
 

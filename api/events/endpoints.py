@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import audit, examples
@@ -22,22 +23,44 @@ from api.openapi import answers
 from api.pages import DEFAULT_LIMIT, After, Limit, Page
 from api.problems import InvalidRequest
 from api.runs import service as runs
+from core.federation.values import MAX_ROUND_NUMBER
 
 router = APIRouter(prefix="/v1", tags=["events"])
 START = UUID(int=0)
+_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}")
+
+
+def _written_out(value: object) -> object:
+    """A time as the document says (RFC 3339); a bare number would be taken for seconds of 1970."""
+    if isinstance(value, str) and _MOMENT.match(value) is None:
+        raise ValueError("must be a time such as 2026-01-31T12:00:00Z")
+    return value
+
+
+Kind = Annotated[str, Field(json_schema_extra={"enum": list(audit.KINDS)})]
+Actor = Annotated[str, Field(json_schema_extra={"enum": list(audit.ACTORS)})]
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
 
 
 def _filter(
     run: Annotated[UUID | None, Query(description="Only of this run.")] = None,
     number: Annotated[
-        int | None, Query(alias="round", ge=0, description="Only of rounds with this number.")
+        int | None,
+        Query(
+            alias="round",
+            ge=0,
+            le=MAX_ROUND_NUMBER,
+            description="Only of rounds with this number.",
+        ),
     ] = None,
-    kind: Annotated[list[str] | None, Query(description="Only of these kinds; repeatable.")] = None,
+    kind: Annotated[
+        list[Kind] | None, Query(description="Only of these kinds; repeatable.")
+    ] = None,
     actor: Annotated[
-        str | None, Query(description="Only by this scope, by 'coordinator' or by 'console'.")
+        Actor | None, Query(description="Only by this scope, by 'coordinator' or by 'console'.")
     ] = None,
-    since: Annotated[AwareDatetime | None, Query(description="From this time on.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Before this time.")] = None,
+    since: Annotated[Moment | None, Query(description="From this time on.")] = None,
+    until: Annotated[Moment | None, Query(description="Before this time.")] = None,
 ) -> Filter:
     unknown = sorted(set(kind or ()) - set(audit.KINDS))
     if unknown:

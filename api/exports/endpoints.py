@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from api import examples
 from api.auth import Scientist
@@ -12,6 +12,7 @@ from api.context import Ctx
 from api.downloads import NOT_200, Sent, answered
 from api.exports import service
 from api.openapi import answers
+from api.rounds.endpoints import WhichRound
 from core.wire.messages import CONTENT_TYPE_TENSORS
 
 router = APIRouter(prefix="/v1/runs", tags=["synthesis"])
@@ -53,9 +54,7 @@ async def export(
             openapi_examples={"run": {"value": examples.SYNTHESIS["run"]}},
         ),
     ],
-    number: Annotated[
-        Literal["latest"] | Annotated[int, Query(ge=0)], Query(alias="round")
-    ] = "latest",
+    number: WhichRound = "latest",
 ) -> Response:
     state = request.app.state
     asked = None if number == "latest" else number

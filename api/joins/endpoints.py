@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from api import examples
@@ -16,6 +16,7 @@ from api.joins import repository, service
 from api.joins.service import JoinView, NewJoin
 from api.openapi import answers, example
 from api.pages import DEFAULT_LIMIT, Limit, paged
+from api.rounds.endpoints import AfterRound
 from api.runs import service as runs
 
 router = APIRouter(prefix="/v1/runs", tags=["joins"])
@@ -76,7 +77,7 @@ async def listed(
     who: Anyone,
     run_id: UUID,
     limit: Limit = DEFAULT_LIMIT,
-    after: Annotated[int | None, Query(ge=0, description="`next` of the page before.")] = None,
+    after: AfterRound = None,
 ) -> JoinPage:
     async with ctx.database.read() as session:
         run = await runs.visible(session, who, run_id)

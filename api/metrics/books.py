@@ -61,6 +61,7 @@ class Snapshot:
             return
         yield from _of_rounds(self.facts)
         yield from _of_queues(self.facts)
+        yield from _of_webhooks(self.facts)
         names = ("client",)
         for name, about, values in (
             ("committed", "Spent for good: committed and lost.", [s.committed for s in self.spent]),
@@ -140,7 +141,22 @@ def _of_queues(facts: Facts) -> Iterator[Metric]:
     )
 
 
-def _spent(clients: Iterable[Enrolled], reserved: _Reserved) -> tuple[Spent, ...]:
+def _of_webhooks(facts: Facts) -> Iterator[Metric]:
+    deliveries = facts.of("deliveries")
+    yield _gauge(
+        "fhv_webhook_deliveries",
+        "Events that are to be delivered (pending), or were given up and are not forgotten (dead).",
+        [((state,), deliveries.get(("", state), 0.0)) for state in ("pending", "dead")],
+        ("state",),
+    )
+    yield _gauge(
+        "fhv_webhooks_disabled",
+        "Webhooks to which nothing is sent.",
+        [((), facts.one("webhooks-disabled"))],
+    )
+
+
+def spent(clients: Iterable[Enrolled], reserved: _Reserved) -> tuple[Spent, ...]:
     """Epsilon of thousands of equal multisets is computed once: ``epsilon`` keeps what it knows."""
 
     def of(client: Enrolled, *standings: bool) -> float:
@@ -178,7 +194,7 @@ class Books:
             if time.monotonic() >= self._spent_until:
                 clients = await repository.clients(ctx.database)
                 reserved = await repository.reserved(ctx.database)
-                self._spent = await asyncio.to_thread(_spent, clients, reserved)
+                self._spent = await asyncio.to_thread(spent, clients, reserved)
                 self._spent_until = time.monotonic() + self._spent_kept_s
         except (psycopg.Error, OSError) as error:
             log.warning("metrics_without_database", error=type(error).__name__)

@@ -87,6 +87,15 @@ class Meters:
             buckets=_SUM_S,
             registry=self.registry,
         )
+        self.webhook_attempts = Counter(
+            "fhv_webhook_attempts",
+            "Attempts to deliver an event; outcome: delivered, refused (answered, but no 2xx), "
+            "failed (no answer) or blocked (nothing was sent).",
+            ("outcome",),
+            registry=self.registry,
+        )
+        for outcome in ("delivered", "refused", "failed", "blocked"):
+            self.webhook_attempts.labels(outcome)
         self.leads = Gauge(
             "fhv_sweeper_leads",
             "1 in the process that drives runs. Of all replicas exactly one should.",

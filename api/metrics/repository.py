@@ -41,6 +41,11 @@ SELECT 'outbox-age', '', '', coalesce(max(extract(epoch FROM now - created_at)),
   FROM outbox, clock WHERE sent_at IS NULL
 UNION ALL
 SELECT 'erasures', '', '', count(*) FROM erasures WHERE done_at IS NULL
+UNION ALL
+SELECT 'deliveries', '', state, count(*) FROM webhook_deliveries
+  WHERE state IN ('pending', 'dead') GROUP BY state
+UNION ALL
+SELECT 'webhooks-disabled', '', '', count(*) FROM webhooks WHERE disabled_at IS NOT NULL
 """
 
 # Every account's reservations as a multiset, by whether they are settled. An outcome is what has a

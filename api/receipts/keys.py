@@ -1,31 +1,26 @@
 """The coordinator's signing keys: one signs, older ones go on verifying.
 
-A private key leaves the database only under the token pepper (HKDF-SHA256, ChaCha20-Poly1305 with
-the key's id as associated data). The first one is made when the first receipt is.
+A private key lies in the database sealed under the token pepper (``api.sealing``). The first one is
+made when the first receipt is.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import datetime
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api import audit
+from api import audit, sealing
 from api.db.engine import Database
 from api.db.synthesis_models import SigningKey as KeyRow
 from api.problems import NotFound, SigningKeySealed
 from core.receipts.signing import SigningKey, key_id
 
-_NONCE = 12
+_PURPOSE = "signing key"
 _KEPT_S = 15.0  # so long a replica may go on with a key that was retired elsewhere
 
 
@@ -133,20 +128,14 @@ async def _active(session: AsyncSession, *, lock: bool = False) -> KeyRow | None
     return found
 
 
-def _cipher(pepper: bytes) -> ChaCha20Poly1305:
-    derived = HKDF(SHA256(), 32, salt=None, info=b"fedhypevae signing key 1").derive(pepper)
-    return ChaCha20Poly1305(derived)
-
-
 def _sealed(key: SigningKey, pepper: bytes) -> bytes:
-    nonce = os.urandom(_NONCE)
-    return nonce + _cipher(pepper).encrypt(nonce, key.seed, key_id(key.public).encode())
+    return sealing.seal(key.seed, pepper=pepper, purpose=_PURPOSE, row=key_id(key.public))
 
 
 def _opened(row: KeyRow, pepper: bytes) -> SigningKey:
     try:
-        seed = _cipher(pepper).decrypt(row.sealed[:_NONCE], row.sealed[_NONCE:], row.id.encode())
-    except InvalidTag as error:
+        seed = sealing.opened(row.sealed, pepper=pepper, purpose=_PURPOSE, row=row.id)
+    except sealing.OtherPepper as error:
         raise SigningKeySealed(
             f"the signing key {row.id} was sealed under another FHV_TOKEN_PEPPER",
             mend="Set the former pepper again, or run 'fedhypevae keys rotate'.",

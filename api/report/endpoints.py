@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -14,6 +14,7 @@ from api.negotiation import preferred
 from api.openapi import answers
 from api.report.example import REPORT
 from api.report.service import MEDIA, Kind
+from api.rounds.endpoints import WhichRound
 from core.report.report import Report
 
 router = APIRouter(prefix="/v1/runs", tags=["rounds"])
@@ -51,9 +52,7 @@ async def report(
     who: Reader,
     request: Request,
     run_id: UUID,
-    number: Annotated[
-        Literal["latest"] | Annotated[int, Query(ge=0)], Query(alias="round")
-    ] = "latest",
+    number: WhichRound = "latest",
     named: Annotated[
         Kind | None, Query(alias="format", description="Absent: what `Accept` likes best.")
     ] = None,

@@ -22,6 +22,8 @@ from api.rounds import moment, orders
 from api.rounds.facts import event_of, gather
 from api.rounds.moment import Moment
 from api.runs import repository as runs
+from api.webhooks import kinds as webhooks
+from api.webhooks.kinds import stuck_key
 from core.federation import rounds
 from core.federation.rounds import RoundEvent, RoundState
 from core.wire.messages import AggregateResult
@@ -90,6 +92,8 @@ async def _carry_out(at: Moment, effect: rounds.Effect) -> None:
         case rounds.SetDeadline(until, extended):
             at.row.deadline = until
             at.row.extended = at.row.extended or extended
+            if extended:
+                await _tell_extended(at)
         case rounds.ExpireLease(client):
             await orders.expire(at, client)
         case rounds.LoseOpenWork():
@@ -110,6 +114,20 @@ async def _carry_out(at: Moment, effect: rounds.Effect) -> None:
             await _end(at, "cancelled", why)
         case rounds.IssueWork() | rounds.RecordUpdate():
             raise RuntimeError(f"{effect} is not carried out one by one, here")
+
+
+async def _tell_extended(at: Moment) -> None:
+    row, why = at.row, "extended"
+    await webhooks.tell(
+        at.session,
+        "round-stuck",
+        key=stuck_key(row.run_id, row.number, why),
+        see=f"/v1/runs/{row.run_id}/rounds/{row.number}",
+        run_id=row.run_id,
+        round=row.number,
+        state=row.state,
+        why=why,
+    )
 
 
 async def _end(at: Moment, state: str, why: str) -> None:

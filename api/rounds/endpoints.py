@@ -16,9 +16,16 @@ from api.pages import DEFAULT_LIMIT, Limit, paged
 from api.rounds import repository, service
 from api.rounds.service import ModelView, RoundView
 from api.runs import service as runs
+from core.federation.values import MAX_ROUND_NUMBER
 
 router = APIRouter(prefix="/v1/runs", tags=["rounds"])
-Number = Annotated[int, Path(ge=0, le=100_000)]
+Number = Annotated[int, Path(ge=0, le=MAX_ROUND_NUMBER)]
+AfterRound = Annotated[
+    int | None, Query(ge=0, le=MAX_ROUND_NUMBER, description="`next` of the page before.")
+]
+WhichRound = Annotated[
+    Literal["latest"] | Annotated[int, Query(ge=0, le=MAX_ROUND_NUMBER)], Query(alias="round")
+]
 
 
 class RoundPage(BaseModel):
@@ -38,7 +45,7 @@ async def listed(
     who: Anyone,
     run_id: UUID,
     limit: Limit = DEFAULT_LIMIT,
-    after: Annotated[int | None, Query(ge=0, description="`next` of the page before.")] = None,
+    after: AfterRound = None,
 ) -> RoundPage:
     async with ctx.database.read() as session:
         run = await runs.visible(session, who, run_id)
@@ -71,9 +78,7 @@ async def model(
     ctx: Ctx,
     who: Anyone,
     run_id: UUID,
-    number: Annotated[
-        Literal["latest"] | Annotated[int, Query(ge=0)], Query(alias="round")
-    ] = "latest",
+    number: WhichRound = "latest",
 ) -> ModelView:
     async with ctx.database.read() as session:
         run = await runs.visible(session, who, run_id)

@@ -14,6 +14,7 @@ from api.context import Ctx
 from api.openapi import answers, example
 from api.runs import control, service
 from api.runs.service import RunView
+from core.federation.values import Line
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 _WEEK_S, _MONTH_S = 7 * 86_400.0, 30 * 86_400.0
@@ -33,7 +34,7 @@ class Pause(BaseModel):
 class Departure(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    why: str = Field(min_length=1, max_length=200, description="Shown to overseers.")
+    why: Line = Field(min_length=1, max_length=200, description="Shown to overseers.")
 
 
 @router.post(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.synthesis.request import SynthesisRequest
 
+_DIGITS = 20  # more are no number that any of these may be
 _LISTED = "name:number, separated by commas"
 
 
@@ -18,7 +19,7 @@ class SynthesisQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    run: str
+    run: str = Field(min_length=1, max_length=64)
     round: str = "latest"
     mixture: str = Field(default="neutral", description=f"'neutral', or {_LISTED}.")
     mode: str = "blend"
@@ -40,7 +41,7 @@ class SynthesisQuery(BaseModel):
                 given[name] = _map_of(given[name], name)
         given["columns"] = [part for part in self.columns.split(",") if part]
         for name in ("n", "seed", "round"):
-            if given.get(name, "").isdecimal():
+            if given.get(name, "").isdecimal() and len(given[name]) <= _DIGITS:
                 given[name] = int(given[name])
         try:
             return SynthesisRequest.model_validate(given | {"temperature": self.temperature})

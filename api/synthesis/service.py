@@ -172,7 +172,8 @@ async def _pieces(ctx: Context, draft: Draft) -> AsyncIterator[bytes]:
 
     following = asyncio.create_task(make())
     try:
-        while (piece := await following) is not None:
+        # Shielded: if the caller goes meanwhile, the thread is still inside of the generator.
+        while (piece := await asyncio.shield(following)) is not None:
             following = asyncio.create_task(make())
             content = draft.receipt.content
             if content is not None and not is_closed:

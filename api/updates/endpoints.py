@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from api import examples
 from api.auth import ClientOrWorker, OverseerOrClient
@@ -13,6 +12,7 @@ from api.context import Ctx
 from api.openapi import answers
 from api.pages import DEFAULT_LIMIT, After, Limit, Page, paged
 from api.problems import CATALOGUE, PayloadTooLarge, UnsupportedMediaType
+from api.rounds.endpoints import Number
 from api.runs import service as runs
 from api.updates import rejections, service
 from api.updates.rejections import RejectionView
@@ -110,7 +110,7 @@ async def put(
     request: Request,
     response: Response,
     run_id: UUID,
-    number: Annotated[int, Path(ge=0, le=100_000)],
+    number: Number,
     update_id: UUID,
     lease: Lease = None,
 ) -> UpdateReceipt:

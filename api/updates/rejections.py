@@ -25,6 +25,7 @@ from api.db.oversight_models import Rejection
 from api.pages import cut
 from api.runs import control
 from api.updates.target import Target
+from api.webhooks import kinds as webhooks
 from core.errors import (
     UpdateNoiseImplausible,
     UpdateNormImplausible,
@@ -85,6 +86,15 @@ async def refused(ctx: Context, to: Target, digest: str, size: int, error: Updat
             code=error.code,
             reason=error.message,
             update_id=str(to.update_id),
+        )
+        await webhooks.tell(
+            session,
+            "update-rejected",
+            see=f"/v1/runs/{run_id}/rejections",
+            run_id=run_id,
+            round=number,
+            client_id=to.client_id,
+            code=error.code,
         )
     ctx.meters.updates_rejected.labels(error.code).inc()
     log.warning("update_refused", run_id=str(run_id), round=number, code=error.code)

@@ -69,6 +69,7 @@ async def poll(
 ) -> OfferedOrder | OfferedPlan | WorkOrder | Response:
     who.must_be_client(client_id)
     until = time.monotonic() + min(wait, ctx.settings.max_wait_s)
+    await request.app.state.sightings.note(ctx, client_id, request.headers.get("User-Agent"))
     rung = False
     with ctx.hub.subscribe(topic_of_client(client_id)) as bell:
         while True:

@@ -36,25 +36,18 @@ def demo(
     gradients: Annotated[
         Engine, typer.Option(help="How sites compute: ghost clipping, or opacus as the reference.")
     ] = "ghost",
-    serve: Annotated[
-        bool,
-        typer.Option("--serve", help="Only start the services, for development, until Ctrl-C."),
-    ] = False,
 ) -> None:
     """Start every service, train over three sites, synthesize, and print what came out."""
-    from benchmarks.demo.main import Options, run_demo, run_services
-    from benchmarks.demo.processes import DemoError, Stopped
+    from benchmarks.demo.main import Options, run_demo
+    from core.processes import ServiceError, Stopped
 
     console = Console()
     options = Options(
         small=small, output=output, plan=plan, port=port, keep=keep, gradients=gradients
     )
     try:
-        if serve:
-            run_services(options, console)
-        else:
-            run_demo(options, console)
-    except DemoError as error:
+        run_demo(options, console)
+    except ServiceError as error:
         console.print(
             f"\n[bold red]The demo failed.[/bold red] {error}", soft_wrap=True, highlight=False
         )

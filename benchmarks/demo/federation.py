@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.demo.narrator import Narrator
-from benchmarks.demo.processes import DemoError, wait_for
 from benchmarks.demo.sites import Client, Party, budget
 from benchmarks.demo.stack import Stack
 from core.federation.plan import EmbeddingSpace, Plan, RunSpec
+from core.processes import ServiceError, wait_for
 from worker.agent.records import Entry
 from worker.agent.site import LEDGER_FILE
 from worker.agent.spend import SiteLedger
@@ -109,7 +109,7 @@ def follow(
             state=lambda: last, pause_s=0.3,
         )  # fmt: skip
     if run["state"] != "completed":
-        raise DemoError(f"the run has failed: {run['why']} ({last})")
+        raise ServiceError(f"the run has failed: {run['why']} ({last})")
     return run
 
 

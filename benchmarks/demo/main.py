@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -18,15 +17,15 @@ from benchmarks import scanner_digits
 from benchmarks.demo import evaluation, federation
 from benchmarks.demo.memory import PeakMemory
 from benchmarks.demo.narrator import Narrator
-from benchmarks.demo.processes import ChildEnded, DemoError, Processes, stop_on_signals
 from benchmarks.demo.report import Report
 from benchmarks.demo.sites import Client, Party, write_party
 from benchmarks.demo.small import clusters
 from benchmarks.demo.stack import Stack, services
 from benchmarks.scanner_digits import ScannerDigits
 from core.federation.plan import Plan, RunSpec
+from core.processes import ChildEnded, Processes, ServiceError, stop_on_signals
 from core.training.compute import Engine
-from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_SYNTHESIS, QUEUE_TRAIN
+from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
 from worker.answers import JsonObject
 from worker.errors import ClientError
 
@@ -69,7 +68,7 @@ def load_plan(options: Options) -> Plan:
     try:
         return Plan.model_validate(tomllib.loads(path.read_text()))
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
-        raise DemoError(f"cannot use the plan {path}: {error}") from error
+        raise ServiceError(f"cannot use the plan {path}: {error}") from error
 
 
 @contextmanager
@@ -97,11 +96,11 @@ def with_logs(processes: Processes) -> Iterator[None]:
         yield
     except ChildEnded:
         raise
-    except (DemoError, ClientError) as error:
+    except (ServiceError, ClientError) as error:
         tails = "\n".join(
             f"--- last lines of {child.name}:\n{child.tail(15)}" for child in processes.running
         )
-        raise DemoError(f"{error}\n{tails}") from error
+        raise ServiceError(f"{error}\n{tails}") from error
 
 
 def prepare(options: Options, narrator: Narrator, folder: Path, tag: str) -> Federation:
@@ -272,28 +271,3 @@ def run_demo(options: Options, console: Console) -> Report:
         highlight=False,
     )
     return report
-
-
-def run_services(options: Options, console: Console) -> None:
-    """Services for development: everything but an agent and data, until Ctrl-C."""
-    narrator = Narrator(console)
-    with (
-        stop_on_signals(),
-        working_folder(options.keep, console) as folder,
-        services(folder, narrator, port=options.port, gradients=options.gradients) as stack,
-        with_logs(stack.processes),
-    ):
-        with narrator.step(f"Starting the coordinator at {stack.url}"):
-            token = folder / "admin.token"
-            token.touch(mode=0o600)
-            token.write_text(stack.token("admin") + "\n")
-            stack.start_coordinator()
-        with narrator.step("Starting the Celery workers of the queues coordinator and synthesis"):
-            for queue in (QUEUE_COORDINATOR, QUEUE_SYNTHESIS):
-                stack.start_worker(queue, stack.token("worker"))
-        console.print(f"API: {stack.url} (documentation: {stack.url}/docs)", highlight=False)
-        console.print(f"Administrator's token (deleted at the end): {token}", highlight=False)
-        console.print("Ctrl-C stops everything.")
-        while True:
-            signal.sigtimedwait([], 1.0)
-            stack.processes.check()

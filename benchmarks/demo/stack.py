@@ -19,7 +19,7 @@ from pathlib import Path
 from api import embedded
 from benchmarks.demo.memory import PeakMemory
 from benchmarks.demo.narrator import Narrator
-from benchmarks.demo.processes import DemoError, Processes, wait_for
+from core.processes import Processes, ServiceError, wait_for
 from core.training.compute import Engine
 from worker.answers import Retry
 from worker.client import CoordinatorClient
@@ -95,7 +95,7 @@ class Stack:
             timeout=_COMMAND_S,
         )
         if done.returncode != 0:
-            raise DemoError(
+            raise ServiceError(
                 f"fedhypevae {' '.join(arguments)} ended with status {done.returncode}:\n"
                 f"{done.stdout}{done.stderr}"
             )
@@ -105,7 +105,7 @@ class Stack:
         """A new token by the command line; printed once, kept in memory only."""
         found = _TOKEN.search(self.command("token", "create", "--scope", scope, "--label", "demo"))
         if found is None:
-            raise DemoError(f"fedhypevae token create printed no token of scope {scope!r}")
+            raise ServiceError(f"fedhypevae token create printed no token of scope {scope!r}")
         return found.group()
 
     def client(self, token: str | None) -> CoordinatorClient:

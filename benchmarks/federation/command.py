@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.clipping import machine
-from benchmarks.demo.processes import DemoError, Stopped, stop_on_signals
 from benchmarks.federation import (
     figures,
     ingest,
@@ -28,6 +27,7 @@ from benchmarks.federation.results import Measured
 from benchmarks.federation.room import room
 from benchmarks.last_line import RESULTS, finish, show, shown
 from benchmarks.options import OptionParser
+from core.processes import ServiceError, Stopped, stop_on_signals
 
 PROGRAM = "python -m benchmarks.federation"
 NAME = "federation"
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt):
         sys.stderr.write("stopped; nothing was written\n")
         return 130
-    except DemoError as error:
+    except ServiceError as error:
         sys.stderr.write(f"{PROGRAM}: {error}\n")
         return 1
     return 0

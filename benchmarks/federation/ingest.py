@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from statistics import median
 
 from api import embedded
-from benchmarks.demo.processes import wait_for
 from benchmarks.demo.stack import bare_environment
 from benchmarks.federation import plans, usage
 from benchmarks.federation.crowd import Crowd, Member, begin, bodies, each
 from benchmarks.federation.http import Http, expect
 from benchmarks.federation.room import Room
+from core.processes import wait_for
 
 SENDERS = 4
 BARE = "bare-route"

@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.demo import federation
-from benchmarks.demo.processes import DemoError, wait_for
 from benchmarks.demo.sites import Client, write_party
 from benchmarks.federation import plans
 from benchmarks.federation.room import Room, room
+from core.processes import ServiceError, wait_for
 from worker.answers import JsonObject
 
 AGENTS, ROUNDS = 10, 20
@@ -87,7 +87,7 @@ def _run(here: Room, step: Callable[[], None], agents: int, rounds: int) -> list
     run = wait_for("the run to end", ended, seconds=_PATIENCE_S, check=stack.processes.check,
                    pause_s=1.0)  # fmt: skip
     if run["state"] != "completed":
-        raise DemoError(f"the run has failed: {run['why']}")
+        raise ServiceError(f"the run has failed: {run['why']}")
     return federation.rounds_of(operator, run_id)
 
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.demo.processes import wait_for
 from benchmarks.federation import plans, usage
 from benchmarks.federation.crowd import Crowd, Member, begin, bodies
 from benchmarks.federation.http import Http, expect
 from benchmarks.federation.numbers import percentile
 from benchmarks.federation.polling import Polled, epoch
 from benchmarks.federation.room import WORKER, Room
+from core.processes import wait_for
 from core.wire.jobs import QUEUE_COORDINATOR
 
 RATE = 200.0

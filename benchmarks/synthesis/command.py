@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.clipping import machine
-from benchmarks.demo.processes import DemoError, Stopped, stop_on_signals
 from benchmarks.federation.room import Room, room
 from benchmarks.last_line import RESULTS, finish, show, shown
 from benchmarks.options import OptionParser
@@ -20,6 +19,7 @@ from benchmarks.synthesis import parts, results
 from benchmarks.synthesis.http import Caller
 from benchmarks.synthesis.published import NARROW, USUAL, publish
 from benchmarks.synthesis.results import Measured
+from core.processes import ServiceError, Stopped, stop_on_signals
 
 PROGRAM = "python -m benchmarks.synthesis"
 NAME = "synthesis"
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt):
         sys.stderr.write("stopped; nothing was written\n")
         return 130
-    except DemoError as error:
+    except ServiceError as error:
         sys.stderr.write(f"{PROGRAM}: {error}\n")
         return 1
     return 0

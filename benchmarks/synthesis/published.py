@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.demo import federation
-from benchmarks.demo.processes import DemoError, wait_for
 from benchmarks.demo.sites import Client, write_party
 from benchmarks.federation.room import Room
 from benchmarks.scanner_digits import Site
 from core.federation.plan import EmbeddingSpace, Plan, RunSpec
+from core.processes import ServiceError, wait_for
 from core.synthesis.sampler import Generator
 from worker.answers import JsonObject
 
@@ -69,7 +69,7 @@ def _ended(here: Room, run_id: str) -> JsonObject:
     check = here.stack.processes.check
     run = wait_for("the model", look, seconds=_PATIENCE_S, check=check, pause_s=0.5)
     if run["state"] != "completed":
-        raise DemoError(f"the run has failed: {run['why']}")
+        raise ServiceError(f"the run has failed: {run['why']}")
     return run
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from core.federation.values import ClipNorm, Frozen, omitted_if
+from core.federation.values import MAX_UNITS, ClipNorm, Frozen, omitted_if
 
 # Releases of one client's training at most: what the accountant composes in seconds.
 MAX_STEPS = 100_000
@@ -37,7 +37,9 @@ class PrivacyPlan(Frozen):
 
     epsilon: float = Field(gt=0, le=100)
     delta: float = Field(gt=0, lt=1)
-    n_max: int = Field(ge=1, description="Public upper bound on the units of one client.")
+    n_max: int = Field(
+        ge=1, le=MAX_UNITS, description="Public upper bound on the units of one client."
+    )
     unit: Literal["record", "patient"] = "record"
     mode: Literal["joint", "paper"] = Field(
         default="joint",
@@ -106,6 +108,7 @@ class PrivacyPlan(Frozen):
     units_expected: int | None = Field(
         default=None,
         ge=1,
+        le=MAX_UNITS,
         description="Public guess at the units of all clients together; steers that rule and "
         "nothing else. Unset: a third of n_max for each client.",
     )

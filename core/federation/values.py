@@ -11,6 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+# One line of text for people: no control characters, no line separators, nothing that turns the
+# direction of what follows, so that what is shown is what is there, in a terminal as in a page.
+Line = Annotated[
+    str,
+    Field(pattern=r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069]*$"),
+]
+MAX_ROUND_NUMBER = 100_000
+MAX_UNITS = 10**9
+MAX_BYTES = 2**44  # of a stored object: 16 TiB
 Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 

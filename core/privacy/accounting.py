@@ -111,7 +111,10 @@ def calibrate(
 
     def excess(log_sigma: float) -> float:
         """log(epsilon / target): nearly a straight line in log sigma, hence few evaluations."""
-        spent = epsilon(events_of(math.exp(log_sigma)), delta)
+        try:
+            spent = epsilon(events_of(math.exp(log_sigma)), delta)
+        except ArithmeticError:  # a share of the noise beyond what float64 can square
+            raise ValueError(f"epsilon={target} at delta={delta} needs too much noise") from None
         return math.log(max(spent, 1e-12) / target)
 
     low, high = math.log(0.5), math.log(2.0)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,10 @@ from core.synthesis.rows import Block
 from core.synthesis.streams import BLOCK_ROWS
 
 _DAMAGE = (
-    OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, pa.ArrowException,
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile,
+    pa.ArrowException, MemoryError, RecursionError,
 )  # fmt: skip
+_MAX_DIM = 65_536  # of an embedding space
 Part = tuple[NDArray[np.floating], NDArray[np.integer]]
 
 
@@ -96,10 +98,20 @@ def _batch(batch: pa.RecordBatch) -> Part:
 
 def _parquet(path: Path) -> RowsFile:
     file = pq.ParquetFile(path)
+    _not_blown_up(file)
     inside = (file.metadata.metadata or {}).get(RECEIPT_KEY.encode())
     dtype = str(file.schema_arrow.field("embedding").type.value_type)
     parts = (_batch(batch) for batch in file.iter_batches(BLOCK_ROWS))
     return RowsFile(None if inside is None else json.loads(inside), parts, _numpy_name(dtype))
+
+
+def _not_blown_up(file: pq.ParquetFile) -> None:
+    """A few bytes can stand for lists of any length, and a batch of rows is held in memory."""
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
+        for place in range(group.num_columns):
+            if group.column(place).num_values > _MAX_DIM * max(group.num_rows, 1):
+                raise ValueError("its rows are wider than any embedding")
 
 
 def _arrow(path: Path) -> RowsFile:
@@ -115,6 +127,10 @@ def _numpy_name(arrow: str) -> str:
 
 
 def _npz(path: Path) -> RowsFile:
+    with ZipFile(path) as archived:
+        # Ours are stored as they are; a packed one of some megabytes may hold terabytes.
+        if any(each.compress_type != ZIP_STORED for each in archived.infolist()):
+            raise ValueError("its arrays are compressed")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         x, y = archive["embeddings"], archive["label_ids"]
         receipt = json.loads(str(archive["receipt"]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -59,12 +59,15 @@ class Spent(Frozen):
     unit: str
 
 
+Version = Annotated[str, Field(max_length=100)]
+
+
 class MadeWith(Frozen):
     """What decides the last bits of rows: on another instruction set they may differ in them."""
 
-    fedhypevae: str
-    numpy: str
-    instruction_set: str
+    fedhypevae: Version
+    numpy: Version
+    instruction_set: Version
 
 
 class Model(Frozen):

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, overload
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from core.errors import ReceiptInvalid
 from core.federation.values import Frozen
@@ -25,11 +25,11 @@ S = TypeVar("S", bound=Signable)
 class Signed(Frozen):
     """A receipt as it is handed out, under its id. ``signature``: base64 of 64 bytes."""
 
-    id: str
+    id: str = Field(max_length=100)
     receipt: dict[str, object]
-    key_id: str
+    key_id: str = Field(max_length=100)
     algorithm: Literal["ed25519"] = "ed25519"
-    signature: str
+    signature: str = Field(max_length=200)
 
 
 @dataclass(frozen=True)

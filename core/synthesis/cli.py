@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from core.errors import DomainError
+from core.synthesis.options import (
+    Columns,
+    Counts,
+    Dtype,
+    Force,
+    Form,
+    Guidance,
+    Labels,
+    Mode,
+    Rows,
+    Seed,
+    Temperature,
+    WrongOption,
+    mixture_of,
+    request_of,
+)
+from core.terminal import printable, target
 
 sample_app = typer.Typer(
     add_completion=False,
@@ -36,7 +52,6 @@ The same request and seed give the rows that the coordinator gives.
     fedhypevae sample --offline wards.safetensors --counts sick=500,well=500 \\
         --format ndjson --out - | head
 """
-_SUFFIXES = {"jsonl": "ndjson", "arrows": "arrow", "pq": "parquet"}
 _SHOWN_ROWS = 20_000  # more than that take long enough for a progress bar
 
 
@@ -45,34 +60,23 @@ def sample(
     offline: Annotated[
         Path, typer.Option("--offline", metavar="FILE", help="The exported generator.")
     ],
-    n: Annotated[int | None, typer.Option("--n", help="Number of rows.")] = None,
+    n: Rows = None,
     mixture: Annotated[
         str, typer.Option(help="'neutral', a client or domain, or name=weight,name=weight.")
     ] = "neutral",
-    mode: Annotated[
-        str, typer.Option(help="'blend': one code; 'sample': each row of one client.")
-    ] = "blend",
-    labels: Annotated[
-        str, typer.Option(help="'model', 'uniform', or class=share,class=share.")
-    ] = "model",
-    counts: Annotated[
-        str | None, typer.Option(help="class=rows,class=rows, instead of --n and --labels.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Drawn, and told, when absent.")] = None,
-    temperature: Annotated[float, typer.Option(help="Scales spreads; 1 is the model.")] = 1.0,
-    guidance: Annotated[
-        str, typer.Option(help="'model', or 'none': without the trained classifier.")
-    ] = "model",
-    dtype: Annotated[str, typer.Option(help="float16, float32 or float64.")] = "float32",
-    columns: Annotated[str, typer.Option(help="domain, code_id, or both.")] = "",
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="parquet, arrow, npz, npy, csv, json or ndjson."),
-    ] = None,
+    mode: Mode = "blend",
+    labels: Labels = "model",
+    counts: Counts = None,
+    seed: Seed = None,
+    temperature: Temperature = 1.0,
+    guidance: Guidance = "model",
+    dtype: Dtype = "float32",
+    columns: Columns = "",
+    form: Form = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to; '-' is standard output.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Force = False,
     show_card: Annotated[
         bool, typer.Option("--card", help="Print the model card, and stop.")
     ] = False,
@@ -94,39 +98,42 @@ def sample(
         if keys is not None:
             card.require_signature(read_keys(keys))
     if show_card:
-        typer.echo(_printable(card.markdown), nl=False)
+        typer.echo(printable(card.markdown), nl=False)
         return
     if out is None:
         _stop("where to? Give --out FILE, or --out - for standard output.", 2)
-    asked = {
-        "run": card.receipt.model.run,
-        "mixture": _mixture(mixture),
-        "mode": mode,
-        "n": n,
-        "labels": labels if labels in ("model", "uniform") else _numbers("labels", labels),
-        "class_counts": None if counts is None else _numbers("counts", counts),
-        "seed": seed,
-        "temperature": temperature,
-        "guidance": guidance,
-        "dtype": dtype,
-        "columns": [name for name in columns.split(",") if name],
-        "format": form or _by_name(out),
-    }
-    request = _request(asked)
+    try:
+        request = request_of(
+            run=card.receipt.model.run,
+            mixture=mixture_of(mixture),
+            mode=mode,
+            n=n,
+            labels=labels,
+            counts=counts,
+            seed=seed,
+            temperature=temperature,
+            guidance=guidance,
+            dtype=dtype,
+            columns=columns,
+            form=form,
+            out=out,
+        )
+    except WrongOption as error:
+        _stop(str(error), 2)
     if not force and str(out) != "-" and out.exists():
         _stop(f"{out} is there already; give --force to replace it.", 2)
     used = secrets.randbelow(2**63) if request.seed is None else request.seed
     with _told():
         made = document(generator, card, request, used)
-        with _target(out) as file, _progress(request.size) as progress:
+        with target(out) as file, _progress(request.size) as progress:
             write(made, str(request.format), file, progress)
     where = "standard output" if str(out) == "-" else str(out)
     stamp = f" ({card.receipt.label}: {card.receipt.caveat})" if card.receipt.label else ""
-    typer.echo(f"{request.size:,} rows in {where}, seed {used}{_printable(stamp)}", err=True)
+    typer.echo(f"{request.size:,} rows in {where}, seed {used}{printable(stamp)}", err=True)
 
 
 def _stop(message: str, code: int = 1) -> NoReturn:
-    typer.echo(f"fedhypevae: {_printable(message)}", err=True)
+    typer.echo(f"fedhypevae: {printable(message)}", err=True)
     raise typer.Exit(code)
 
 
@@ -144,78 +151,6 @@ def _told() -> Iterator[None]:
     except BrokenPipeError:
         sys.stderr.close()  # whoever reads has had enough, and Python would complain at exit
         raise typer.Exit(0) from None
-
-
-def _printable(text: str) -> str:
-    """A file may come from anywhere: nothing in it steers the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _mixture(text: str) -> Any:
-    if text == "neutral":
-        return text
-    return _numbers("mixture", text) if "=" in text or text.startswith("{") else {text: 1.0}
-
-
-def _numbers(option: str, text: str) -> dict[str, Any]:
-    """``name=number,name=number``, or a JSON object where names hold commas."""
-    if text.startswith("{"):
-        try:
-            found = json.loads(text)
-        except ValueError:
-            _stop(f"--{option}: {text!r} is not a JSON object.", 2)
-        return dict(found)
-    numbers: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, number = part.rpartition("=")
-        if not name:
-            _stop(f"--{option}: {part!r} is not of the form name=number.", 2)
-        if name in numbers:
-            _stop(f"--{option}: {name!r} is named twice.", 2)
-        try:
-            numbers[name] = int(number) if number.isdecimal() else float(number)
-        except ValueError:
-            _stop(f"--{option}: {number!r} is not a number.", 2)
-    return numbers
-
-
-def _by_name(out: Path) -> str:
-    """The format that a file's name asks for; Parquet where it asks for none."""
-    from core.synthesis.formats import FORMATS
-
-    suffix = out.suffix.lower().removeprefix(".")
-    kind = _SUFFIXES.get(suffix, suffix)
-    return kind if kind in FORMATS else "parquet"
-
-
-def _request(asked: dict[str, Any]) -> Any:
-    from pydantic import ValidationError
-
-    from core.synthesis.request import SynthesisRequest
-
-    options = {"class_counts": "counts"}
-    try:
-        return SynthesisRequest.model_validate(asked)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        name = str(fault["loc"][0]) if fault["loc"] else ""
-        message = fault["msg"].removeprefix("Value error, ")
-        where = f"--{options.get(name, name)}: " if name else ""
-        for field, option in options.items():
-            message = message.replace(field, option)
-        _stop(f"{where}{message}", 2)
-
-
-@contextmanager
-def _target(out: Path) -> Iterator[BinaryIO]:
-    from core.files import whole_file
-
-    if str(out) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    with whole_file(out) as file:
-        yield file
 
 
 @contextmanager

@@ -8,12 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from core.federation.values import Frozen, Name
+from core.federation.values import MAX_ROUND_NUMBER, Frozen, Name
 
 MAX_ROWS = 10_000_000  # of one answer; ask again with another seed for more
 
 Weight = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
-Mixture = Literal["neutral"] | dict[Name, Weight]
+Mixture = (
+    Literal["neutral"]
+    | Annotated[dict[Name, Weight], Field(json_schema_extra={"additionalProperties": False})]
+)
 Labels = Literal["model", "uniform"] | dict[str, Weight]
 ClassCounts = dict[str, Annotated[int, Field(ge=0, le=MAX_ROWS)]]
 
@@ -26,7 +29,7 @@ class SynthesisRequest(Frozen):
     """
 
     run: str = Field(min_length=1, max_length=64, description="Run id or name.")
-    round: Literal["latest"] | Annotated[int, Field(ge=0)] = "latest"
+    round: Literal["latest"] | Annotated[int, Field(ge=0, le=MAX_ROUND_NUMBER)] = "latest"
     mixture: Mixture = Field(
         default="neutral",
         description="'neutral', or client or domain -> weight. Weights are >= 0; they are divided "

@@ -36,6 +36,12 @@ def is_token(text: str, scope: str) -> bool:
     return bool(TOKEN.fullmatch(text)) and text.startswith(f"fhv_{scope}_")
 
 
+def scope_of(token: str) -> str | None:
+    """The scope that a token's text names; None for a text of another form."""
+    parts = token.split("_", 2)
+    return parts[1] if len(parts) == 3 else None
+
+
 def new_code() -> str:
     """A one-time enrolment code: five groups of five letters, the last of them a check."""
     letters = "".join(secrets.choice(_ALPHABET) for _ in range(_CODE_LETTERS))

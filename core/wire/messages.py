@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from core.federation.plan import Frozen, Name, RoundKind, RunSpec, Sha256
-from core.federation.values import omitted_if
+from core.federation.values import MAX_BYTES, Line, omitted_if
 from core.privacy.events import PrivacyEvent
 from core.wire.protocol import PROTOCOL_HEADER as PROTOCOL_HEADER
 
@@ -24,7 +24,7 @@ class ObjectRef(Frozen):
 
     role: Literal["frame", "weights"]
     digest: Sha256
-    size: int = Field(ge=0, description="Bytes.")
+    size: int = Field(ge=0, le=MAX_BYTES, description="Bytes.")
 
 
 class WorkOrder(Frozen):
@@ -100,7 +100,7 @@ class ConsentDecision(Frozen):
     spec_digest: Sha256
     decision: Literal["approve", "refuse"]
     by: Literal["person", "policy"]
-    why: str = Field(default="", max_length=200, description="Never shown to other clients.")
+    why: Line = Field(default="", max_length=200, description="Never shown to other clients.")
 
 
 class OfferedOrder(Frozen):
@@ -199,7 +199,7 @@ class AggregateResult(Frozen):
     frame: ObjectRef
     weights: ObjectRef
     optimiser_digest: Sha256
-    optimiser_size: int = Field(ge=0)
+    optimiser_size: int = Field(ge=0, le=MAX_BYTES)
     diagnostics: Diagnostics | None = Field(
         default=None,
         exclude_if=omitted_if(None),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from core.errors import DomainError
+from core.wire import strict_json
 
 Array = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.int64]
 
@@ -42,11 +44,24 @@ def _with_metadata(body: bytes, metadata: Mapping[str, str]) -> bytes:
 
 
 def unpack(body: bytes) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
-    """Tensors and metadata of a file. Raises ``TensorFileError`` for anything malformed."""
+    """Tensors and metadata of a file. Raises ``TensorFileError`` for anything malformed.
+
+    The header is read strictly first: the library takes the last of two tensors of one name.
+    """
     try:
+        header = _header(body)
         tensors: dict[str, NDArray[np.generic]] = load(body)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise TensorFileError(f"not a readable safetensors file: {error}") from error
-    size = int.from_bytes(body[:8], "little")
-    metadata = json.loads(body[8 : 8 + size]).get("__metadata__") or {}
+    metadata = header.get("__metadata__") or {}
     return tensors, {str(key): str(value) for key, value in metadata.items()}
+
+
+def _header(body: bytes) -> dict[str, Any]:
+    size = int.from_bytes(body[:8], "little")
+    if len(body) < 8 or size > len(body) - 8:
+        raise ValueError("it ends before its header does")
+    header = strict_json.read(body[8 : 8 + size])
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    return header

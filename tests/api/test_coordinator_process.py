@@ -19,6 +19,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from api import migration
 from api.cli import db_app, token_app
 from api.config import Secrets, Settings, SettingsError, load
 from api.embedded import free_port
@@ -127,7 +128,7 @@ def test_the_database_and_tokens_from_the_command_line(
     code, _, told = ran(token_app, *create, "admin")
     assert (code, "db upgrade" in told) == (1, True)
     assert ran(db_app, "current")[0] == 1
-    upgraded = (0, "the database is at migration 0006\n")
+    upgraded = (0, f"the database is at migration {migration.newest()}\n")
     assert ran(db_app, "upgrade")[:2] == upgraded
     down = ran(db_app, "downgrade", "base")
     assert down[:2] == (0, "the database is at migration none\n")

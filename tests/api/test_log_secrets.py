@@ -78,6 +78,7 @@ async def test_a_whole_run_logs_no_secret(
 def test_what_has_a_secret_s_form_is_hidden_and_nothing_else() -> None:
     token, lease = new_token("worker"), lease_token(uuid4(), 3, b"pepper")
     assert scrubbed(f"a {token} b") == "a fhv_worker_[hidden] b"
+    assert scrubbed('"whsec_c2VjcmV0IG9mIGEgd2ViaG9vaw=="') == '"whsec_[hidden]"'
     assert scrubbed(json.dumps({"lease": lease})) == json.dumps(
         {"lease": f"{lease.rpartition('.')[0]}.[hidden]"}
     )

@@ -14,13 +14,13 @@ from rich.console import Console
 from benchmarks import scanner_digits
 from benchmarks.demo import evaluation, federation
 from benchmarks.demo.main import Options, load_plan, working_folder
-from benchmarks.demo.processes import DemoError, Stopped
 from benchmarks.demo.report import HEADING, Report
 from benchmarks.demo.sites import Client, budget, write_party
 from benchmarks.demo.small import clusters
 from core.data import load
 from core.evaluation.utility import tstr
 from core.federation.rule import spec_for
+from core.processes import ServiceError, Stopped
 from core.synthesis.codes import Code
 from core.synthesis.formats import Document, whole
 from core.synthesis.rows import Rows
@@ -48,7 +48,7 @@ def test_no_site_has_more_records_than_the_plan_declares() -> None:
 def test_an_unusable_plan_is_named(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text("name = 'x'\nspace = 'y'\n[privacy]\nepsilon = -1\ndelta = 1e-5\nn_max = 10\n")
-    with pytest.raises(DemoError, match=r"(?s)plan\.toml.*epsilon") as caught:
+    with pytest.raises(ServiceError, match=r"(?s)plan\.toml.*epsilon") as caught:
         load_plan(Options(plan=path))
     assert str(path) in str(caught.value)
 
@@ -166,8 +166,8 @@ def test_the_working_folder_is_kept_only_when_something_failed() -> None:
     with pytest.raises(Stopped), working_folder(False, console) as folder:
         raise Stopped(2)
     assert not folder.exists()
-    with pytest.raises(DemoError), working_folder(False, console) as folder:
-        raise DemoError("no")
+    with pytest.raises(ServiceError), working_folder(False, console) as folder:
+        raise ServiceError("no")
     assert folder.exists()
     assert str(folder) in text.getvalue()
     folder.rmdir()

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from benchmarks.demo.memory import PeakMemory
-from benchmarks.demo.processes import DemoError, Processes, Stopped, stop_on_signals, wait_for
+from core.processes import Processes, ServiceError, Stopped, stop_on_signals, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -85,14 +85,16 @@ def test_a_child_that_dies_is_reported_with_the_end_of_its_log(tmp_path: Path) -
     with Processes(tmp_path) as processes:
         child = processes.start("coordinator", [sys.executable, "-c", code], _environment())
         child.process.wait(20)
-        with pytest.raises(DemoError, match=r"(?s)'coordinator'.*status 3.*cannot open the store"):
+        with pytest.raises(
+            ServiceError, match=r"(?s)'coordinator'.*status 3.*cannot open the store"
+        ):
             processes.check()
 
 
 def test_kill_is_a_crash_and_frees_the_name(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         processes.start("one", SLEEP, _environment())
-        with pytest.raises(DemoError, match="already"):
+        with pytest.raises(ServiceError, match="already"):
             processes.start("one", SLEEP, _environment())
         assert processes.kill("one") == -signal.SIGKILL
         processes.start("one", SLEEP, _environment())
@@ -100,7 +102,7 @@ def test_kill_is_a_crash_and_frees_the_name(tmp_path: Path) -> None:
 
 
 def test_waiting_says_for_what_and_what_was_seen() -> None:
-    with pytest.raises(DemoError, match=r"for the moon, in vain\. Last seen: clouds"):
+    with pytest.raises(ServiceError, match=r"for the moon, in vain\. Last seen: clouds"):
         wait_for("the moon", lambda: None, seconds=0.2, check=lambda: None, state=lambda: "clouds")
 
 
@@ -112,7 +114,7 @@ def test_a_signal_stops_everything_and_a_second_one_does_not_cut_the_stop(
     program = f"""
 import sys
 from pathlib import Path
-from benchmarks.demo.processes import Processes, Stopped, stop_on_signals
+from core.processes import Processes, Stopped, stop_on_signals
 import os, time
 try:
     with stop_on_signals(), Processes(Path({str(tmp_path)!r}), patience_s=1.0) as processes:

@@ -51,6 +51,7 @@ def test_the_reference_is_shown_and_nothing_is_blocked(
         opened.route("**/*", only_here)
         opened.goto(url + page)
         expect(opened.locator(shown).first).to_be_visible(timeout=30_000)
+        opened.wait_for_timeout(500)  # what a page asks for once it is drawn counts, too
         opened.close()
     assert [text for text in complaints if "Content Security Policy" in text] == []
     assert abroad == []

@@ -23,11 +23,11 @@ from rich.console import Console
 from benchmarks.demo import federation
 from benchmarks.demo.main import Options, load_plan
 from benchmarks.demo.narrator import Narrator
-from benchmarks.demo.processes import wait_for
 from benchmarks.demo.small import clusters
 from benchmarks.demo.stack import AGENT, ROOT, TRAIN_WORKER, Stack, services
 from core.federation.plan import RunSpec
 from core.privacy.accounting import epsilon
+from core.processes import wait_for
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
 from worker.client import CoordinatorClient
 

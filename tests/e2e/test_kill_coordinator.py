@@ -18,11 +18,11 @@ from rich.console import Console
 from benchmarks.demo import federation
 from benchmarks.demo.main import Federation, Options, load_plan
 from benchmarks.demo.narrator import Narrator
-from benchmarks.demo.processes import wait_for
 from benchmarks.demo.sites import Client, write_party
 from benchmarks.demo.small import clusters
 from benchmarks.demo.stack import AGENT, COORDINATOR, TRAIN_WORKER, Stack, services
 from core.federation.plan import Plan, RunSpec
+from core.processes import wait_for
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
 from tests.ledgers import Member, check_completed, check_sums
 from worker.client import CoordinatorClient

@@ -15,12 +15,12 @@ import numpy as np
 
 from api import embedded
 from benchmarks.demo import federation
-from benchmarks.demo.processes import Processes, wait_for
 from benchmarks.demo.sites import Client, Party, write_party
 from benchmarks.demo.small import CLASSES, DIM
 from benchmarks.demo.stack import ROOT, Stack, bare_environment
 from benchmarks.scanner_digits import Site
 from core.federation.plan import EmbeddingSpace, Plan
+from core.processes import Processes, wait_for
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
 from tests.faults.services import Postgres, Valkey, postgres, valkey
 from tests.faults.world import COORDINATOR, SUM, TRAIN, a_plan

@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 from api import embedded
 from benchmarks.demo import federation
 from benchmarks.demo.main import Options, load_plan
-from benchmarks.demo.processes import Processes, wait_for
 from benchmarks.demo.sites import Client, Party, write_party
 from benchmarks.demo.small import clusters
 from benchmarks.demo.stack import ROOT, Stack, bare_environment
 from core.federation.plan import Plan
+from core.processes import Processes, wait_for
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
 from tests.faults.proxy import Proxy
 from tests.faults.services import Disk, Postgres, Valkey, postgres, valkey

@@ -7,16 +7,15 @@ import re
 from pathlib import Path
 
 import typer
+import yaml
 
-from api.clients.service import NewClient
 from api.config import Settings
-from api.runs.service import NewRun
 from core import cli
+from core.federation.plan import Plan
 from core.synthesis.request import SynthesisRequest
 from worker.config import WorkerSettings, load_site
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-KINDS = {"/v1/clients": NewClient, "/v1/runs": NewRun, "/synthesize": SynthesisRequest}
 
 
 def _blocks(language: str) -> str:
@@ -37,9 +36,14 @@ def test_every_body_is_one_that_the_coordinator_takes() -> None:
     calls = re.findall(
         r"(/v1/\w+|/synthesize)(?: -o \S+)? -d '(\{.*?\})'", _blocks("sh"), re.DOTALL
     )
-    assert [path for path, _ in calls] == ["/v1/clients", "/v1/runs", "/synthesize"]
-    for path, body in calls:
-        KINDS[path].model_validate(json.loads(body))
+    assert [path for path, _ in calls] == ["/synthesize"]
+    for _, body in calls:
+        SynthesisRequest.model_validate(json.loads(body))
+
+
+def test_the_plan_is_one_that_the_coordinator_takes() -> None:
+    plan = Plan.model_validate(yaml.safe_load(_blocks("yaml")))
+    assert f"run pause {plan.name} " in README
 
 
 def test_the_sites_file_is_one_that_the_agent_reads(tmp_path: Path) -> None:
@@ -54,6 +58,7 @@ def test_every_command_exists() -> None:
     for name, sub in used:
         app = cli.commands()[name].load()
         known = {command.name or command.callback.__name__ for command in app.registered_commands}
+        known |= {group.name for group in app.registered_groups}
         assert isinstance(app, typer.Typer)
         takes_arguments = known == {name}  # one command, no subcommands
         assert not sub or takes_arguments or sub in known, f"fedhypevae {name} {sub}"

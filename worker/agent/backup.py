@@ -24,6 +24,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from core.files import flush
 from worker.agent import schema
 from worker.agent.site import LEDGER_FILE, SECRET_FILE, Site, opening, read_secret, write_secret
 from worker.agent.spend import SiteLedger
@@ -68,9 +69,9 @@ def make(state_dir: Path, destination: Path) -> Manifest:
         try:
             made = _write(state_dir, part)
             read(part)
-            _sync(part)
+            flush(part)
             part.rename(destination)
-            _sync(destination.parent)
+            flush(destination.parent)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
@@ -116,14 +117,14 @@ def restore(source: Path, state_dir: Path) -> Manifest:
                 _copy(source / LEDGER_FILE, part)
                 with closing(SiteLedger(part)) as copy:
                     copy.mark_restored(manifest.made_at)
-                _sync(part)
+                flush(part)
                 if not (state_dir / SECRET_FILE).exists():
                     write_secret(state_dir / SECRET_FILE, *_secret(source))
                 os.link(part, ledger)  # unlike a rename, it replaces nothing
             finally:
                 for suffix in ("", *_SIDE_FILES):
                     part.with_name(part.name + suffix).unlink(missing_ok=True)
-            _sync(state_dir)
+            flush(state_dir)
     return manifest
 
 
@@ -146,7 +147,7 @@ def _write(state_dir: Path, folder: Path) -> Manifest:
     )
     described = json.dumps(manifest.model_dump(), indent=2).encode()
     _put(folder / MANIFEST_FILE, described)
-    _sync(ledger)
+    flush(ledger)
     return manifest
 
 
@@ -217,14 +218,6 @@ def _put(path: Path, body: bytes) -> None:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(path: Path) -> str:

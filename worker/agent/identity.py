@@ -6,6 +6,7 @@ from worker.answers import JsonObject
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig, SiteConfig
 from worker.errors import ApiProblem, ConfigError
+from worker.paging import every
 
 
 def configured(me: JsonObject, site: SiteConfig) -> ClientConfig:
@@ -39,7 +40,8 @@ def accounts(
     except ApiProblem as problem:
         if problem.status != 403:
             raise
-        seen = [item for item in _all(coordinator) if site_config.named(str(item.get("name")))]
+        clients = every(coordinator.clients, limit=200)
+        seen = [item for item in clients if site_config.named(str(item.get("name")))]
     found = [(str(item["id"]), configured(item, site_config)) for item in seen]
     if wanted is not None:
         site_config.require(wanted)
@@ -55,14 +57,3 @@ def accounts(
     for client_id, config in found:
         first.setdefault(config.population, (client_id, config))
     return list(first.values())
-
-
-def _all(coordinator: CoordinatorClient) -> list[JsonObject]:
-    items: list[JsonObject] = []
-    query: dict[str, str | int] = {"limit": 200}
-    while True:
-        page = coordinator.clients(**query)
-        items += page["items"]
-        if page["next"] is None:
-            return items
-        query["after"] = str(page["next"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from core.wire.credentials import is_token, new_token
+from core.wire.credentials import is_token, new_token, scope_of
 from worker import logs
 from worker.answers import JsonObject
 from worker.client import CoordinatorClient
@@ -35,7 +35,7 @@ def rotate(
     ``ConfigError``.
     """
     with keep.changing():
-        scope = keep().split("_")[1] if keep().count("_") >= 2 else "client"
+        scope = scope_of(keep()) or "client"
         token = keep.next(PURPOSE)
         if token is None or not is_token(token, scope):
             token = keep.put_aside(PURPOSE, new_token(scope))

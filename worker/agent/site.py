@@ -20,6 +20,7 @@ from typing import Self
 
 import uuid_utils
 
+from core.files import flush
 from worker.agent.spend import SiteLedger
 from worker.errors import ClientBusy, LedgerLost, SecretLost, SiteStateError
 
@@ -184,8 +185,4 @@ def write_secret(path: Path, site_id: str, secret: bytes) -> None:
         os.close(handle)
     os.link(part, path)
     part.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    flush(path.parent)

@@ -43,7 +43,9 @@ _MENDS: Mapping[Kind, str] = {
     "the coordinator's ledger was altered. Revoke the token, then compare the update's digest.",
     "unknown-there": "The coordinator's ledger was altered, or its database was restored from "
     "an older backup. " + _ADMINISTRATOR,
-    "missing-commit": "It acknowledged this update. " + _ADMINISTRATOR,
+    "missing-commit": "It acknowledged this update: its ledger was altered, or its database was "
+    "restored from an older backup (its audit trail then says 'database-restored'). "
+    + _ADMINISTRATOR,
     "event-differs": "What was executed is what this site's ledger holds. " + _ADMINISTRATOR,
     "elsewhere": "Two machines spend for one population and count apart: keep all clients of a "
     "population in one site configuration.",

@@ -1,0 +1,1 @@
+"""All services on this machine: ``fedhypevae up``, ``down`` and ``status``."""
