@@ -23,6 +23,7 @@ from core.data import EmbeddingDataset
 from core.federation.aggregate import Aggregated, aggregate
 from core.federation.plan import RunSpec
 from core.federation.rule import NoiseMode
+from core.federation.secure_sum import ALL_SITES as ALL_SITES
 from core.federation.selection import selected
 from core.models.layout import NULL_COORDINATES
 from core.privacy.coins import CoinStream
@@ -35,8 +36,6 @@ from core.synthesis.sampler import Generator
 from core.training.compute import CPU, Compute
 from core.training.local import Released, clipped_total, noised_update, packed, release
 from core.wire.messages import AggregateInput, AggregateJob
-
-ALL_SITES = "all-sites"
 
 
 @dataclass(frozen=True)

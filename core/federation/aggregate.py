@@ -21,6 +21,7 @@ from core.federation.packing import pack_optimiser
 from core.federation.packing import pack_weights as pack_weights
 from core.federation.plan import RunSpec
 from core.federation.robust import sum_of
+from core.federation.secure_sum import ALL_SITES, summed
 from core.federation.server import Gradient, State, advance, average_decay, starting_state
 from core.federation.updates import expectation, read_update
 from core.federation.withdrawal import without
@@ -32,6 +33,8 @@ from core.models.layout import posted_layout, shared_layout
 from core.models.spread import with_spread
 from core.report.reference import with_reference
 from core.report.vectors import with_vectors
+from core.secagg.messages import Transcript
+from core.storage import sha256_of
 from core.training.validation import CLASSIFIERS
 from core.wire import tensors
 from core.wire.messages import AggregateInput, AggregateJob, Diagnostics
@@ -80,6 +83,35 @@ def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     """
     if not job.updates:
         raise ValueError("a round without updates cannot be aggregated")
+    if job.transcript is not None:
+        made = _made(*opened(job, read))
+        return replace(made, diagnostics=Diagnostics())  # nobody's own norm is known
+    return _made(job, read)
+
+
+def opened(
+    job: AggregateJob, read: Callable[[str], bytes]
+) -> tuple[AggregateJob, Callable[[str], bytes]]:
+    """The same round as one update of all sites together: their sum, unmasked."""
+    if job.transcript is None:
+        raise ValueError("the round's sum is not a secure one")
+    transcript = Transcript.model_validate_json(read(job.transcript))
+    if (transcript.session.run_id, transcript.session.round_number) != (
+        job.run_id, job.round_number,
+    ):  # fmt: skip
+        raise ValueError("the transcript is of another round")
+    masked = {update.client: read(update.digest) for update in job.updates}
+    total = summed(transcript, masked, job.spec)
+    digest = sha256_of(total)
+    one = AggregateInput(client_id=ALL_SITES, client=ALL_SITES, digest=digest)
+
+    def read_total(wanted: str) -> bytes:
+        return total if wanted == digest else read(wanted)
+
+    return job.model_copy(update={"updates": (one,), "transcript": None}), read_total
+
+
+def _made(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
     releases = _Releases(job, read)
     match job.spec.kind(job.round_number):
         case "sketch":

@@ -8,7 +8,7 @@ the sum. What it is told it keeps; what it can infer is the sum.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from core.secagg import masks, shamir
 from core.secagg.graph import NoThresholds, neighbours_of, ring
-from core.secagg.messages import Advert, Confirmation, Opened, Opening, Sealed, Session
+from core.secagg.messages import (
+    Advert,
+    Confirmation,
+    Opened,
+    Opening,
+    Sealed,
+    Session,
+    Transcript,
+)
 from core.secagg.participant import own_purpose, pair_seed
 
 T = TypeVar("T")
@@ -42,6 +50,23 @@ class Collector:
         self._survivors: tuple[str, ...] | None = None
         self._confirmed: dict[str, Confirmation] = {}
         self._openings: dict[str, Opening] = {}
+
+    @classmethod
+    def of(cls, transcript: Transcript, masked: Mapping[str, bytes]) -> Collector:
+        """As it stood when the sum could be opened. Raises ``Rejected`` for a transcript that no
+        collector can have written, ``TooFew`` for vectors that are missing.
+        """
+        known = cls(transcript.session)
+        for advert in transcript.adverts:
+            known.advertise(advert)
+        for name in transcript.sharers:
+            known._of_roster(name)
+        known._sharers = tuple(sorted(transcript.sharers))
+        for name, body in masked.items():
+            known.collect(name, body)
+        for opening in transcript.openings:
+            known.open(opening)
+        return known
 
     # --- one: keys ---
 

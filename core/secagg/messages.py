@@ -117,3 +117,14 @@ class Opened(_Message):
 class Opening(_Message):
     site: Site
     shares: tuple[Opened, ...]
+
+
+class Transcript(_Message):
+    """What opens a round's sum beside the masked vectors: kept by the coordinator as an object, so
+    that a replay of the round finds the same sum. Survivors are those whose vectors are there.
+    """
+
+    session: Session
+    adverts: tuple[Advert, ...]
+    sharers: tuple[str, ...]
+    openings: tuple[Opening, ...]
