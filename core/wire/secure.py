@@ -1,8 +1,8 @@
 """Messages of secure sums: what a client is asked in each step, and what it answers.
 
 ``keys`` -> ``shares`` -> the masked vector (an ordinary work order, ``WorkOrder.sum``) ->
-``confirm`` -> ``open``. A step's answer is the client's for good: the same again is accepted, another one is
-refused. What the words mean is in ``core.secagg.messages``.
+``confirm`` -> ``open``. A step's answer is the client's for good: the same again is accepted,
+another one is refused. What the words mean is in ``core.secagg.messages``.
 """
 
 from __future__ import annotations
