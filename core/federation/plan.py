@@ -84,7 +84,8 @@ class Plan(Frozen):
         "epsilon and delta are the same; what it costs is accuracy where sites differ. The "
         "coordinator must see each client's noised update. Other rounds are summed plainly. "
         "'secure': the coordinator learns the sum and no client's own update, and the sum carries "
-        "the noise once; the guarantee then holds against the coordinator and up to secure.collude clients.",
+        "the noise once; the guarantee then holds against the coordinator and up to "
+        "secure.collude clients.",
     )
     secure: SecurePlan = Field(
         default=SecurePlan(),
