@@ -127,11 +127,11 @@ def measure(sites: int, length: int, say: Callable[[str], None]) -> Cell:
         if name == timed:
             with clock.of("client"):
                 wanted = lattice.released(x, grid, gaussian.csprng())
-                body = me.mask(inbox, wanted)
+                body = me.mask(inbox, collector.sharers(), wanted)
                 sha256_of(body)
             sent += _bytes(inbox) + len(body)
         else:
-            body = everybody[name].mask(inbox, zero)
+            body = everybody[name].mask(inbox, collector.sharers(), zero)
         with clock.of("coordinator"):
             collector.collect(name, body)
     say("opening")

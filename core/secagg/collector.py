@@ -104,11 +104,15 @@ class Collector:
     def inbox(self, site: str) -> tuple[Sealed, ...]:
         """What others have sealed for ``site``; from the first call on nobody else shares."""
         self._of_roster(site)
+        boxes = (each for name in self.sharers() for each in self._sealed[name])
+        return tuple(each for each in boxes if each.receiver == site)
+
+    def sharers(self) -> tuple[str, ...]:
+        """Who has shared secrets; from the first call of this or ``inbox`` on nobody else."""
         if self._sharers is None:
             self._enough(len(self._sealed), "shared their secrets")
             self._sharers = tuple(sorted(self._sealed))
-        boxes = (each for name in self._sharers for each in self._sealed[name])
-        return tuple(each for each in boxes if each.receiver == site)
+        return self._sharers
 
     # --- three: vectors ---
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -93,15 +94,29 @@ class Sealed(_Message):
 
 
 class Confirmation(_Message):
-    """``site`` has seen that exactly these vectors are to be summed."""
+    """``site`` has seen that exactly these vectors are to be summed, and who is behind the masks on
+    them: one roster, one list of those who shared.
+    """
 
     site: Site
     signature: Signature
 
     @staticmethod
-    def signed(session: Session, survivors: tuple[str, ...]) -> bytes:
-        listed = json.dumps(sorted(survivors)).encode()
-        return b"fhv-secagg survivors\0" + session.digest + listed
+    def signed(
+        session: Session,
+        roster: Sequence[Advert],
+        sharers: Sequence[str],
+        survivors: Sequence[str],
+    ) -> bytes:
+        """The bytes under the signature."""
+        adverts = sorted(roster, key=lambda advert: advert.site)
+        view = [
+            [advert.model_dump(mode="json") for advert in adverts],
+            sorted(sharers),
+            sorted(survivors),
+        ]
+        listed = json.dumps(view, sort_keys=True, separators=(",", ":")).encode()
+        return b"fhv-secagg view\0" + session.digest + hashlib.sha256(listed).digest()
 
 
 class Opened(_Message):

@@ -2,8 +2,9 @@
 
 What it guards, whatever the coordinator says: a vector is masked once; shares of a site's seed and
 of its key are never both given out; nothing is opened before enough sites have signed the same list
-of survivors, so that two stories cannot both be opened; keys count only with a signature of a site
-that is known. Everything that must survive kill -9 is in ``state``: keep it before a message goes.
+of survivors over the same roster and the same list of those who shared, so that two stories cannot
+both be opened (and nobody's masks can be kept among a few); keys count only with a signature of a
+site that is known. Everything that must survive kill -9 is in ``state``: keep it before a message goes.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class State(BaseModel):
     roster: tuple[Advert, ...] = ()
     shared: tuple[Sealed, ...] = ()
     inbox: tuple[Sealed, ...] = ()
+    sharers: tuple[str, ...] = ()
     masked: bool = False
     survivors: tuple[str, ...] = ()
 
@@ -129,9 +131,12 @@ class Participant:
 
     # --- three: the vector ---
 
-    def mask(self, inbox: Sequence[Sealed], contribution: NDArray[int64]) -> bytes:
+    def mask(
+        self, inbox: Sequence[Sealed], sharers: Sequence[str], contribution: NDArray[int64]
+    ) -> bytes:
         """The packed, masked vector. Call it once: what was sent is kept and sent again as it is.
 
+        ``sharers``: everybody who has shared secrets; masks are those with all neighbours of them.
         ``contribution`` [length] carries its noise already: if everything here failed, that is
         what remains.
         """
@@ -140,7 +145,7 @@ class Participant:
                           "show the difference")  # fmt: skip
         if len(contribution) != self.session.length:
             raise Refused(f"a vector of {len(contribution)} is not {self.session.length} long")
-        self._accept(inbox)
+        self._accept(inbox, sharers)
         plus = [masks.seed_of(bytes.fromhex(self.state.seed), own_purpose(self.session, self.site))]
         minus: list[bytes] = []
         for name in self._partners():
@@ -150,17 +155,27 @@ class Participant:
         self.state.masked = True
         return masks.pack(vector, self.session.bits)
 
-    def _accept(self, inbox: Sequence[Sealed]) -> None:
-        neighbours, senders = set(self.neighbours()), [each.sender for each in inbox]
-        if len(set(senders)) != len(senders) or not set(senders) <= neighbours:
+    def _accept(self, inbox: Sequence[Sealed], sharers: Sequence[str]) -> None:
+        """The same list of sharers for all is signed later (``confirm``): a coordinator that keeps
+        some boxes back, so that a few sites mask among themselves only, can open nothing.
+        """
+        listed, senders = tuple(sorted(sharers)), [each.sender for each in inbox]
+        roster = {advert.site for advert in self.state.roster}
+        if len(set(listed)) != len(listed) or not set(listed) <= roster or self.site not in listed:
+            raise Refused("the sharers name a site twice, one that sent no keys, or not this one")
+        if len(listed) < self.session.survivors:
+            raise Refused(f"{len(listed)} sites share, {self.session.survivors} are needed")
+        if len(set(senders)) != len(senders) or not set(senders) <= set(self.neighbours()):
             raise Refused("shares came twice, or from a site that is no neighbour")
+        if set(senders) != (set(self.neighbours()) & set(listed)):
+            raise Refused("the shares are not those of all neighbours that have shared")
         for each in inbox:
             if each.receiver != self.site:
                 raise Refused(f"shares for {each.receiver!r} were given to {self.site!r}")
             self._unseal(each)
         if len(inbox) < self.session.thresholds(len(self.state.roster)).threshold:
             raise Refused("too few neighbours have shared their secrets to open the sum")
-        self.state.inbox = tuple(inbox)
+        self.state.inbox, self.state.sharers = tuple(inbox), listed
 
     def _partners(self) -> list[str]:
         return sorted(each.sender for each in self.state.inbox)
@@ -176,13 +191,15 @@ class Participant:
             raise Refused("this site's own vector is not among the survivors")
         if len(set(listed)) != len(listed) or not set(listed) <= set(self.session.sites):
             raise Refused("the list names a site twice, or one that is not of the session")
+        if not set(listed) <= set(self.state.sharers):
+            raise Refused("the list names a site that has shared no secrets")
         if len(listed) < self.session.survivors:
             raise Refused(
                 f"{len(listed)} vectors carry less noise than was promised: "
                 f"{self.session.survivors} are needed"
             )
         self.state.survivors = listed
-        signature = self._identity.sign(Confirmation.signed(self.session, listed))
+        signature = self._identity.sign(self._confirmed(listed))
         return Confirmation(site=self.site, signature=signature.hex())
 
     def open(self, confirmations: Sequence[Confirmation]) -> Opening:
@@ -192,7 +209,7 @@ class Participant:
         listed = self.state.survivors
         if not listed:
             raise Refused("no list of survivors was signed yet")
-        signed = Confirmation.signed(self.session, listed)
+        signed = self._confirmed(listed)
         who = [each.site for each in confirmations]
         if len(set(who)) != len(who) or not set(who) <= set(listed):
             raise Refused("a confirmation came twice, or from a site that is no survivor")
@@ -204,6 +221,9 @@ class Participant:
         return Opening(
             site=self.site, shares=tuple(self._opened(each, listed) for each in self.state.inbox)
         )
+
+    def _confirmed(self, listed: tuple[str, ...]) -> bytes:
+        return Confirmation.signed(self.session, self.state.roster, self.state.sharers, listed)
 
     def _opened(self, sealed: Sealed, listed: tuple[str, ...]) -> Opened:
         key, seed = self._unseal(sealed)

@@ -68,7 +68,7 @@ def noised_sum(
         collector.share(name, site.share(collector.roster()))
     for name, site in sites.items():
         contribution = lattice.released(totals[name], grid, terms.bits)
-        collector.collect(name, site.mask(collector.inbox(name), contribution))
+        collector.collect(name, site.mask(collector.inbox(name), collector.sharers(), contribution))
     for site in sites.values():
         collector.confirm(site.confirm(collector.survivors()))
     for site in sites.values():

@@ -25,6 +25,10 @@ class SumOrder(Frozen):
 
     session: Session
     inbox: tuple[Sealed, ...] = Field(description="Shares that others have sealed for the client.")
+    sharers: tuple[str, ...] = Field(
+        description="Everybody who has shared secrets: the client's masks are those with all of "
+        "its neighbours among them, and it signs this list with that of the survivors."
+    )
 
 
 class SumStep(Frozen):

@@ -52,7 +52,9 @@ class World:
 
     def send(self, vectors: Vectors) -> None:
         for name, vector in vectors.items():
-            body = self.sites[name].mask(self.collector.inbox(name), vector)
+            body = self.sites[name].mask(
+                self.collector.inbox(name), self.collector.sharers(), vector
+            )
             self.collector.collect(name, body)
 
     def confirm(self, names: Iterable[str]) -> None:

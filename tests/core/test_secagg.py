@@ -364,24 +364,32 @@ def test_a_vector_is_masked_once(world: World) -> None:
     world.share(world.sites)
     world.send(vectors)
     with pytest.raises(Refused, match="masked already"):
-        world.sites["site-000"].mask(world.collector.inbox("site-000"), vectors["site-001"])
+        world.sites["site-000"].mask(
+            world.collector.inbox("site-000"), world.collector.sharers(), vectors["site-001"]
+        )
 
 
 def test_shares_of_strangers_are_refused(world: World) -> None:
     world.share(world.sites)
     site, zero = world.sites["site-000"], np.zeros(world.session.length, np.int64)
-    inbox = world.collector.inbox("site-000")
+    inbox, all_of_us = world.collector.inbox("site-000"), world.collector.sharers()
     with pytest.raises(Refused, match="twice"):
-        site.mask([*inbox, inbox[0]], zero)
+        site.mask([*inbox, inbox[0]], all_of_us, zero)
+    others = world.collector.inbox("site-001")[1:]
     with pytest.raises(Refused, match="were given to"):
-        site.mask(world.collector.inbox("site-001")[1:], zero)
+        site.mask(others, ["site-000", *(each.sender for each in others)], zero)
     swapped = inbox[0].model_copy(update={"box": inbox[1].box})
     with pytest.raises(Refused, match="not sealed by it"):
-        site.mask([swapped, *inbox[1:]], zero)
-    with pytest.raises(Refused, match="too few neighbours"):
-        site.mask(inbox[:1], zero)
+        site.mask([swapped, *inbox[1:]], all_of_us, zero)
+    with pytest.raises(Refused, match="2 sites share, 4 are needed"):
+        site.mask(inbox[:1], ["site-000", inbox[0].sender], zero)
+    with pytest.raises(Refused, match="not those of all neighbours"):
+        site.mask(inbox[1:], all_of_us, zero)
+    for wrong in (all_of_us[1:], [*all_of_us, "stranger"], [*all_of_us, "site-001"]):
+        with pytest.raises(Refused, match="the sharers name"):
+            site.mask(inbox, wrong, zero)
     with pytest.raises(Refused, match="is not 7 long"):
-        site.mask(inbox, zero[:3])
+        site.mask(inbox, all_of_us, zero[:3])
 
 
 def test_two_stories_are_not_told(world: World) -> None:
@@ -406,6 +414,32 @@ def test_two_stories_are_not_told(world: World) -> None:
     with pytest.raises(Refused, match="not signed"):
         site.open([first, *others[:2], forged])
     assert {each.kind for each in site.open([first, *others]).shares} == {"seed"}
+
+
+def test_masks_are_not_kept_among_a_few() -> None:
+    """The known wrong version: a coordinator that tells two halves of the sites that the other half
+    has shared nothing gets two sums, each with less noise than was promised, if sites sign the
+    survivors only. Here each half signs another view, and neither half alone is enough.
+    """
+    world = World(session(9, drop=2, collude=1))
+    names = list(world.session.sites)
+    vectors = some_vectors(world.session)
+    world.advertise(names)
+    world.share(names)
+    halves = (names[:7], names[2:])  # each as large as the session allows
+    told = {name: halves[0] if name in names[:4] else halves[1] for name in names}
+    for name, site in world.sites.items():
+        inbox = [box for box in world.collector.inbox(name) if box.sender in told[name]]
+        site.mask(inbox, told[name], vectors[name])
+    listed = names[2:7]  # whose masks both halves know
+    signed = {name: world.sites[name].confirm([*told[name]]) for name in names}
+    assert len(listed) < world.session.survivors
+    for name, site in world.sites.items():
+        alike = [signed[other] for other in told[name] if told[other] == told[name]]
+        with pytest.raises(Refused, match="of 6 that are needed"):
+            site.open(alike)
+        with pytest.raises(Refused, match="not signed"):
+            site.open([signed[other] for other in told[name]])
 
 
 def test_survivors_too_few_for_the_noise_are_not_summed(world: World) -> None:
