@@ -4,7 +4,8 @@ What it guards, whatever the coordinator says: a vector is masked once; shares o
 of its key are never both given out; nothing is opened before enough sites have signed the same list
 of survivors over the same roster and the same list of those who shared, so that two stories cannot
 both be opened (and nobody's masks can be kept among a few); keys count only with a signature of a
-site that is known. Everything that must survive kill -9 is in ``state``: keep it before a message goes.
+site that is known. Everything that must survive kill -9 is in ``state``: keep it before a message
+goes.
 """
 
 from __future__ import annotations
