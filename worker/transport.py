@@ -1,8 +1,7 @@
-"""How requests travel: retries, the common version of the protocol, and what answers mean as types.
+"""How requests travel: retries, the common version of the protocol, what answers mean as types.
 
 Connection errors, 502, 503, 504 and 429 (``Retry-After`` is honoured) are repeated with exponential
-back-off and jitter; any other 4xx is final and raised at once as ``ApiProblem``. Tokens never
-appear in an exception, a log or a repr.
+back-off and jitter; any other 4xx is final. Tokens never appear in an exception, a log or a repr.
 """
 
 from __future__ import annotations
