@@ -1,9 +1,10 @@
-"""Operations of administrators and auditors: spaces, clients, tokens, ledgers, the audit trail."""
+"""Operations of administrators and auditors: spaces, clients, codes, tokens, ledgers, the trail."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from core.federation.plan import EmbeddingSpace
 from worker.answers import ONCE, Enrolment, JsonObject
@@ -74,6 +75,43 @@ class Administration(Operations):
         """Erase the stored bytes of a client's updates, but for those that a round needs."""
         path = f"/v1/clients/{path_part(client_id)}/updates"
         return self._object("DELETE", path, read_s=self._timeouts.slow)
+
+    # --- enrolments ---
+
+    def issue_code(
+        self,
+        client: Mapping[str, Any] | None = None,
+        *,
+        existing: str | None = None,
+        automatic: bool = False,
+        expires_in_s: float | None = None,
+        token_days: float | None = None,
+    ) -> JsonObject:
+        """A one-time code for a site: of a new client, or of an ``existing`` one. The code is in
+        this answer only, hence asked once, as a token is.
+        """
+        body = {
+            "client": None if client is None else dict(client),
+            "existing": existing,
+            "approval": "automatic" if automatic else "administrator",
+            "expires_in_s": expires_in_s,
+            "token_days": token_days,
+        }
+        given = {key: value for key, value in body.items() if value is not None}
+        return self._object("POST", "/v1/enrolments", json=given, retry=ONCE)
+
+    def enrolments(self, **query: str | int) -> JsonObject:
+        return self._object("GET", "/v1/enrolments", params=query)
+
+    def approve_enrolment(self, enrolment_id: str, fingerprint: str | None = None) -> JsonObject:
+        """Let a site in; refused if it has redeemed a token of another ``fingerprint``."""
+        path = f"/v1/enrolments/{path_part(enrolment_id)}/approve"
+        return self._object("POST", path, json={"fingerprint": fingerprint})
+
+    def refuse_enrolment(self, enrolment_id: str, why: str) -> JsonObject:
+        """Refuse a site that has redeemed its code, or withdraw a code that nobody has used."""
+        path = f"/v1/enrolments/{path_part(enrolment_id)}/refuse"
+        return self._object("POST", path, json={"why": why})
 
     # --- what was spent ---
 
