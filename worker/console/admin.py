@@ -31,9 +31,9 @@ clients_app = app("Clients: who takes part, with which budget.")
 tokens_app = app("Bearer tokens: made (shown once), listed, revoked.")
 spaces_app = app("Embedding spaces: which frozen network made the embeddings.")
 admin_app.add_typer(clients_app, name="clients")
-admin_app.add_typer(enrolments_app, name="enrolments")
 admin_app.add_typer(tokens_app, name="tokens")
 admin_app.add_typer(spaces_app, name="spaces")
+admin_app.add_typer(enrolments_app, name="enrolments")
 admin_app.add_typer(audit_app, name="audit")
 
 _DAY_S = 86_400.0
