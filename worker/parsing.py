@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from core.wire.messages import PlanOffer, WorkOrder
 from core.wire.protocol import CONSENT, PROTOCOL_HEADER
+from core.wire.secure import SumStep
 from worker.answers import Answer, JsonObject
 from worker.errors import OrderUnreadable, UnexpectedAnswer
 
@@ -30,13 +31,15 @@ def order(answer: Answer) -> WorkOrder:
     return _order(_object(answer.content))
 
 
-def offer(answer: Answer) -> WorkOrder | PlanOffer:
-    """What the long poll answered: from protocol 2 on it says which of two it is."""
+def offer(answer: Answer) -> WorkOrder | SumStep | PlanOffer:
+    """What the long poll answered: from protocol 2 on it says what it is."""
     raw, used = _object(answer.content), answer.headers.get(PROTOCOL_HEADER.lower(), "1")
     if not used.isdigit() or int(used) < CONSENT:
         return _order(raw)
     if raw.get("type") == "plan":
         return _validated(PlanOffer, json.dumps(raw.get("plan")), answer.where)
+    if raw.get("type") == "step":
+        return _validated(SumStep, json.dumps(raw.get("step")), answer.where)
     inner = raw.get("order")
     return _order(inner if isinstance(inner, dict) else {})
 
