@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from core.wire.messages import PlanOffer, WorkOrder
 from core.wire.protocol import CONSENT, PROTOCOL_HEADER
@@ -24,6 +24,14 @@ class PlanPage(BaseModel):
 def message(kind: type[Message], answer: Answer) -> Message:
     """Raises ``UnexpectedAnswer``."""
     return _validated(kind, answer.content, answer.where)
+
+
+def messages(kind: type[Message], answer: Answer) -> list[Message]:
+    """A JSON array of them. Raises ``UnexpectedAnswer``."""
+    try:
+        return TypeAdapter(list[kind]).validate_json(answer.content)  # type: ignore[valid-type]
+    except ValidationError as error:
+        raise UnexpectedAnswer(f"{answer.where}: " + "; ".join(_faults(error))) from error
 
 
 def order(answer: Answer) -> WorkOrder:

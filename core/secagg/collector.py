@@ -56,16 +56,37 @@ class Collector:
         """As it stood when the sum could be opened. Raises ``Rejected`` for a transcript that no
         collector can have written, ``TooFew`` for vectors that are missing.
         """
-        known = cls(transcript.session)
-        for advert in transcript.adverts:
-            known.advertise(advert)
-        for name in transcript.sharers:
-            known._of_roster(name)
-        known._sharers = tuple(sorted(transcript.sharers))
+        known = cls.before(transcript.session, transcript.adverts, transcript.sharers)
         for name, body in masked.items():
             known.collect(name, body)
         for opening in transcript.openings:
             known.open(opening)
+        return known
+
+    @classmethod
+    def before(
+        cls,
+        session: Session,
+        adverts: Sequence[Advert] = (),
+        sharers: Sequence[str] = (),
+        survivors: Sequence[str] = (),
+    ) -> Collector:
+        """As it stands when these have answered the steps so far; whose vectors count is told, the
+        vectors are not here. Raises ``Rejected``, ``TooFew`` for what no collector can have kept.
+        """
+        known = cls(session)
+        for advert in adverts:
+            known.advertise(advert)
+        for name in sharers:
+            known._of_roster(name)
+        if sharers:
+            known._enough(len(sharers), "shared their secrets")
+            known._sharers = tuple(sorted(sharers))
+        if survivors:
+            if not set(survivors) <= set(sharers):
+                raise Rejected("a survivor has shared no secrets")
+            known._enough(len(survivors), "sent vectors")
+            known._survivors = tuple(sorted(survivors))
         return known
 
     # --- one: keys ---
@@ -94,12 +115,16 @@ class Collector:
     # --- two: shares ---
 
     def share(self, site: str, sealed: Sequence[Sealed]) -> None:
+        self.must_take_shares(site, sealed)
+        self._once(self._sealed, site, tuple(sealed), closed=self._sharers is not None)
+
+    def must_take_shares(self, site: str, sealed: Sequence[Sealed]) -> None:
+        """Raises ``Rejected`` for boxes that are not the site's for its neighbours."""
         self._of_roster(site)
         if any(each.sender != site for each in sealed):
             raise Rejected(f"{site!r} sends shares in another's name")
         if sorted(each.receiver for each in sealed) != sorted(self.neighbours(site)):
             raise Rejected(f"the shares of {site!r} are not for its neighbours")
-        self._once(self._sealed, site, tuple(sealed), closed=self._sharers is not None)
 
     def inbox(self, site: str) -> tuple[Sealed, ...]:
         """What others have sealed for ``site``; from the first call on nobody else shares."""
@@ -135,16 +160,24 @@ class Collector:
     # --- four and five: the same list for all, then shares ---
 
     def confirm(self, confirmation: Confirmation) -> None:
-        if confirmation.site not in self.survivors():
-            raise Rejected(f"{confirmation.site!r} is no survivor")
+        self.must_be_survivor(confirmation.site)
         self._once(self._confirmed, confirmation.site, confirmation, closed=False)
 
     def confirmations(self) -> tuple[Confirmation, ...]:
         return tuple(self._confirmed[name] for name in sorted(self._confirmed))
 
+    def must_be_survivor(self, site: str) -> None:
+        """Raises ``Rejected`` for a site whose vector does not count."""
+        if site not in self.survivors():
+            raise Rejected(f"{site!r} is no survivor")
+
     def open(self, opening: Opening) -> None:
-        if opening.site not in self.survivors():
-            raise Rejected(f"{opening.site!r} is no survivor")
+        self.must_take_opening(opening)
+        self._once(self._openings, opening.site, opening, closed=False)
+
+    def must_take_opening(self, opening: Opening) -> None:
+        """Raises ``Rejected`` unless it is one share of each neighbour, of the kind to open."""
+        self.must_be_survivor(opening.site)
         listed = set(self.survivors())
         wanted = {
             (name, "seed" if name in listed else "key")
@@ -155,7 +188,13 @@ class Collector:
             opening.shares
         ) != len(wanted):
             raise Rejected(f"{opening.site!r} opens something else than it was asked for")
-        self._once(self._openings, opening.site, opening, closed=False)
+
+    def can_open(self) -> bool:
+        """Whether ``total`` has the shares that it needs (of honest sites: values are not looked
+        at). Costs a look at each share.
+        """
+        shares, threshold = self._shares(), self.session.thresholds(len(self.roster())).threshold
+        return all(len(shares[name]) >= threshold for name in self._sharers or ())
 
     def total(self) -> NDArray[int64]:
         """The survivors' sum [length]. Raises ``TooFew`` while shares are missing."""

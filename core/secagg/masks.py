@@ -74,23 +74,28 @@ def decode(total: Vector, bits: int) -> NDArray[np.int64]:
     return moved.astype(np.int64) >> shift.astype(np.int64)
 
 
+def width(bits: int) -> int:
+    """Bytes of a packed coordinate."""
+    return -(-bits // 8)
+
+
 def pack(vector: Vector, bits: int) -> bytes:
     """``ceil(bits / 8)`` bytes for each coordinate, little-endian: what goes over the wire."""
-    width = -(-bits // 8)
+    size = width(bits)
     whole = vector.astype(vector.dtype.newbyteorder("<"), copy=False)
-    if width == whole.dtype.itemsize:
+    if size == whole.dtype.itemsize:
         return whole.tobytes()
-    return whole.view(np.uint8).reshape(len(vector), -1)[:, :width].tobytes()
+    return whole.view(np.uint8).reshape(len(vector), -1)[:, :size].tobytes()
 
 
 def unpack(body: bytes, length: int, bits: int) -> Vector:
     """The packed vector [length]. Raises ``ValueError`` for another number of bytes."""
-    width = -(-bits // 8)
-    if len(body) != length * width:
-        raise ValueError(f"{len(body)} bytes are not {length} coordinates of {width} bytes")
+    size = width(bits)
+    if len(body) != length * size:
+        raise ValueError(f"{len(body)} bytes are not {length} coordinates of {size} bytes")
     kind = np.dtype(word(bits)).newbyteorder("<")
-    if width == kind.itemsize:
+    if size == kind.itemsize:
         return np.frombuffer(body, kind).astype(word(bits))
     whole = np.zeros((length, kind.itemsize), np.uint8)
-    whole[:, :width] = np.frombuffer(body, np.uint8).reshape(length, width)
+    whole[:, :size] = np.frombuffer(body, np.uint8).reshape(length, size)
     return whole.view(kind).ravel().astype(word(bits))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from core.secagg import masks, shamir
-from core.secagg.collector import Rejected, TooFew
+from core.secagg.collector import Collector, Rejected, TooFew
 from core.secagg.graph import NoThresholds, Thresholds, neighbours_of, quorum, ring
 from core.secagg.participant import Participant, Refused, State
 from tests.core.secagg_world import World, session, some_vectors
@@ -528,3 +528,53 @@ def test_who_is_not_known_is_not_summed_with() -> None:
     del world.known["site-002"]
     with pytest.raises(Refused, match="no key of site-002 is known"):
         world.participant("site-000")
+
+
+# --- what a coordinator asks of a collector that keeps its messages elsewhere ---
+
+
+def test_the_sum_can_be_opened_from_the_last_share_that_it_needs() -> None:
+    asked = session(5, drop=1, collude=1)
+    world = World(asked)
+    vectors = some_vectors(asked)
+    world.advertise(vectors)
+    world.share(vectors)
+    there = {name: vector for name, vector in vectors.items() if name != "site-002"}
+    world.send(there)
+    world.confirm(there)
+    opened = []
+    confirmations = world.collector.confirmations()
+    for name in there:
+        before = world.collector.can_open()
+        assert before is (len(opened) > 0 and opened[-1])
+        world.collector.open(world.sites[name].open(confirmations))
+        opened.append(world.collector.can_open())
+        if opened[-1]:
+            assert (world.collector.total() == sum(there.values())).all()
+        else:
+            with pytest.raises(TooFew):
+                world.collector.total()
+    assert opened[0] is False
+    assert opened[-1] is True
+
+
+def test_a_collector_of_names_alone_knows_what_one_of_messages_knows() -> None:
+    asked = session(5, drop=1, collude=1)
+    world = World(asked)
+    vectors = some_vectors(asked)
+    world.total(vectors)
+    known = Collector.before(
+        asked, world.collector.roster(), world.collector.sharers(), world.collector.survivors()
+    )
+    assert not known.can_open()
+    for name in asked.sites:
+        assert known.neighbours(name) == world.collector.neighbours(name)
+        known.must_take_shares(name, world.sites[name].state.shared)
+        known.open(world.sites[name].open(world.collector.confirmations()))
+    assert known.can_open()
+    with pytest.raises(Rejected, match="not for its neighbours"):
+        known.must_take_shares("site-000", world.sites["site-000"].state.shared[:-1])
+    with pytest.raises(TooFew, match="vectors"):
+        Collector.before(asked, world.collector.roster(), asked.sites, asked.sites[:3])
+    with pytest.raises(Rejected, match="shared no secrets"):
+        Collector.before(asked, world.collector.roster(), asked.sites[:4], asked.sites)

@@ -26,23 +26,21 @@ def key_of(site: Site, client: str) -> str:
 
 
 def register(coordinator: CoordinatorClient, me: JsonObject, site: Site) -> None:
-    """Tell the coordinator this client's key, unless it knows it. ``me``: the client as it is
-    there. Raises ``ApiProblem`` if it knows another one.
+    """Tell the coordinator this client's key. ``me``: the client as it is there. Raises
+    ``ApiProblem`` if it knows another one.
     """
-    key = key_of(site, str(me["name"]))
-    if me.get("identity_key") != key:
-        coordinator.put_identity_key(str(me["id"]), key)
+    coordinator.put_identity_key(str(me["id"]), key_of(site, str(me["name"])))
 
 
 def register_softly(coordinator: CoordinatorClient, me: JsonObject, site: Site) -> None:
     """The same at an agent's start: plain runs do not need it."""
-    if "identity_key" not in me:
-        return  # a coordinator of before secure sums
     try:
         register(coordinator, me, site)
     except ApiProblem as problem:
         if problem.needs_person:
             raise
+        if problem.status in (404, 405):
+            return  # a coordinator of before secure sums
         _log.error("identity_not_registered", client=me["name"], problem=problem.problem,
                    reason=problem.detail, mend=problem.mend)  # fmt: skip
 

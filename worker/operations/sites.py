@@ -156,5 +156,5 @@ class SiteWork(Operations):
 
     def peers(self, run_id: str) -> list[Peer]:
         """A run's clients and the keys that the coordinator has for them."""
-        found = self._object("GET", f"/v1/runs/{path_part(run_id)}/peers")
-        return [Peer.model_validate(each) for each in found["items"]]
+        answer = self._send("GET", f"/v1/runs/{path_part(run_id)}/peers")
+        return parsing.messages(Peer, answer)
