@@ -14,7 +14,7 @@ from core.federation.aggregate import Aggregated, aggregate
 from core.federation.plan import Noise, Plan, RunSpec
 from core.federation.secure_sum import session_of
 from core.models.layout import layout_of
-from core.privacy.discrete.gaussian import seeded
+from core.privacy.discrete.gaussian import BitSource, seeded
 from core.secagg.collector import Collector
 from core.secagg.messages import Session, Transcript
 from core.secagg.participant import Participant
@@ -107,6 +107,7 @@ def secure_round(
     missing: Sequence[str] = (),
     seed: int = 0,
     vectors: Mapping[str, Integers] | None = None,
+    bits: BitSource | None = None,
 ) -> Round:
     """All steps with JSON between the sides; ``missing`` share secrets and send no vector."""
     session = session_of(spec, number, tuple(data))
@@ -134,7 +135,7 @@ def secure_round(
             if vectors is not None
             else contribution(
                 order, data[name], inputs, secret=SECRET + name.encode(),
-                bits=seeded(1_000 * seed + 10 * number + at),
+                bits=bits or seeded(1_000 * seed + 10 * number + at),
             )
         )  # fmt: skip
         masked[name] = site.mask(order.sum.inbox, order.sum.sharers, made[name])
