@@ -25,12 +25,13 @@ from api.idempotency import peek, remember, replay
 from api.ledger import service as ledger
 from api.problems import Conflict, InvalidRequest, NotFound, RunNameTaken
 from api.runs import repository
-from api.runs.specs import spec_of
+from api.runs.specs import spec_of, views_of
 from core.errors import BudgetExceeded, InvalidPlan, SpaceMismatch
 from core.federation.plan import EmbeddingSpace, Name, Plan, RunSpec
 from core.federation.rule import spec_for
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
+from core.privacy.views import View
 
 _OPERATION = "createRun"
 
@@ -64,6 +65,11 @@ class RunView(BaseModel):
     clients_total: int
     seats: list[SeatView]
     epsilon_planned: float
+    views: list[View] = Field(
+        default_factory=list,
+        description="Of a plan with secure sums: what it costs one founding client, against whom, "
+        "and on which premise. The booked view is epsilon_planned.",
+    )
     current_round: int | None
     rounds_published: int
     rounds_planned: int
@@ -119,6 +125,7 @@ async def view(session: AsyncSession, who: Principal, run: Run) -> RunView:
         clients_total=len(seats),
         seats=[seat_view(seat) for seat in shown],
         epsilon_planned=run.epsilon_planned,
+        views=await views_of(spec, sum(seat.place.founding for seat in seats)),
         current_round=newest,
         rounds_published=published,
         rounds_planned=spec.last_round + 1,

@@ -60,6 +60,7 @@ def make(known: Known, generator: Generator, statistics: Statistics | None = Non
             accountant=accounting.ACCOUNTANT,
             accountant_version=f"{accounting.PACKAGE} {accounting.package_version()}",
             clients=spending(spec, known.reserved),
+            views=facts.views,
         ),
         members=tuple(known.members),
         released=released(spec, frame, founding, withdrawn),
