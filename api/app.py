@@ -18,7 +18,14 @@ from api.clients.sightings import Sightings
 from api.config import Settings, load
 from api.consents import endpoints as consents
 from api.context import Context
-from api.dashboard import client_pages, enrolment_pages, entrance, run_pages, trail_pages
+from api.dashboard import (
+    client_pages,
+    code_pages,
+    enrolment_pages,
+    entrance,
+    run_pages,
+    trail_pages,
+)
 from api.db.engine import Database
 from api.db.hub import Hub
 from api.db.outbox import Dispatcher
@@ -201,7 +208,7 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
     for module in (webhooks, health, metrics):
         app.include_router(module.router)
     if settings.dashboard:
-        for pages in (entrance, run_pages, client_pages, enrolment_pages, trail_pages):
+        for pages in (entrance, run_pages, client_pages, enrolment_pages, code_pages, trail_pages):
             app.include_router(pages.router)
     return app
 

@@ -294,6 +294,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "too-many-streams": (429, "Too many event streams are open"),
     "headers-too-large": (431, "The request's head is too large"),
     "backup-failed": (500, "The backup cannot be made or restored"),
+    "no-place-for-backup": (500, "The backup cannot be put there"),
     "schema-too-new": (500, "The database belongs to a newer program"),
     "internal-error": (500, "Something went wrong here"),
     "signing-key-sealed": (500, "The signing key cannot be opened"),

@@ -24,7 +24,7 @@ SUMMARIES = {
     "down": "Stop them; data stay.",
     "status": "Do they run?",
     "doctor": "Check this machine, its settings and what it reaches; says how to mend.",
-    "admin": "Clients, tokens, embedding spaces and the audit trail of a coordinator.",
+    "admin": "Clients, enrolments, tokens, embedding spaces and the audit trail of a coordinator.",
     "run": "Create, start, watch, pause, cancel and report runs.",
     "synthesize": "Synthetic rows of a published run, into a file.",
     "serve": "Run the coordinator (HTTP API).",

@@ -114,6 +114,12 @@ class FileUnreadable(DomainError):
     code = "file-unreadable"
 
 
+class NoPlaceForBackup(DomainError):
+    """Something is there already where a backup shall be, or no folder can be made there."""
+
+    code = "no-place-for-backup"
+
+
 class FileNotWritten(DomainError):
     """A file cannot be written where it was asked for."""
 

@@ -33,6 +33,35 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def put_private(path: Path, body: bytes) -> None:
+    """A new file, mode 0600 from its first byte, on the disk when this returns. Raises
+    ``FileExistsError``, and ``OSError`` as the file system does.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def keep_private(path: Path, body: bytes, *, replace: bool) -> None:
+    """``path`` holds ``body``, for this user's eyes only and whole, whatever is killed when.
+
+    Raises ``FileExistsError`` if it is there and not to be replaced, and ``OSError``.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)  # of a process that was killed, with a number that came again
+    try:
+        put_private(part, body)
+        if replace:
+            part.replace(path)
+        else:
+            os.link(part, path)  # unlike a rename, it replaces nothing
+    finally:
+        part.unlink(missing_ok=True)
+    flush(path.parent)
+
+
 def flush(path: Path) -> None:
     """A file's bytes, or a folder's names, are on the disk when this returns."""
     handle = os.open(path, os.O_RDONLY)

@@ -1,11 +1,9 @@
-"""Every HTTP operation of the coordinator, typed. Only this file and its helper
-``worker.transport`` import httpx.
+"""The client of a coordinator: every operation, objects with a local cache, and the feed of a run.
 
-Workers and site agents use it, and so do the demo and the tests (operator and data-scientist
-calls). One rule for retries: connection errors, 502, 503, 504 and 429 (``Retry-After`` is
-honoured) are repeated with exponential back-off and jitter; any other 4xx is final and raised at
-once as ``ApiProblem``. Requests are idempotent by design of the protocol, and an update is resent
-as the very same bytes under the same id. Tokens never appear in an exception, a log or a repr.
+Workers, site agents and the commands use it, and so do the demo and the tests. Requests are
+idempotent by design of the protocol, and an update is resent as the very same bytes under the same
+id. Retries and errors are those of ``worker.transport``; the operations are in
+``worker.operations``, by audience.
 """
 
 from __future__ import annotations
@@ -13,49 +11,31 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from importlib import metadata
-from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any
 
 import httpx
-import stamina
-from pydantic import BaseModel
 
-from core import tracing
-from core.wire.messages import LEASE_HEADER
-from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN
-from worker.answers import Answer, Retry, StreamedAnswer, Timeouts
+from worker.answers import Retry, StreamedAnswer, Timeouts
 from worker.cache import ObjectCache
-from worker.credentials import TokenSource, checked
-from worker.errors import (
-    UNSUPPORTED,
-    ApiProblem,
-    DownloadCorrupt,
-    Unreachable,
-)
+from worker.credentials import TokenSource
+from worker.errors import DownloadCorrupt, Unreachable
 from worker.feed import END, SILENCE_S, RunEvent, parse
-from worker.file_operations import FileOperations
-from worker.operations import json_body, path_part
-from worker.transport import (
-    Bearer,
-    raise_for,
-    raise_unreachable,
-    spoken_by,
-    timeout_of,
-    worth_another_try,
-)
+from worker.operations.administration import Administration
+from worker.operations.base import path_part
+from worker.operations.rows import Rows
+from worker.operations.runs import Runs
+from worker.operations.sites import SiteWork
+from worker.operations.workers import Jobs
+from worker.transport import Transport, raise_for, raise_unreachable, timeout_of
 
 __all__ = ["CoordinatorClient", "Retry", "Timeouts"]
 
-T = TypeVar("T")
-
-_VERSION = metadata.version("fedhypevae")
 MAX_DOWNLOAD = 1 << 30  # bytes: refuses an endless answer when the size is not known beforehand
 
 
-class CoordinatorClient(FileOperations):
+class CoordinatorClient(Transport, Administration, Runs, Rows, SiteWork, Jobs):
     """A blocking client of one coordinator with one token. Close it, or use it in ``with``."""
 
     def __init__(
@@ -68,39 +48,8 @@ class CoordinatorClient(FileOperations):
         cache: ObjectCache | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._retry = retry or Retry()
-        self._timeouts = timeouts or Timeouts()
+        super().__init__(base_url, token, retry=retry, timeouts=timeouts, transport=transport)
         self._cache = cache
-        self._protocol = SPOKEN.newest
-        headers = {"User-Agent": f"fedhypevae-client/{_VERSION}", RANGE_HEADER: str(SPOKEN)}
-        self._http = httpx.Client(
-            base_url=self.base_url,
-            headers=headers,
-            auth=_bearer(token),
-            timeout=timeout_of(self._timeouts),
-            transport=transport,
-            follow_redirects=False,  # a redirect must never carry the token elsewhere
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"CoordinatorClient({self.base_url!r})"
-
-    def close(self) -> None:
-        self._http.close()
-
-    @property
-    def protocol(self) -> int:
-        """The version that the coordinator spoke last; our newest one before its first answer."""
-        return self._protocol
 
     # --- objects ---
 
@@ -231,113 +180,3 @@ class CoordinatorClient(FileOperations):
                 yield from parse(answer.iter_lines())
         except httpx.RequestError as error:
             raise_unreachable(self.base_url, error)
-
-    # --- transport ---
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, str | int | Sequence[str]] | None = None,
-        json: BaseModel | Mapping[str, Any] | None = None,
-        content: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        lease: str | None = None,
-        read_s: float | None = None,
-        retry: Retry | None = None,
-    ) -> Answer:
-        sent = dict(headers or {})
-        if lease is not None:
-            sent[LEASE_HEADER] = lease
-        body = None if json is None else json_body(json)
-
-        def once() -> Answer:
-            try:
-                answer = self._http.request(
-                    method,
-                    path,
-                    params=params,
-                    json=body,
-                    content=content,
-                    headers=self._versioned(sent),
-                    timeout=timeout_of(self._timeouts, read_s),
-                )
-            except httpx.RequestError as error:
-                raise_unreachable(self.base_url, error)
-            if not answer.is_success:
-                self._raise_for(answer)
-            self._protocol = spoken_by(answer) or SPOKEN.oldest
-            return Answer(
-                where=f"{method} {path}",
-                status=answer.status_code,
-                headers={name.lower(): value for name, value in answer.headers.items()},
-                content=answer.content,
-            )
-
-        return self._retrying(f"{method} {path}", once, retry)
-
-    def _retrying(self, name: str, once: Callable[[], T], retry: Retry | None = None) -> T:
-        policy = self._retry if retry is None else self._retry.at_most(retry)
-        attempts = stamina.retry_context(
-            on=lambda error: worth_another_try(error, policy),
-            attempts=policy.attempts,
-            timeout=policy.total_s,
-            wait_initial=policy.first_s,
-            wait_max=policy.longest_s,
-            wait_jitter=policy.jitter_s,
-        ).with_name(name, (), {})
-        for attempt in attempts:
-            with (
-                attempt,
-                tracing.child(name.split()[0], "client", {"url.path": name.partition(" ")[2]}),
-            ):
-                return self._in_common_version(once)
-        raise AssertionError("a retry context ends with a result or an exception")
-
-    def _in_common_version(self, once: Callable[[], T]) -> T:
-        try:
-            return once()
-        except _OtherVersion:  # the version that both speak is known now
-            pass
-        try:
-            return once()
-        except _OtherVersion as again:
-            raise again.problem from None
-
-    def _versioned(self, headers: Mapping[str, str]) -> dict[str, str]:
-        return {**headers, **tracing.headers(), PROTOCOL_HEADER: str(self._protocol)}
-
-    def _raise_for(self, answer: httpx.Response) -> NoReturn:
-        """The answer's problem as an error; a version that is not spoken there is changed first.
-
-        Software of version 1 refuses every other one and names its own in a header. The same
-        request is then sent once more; a coordinator that was upgraded is found by its next answer.
-        """
-        try:
-            raise_for(answer)
-        except ApiProblem as problem:
-            if problem.problem != UNSUPPORTED:
-                raise
-            common = spoken_by(answer)
-            if common is None or common == self._protocol:
-                raise
-            self._protocol = common
-            raise _OtherVersion(problem) from None
-
-
-def _bearer(token: str | TokenSource | None) -> Bearer | None:
-    if not token:
-        return None
-    if callable(token):
-        return Bearer(token)
-    text = checked(token)
-    return Bearer(lambda: text)
-
-
-class _OtherVersion(Exception):
-    """The coordinator speaks another version than the request, one that is spoken here, too."""
-
-    def __init__(self, problem: ApiProblem) -> None:
-        super().__init__(problem.problem)
-        self.problem = problem

@@ -7,14 +7,13 @@ has accepted it: whatever is killed when, one of the two files holds a token tha
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.files import flush
+from core.files import flush, keep_private
 from worker.errors import ConfigError
 
 TOKEN_FILE = "token"  # noqa: S105 (a file name)
@@ -119,17 +118,8 @@ class TokenFile:
     @staticmethod
     def _write(path: Path, token: str) -> None:
         """For this user's eyes only, and on the disk when this returns."""
-        part = path.with_name(f".{path.name}.part")
         try:
-            with contextlib.suppress(FileNotFoundError):
-                part.unlink()
-            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(f"{token}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            flush(path.parent)
+            keep_private(path, f"{token}\n".encode(), replace=True)
         except OSError as error:
             raise _not_kept(path, error) from None
 

@@ -1,22 +1,36 @@
-"""What answers and failures of HTTP mean, as types; how patient a request is."""
+"""How requests travel: retries, the common version of the protocol, what answers mean as types.
+
+Connection errors, 502, 503, 504 and 429 (``Retry-After`` is honoured) are repeated with exponential
+back-off and jitter; any other 4xx is final. Tokens never appear in an exception, a log or a repr.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn
+from importlib import metadata
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
 
 import httpx
+import stamina
+from pydantic import BaseModel
 
+from core import tracing
+from core.wire.messages import LEASE_HEADER
 from core.wire.protocol import PROTOCOL_HEADER, RANGE_HEADER, SPOKEN, Versions
 from core.wire.protocol import read as versions
-from worker.answers import Retry, Timeouts
+from worker.answers import Answer, Retry, Timeouts
 from worker.credentials import TokenSource, checked
-from worker.errors import ApiProblem, NotNow, UnexpectedAnswer, Unreachable
+from worker.errors import UNSUPPORTED, ApiProblem, NotNow, UnexpectedAnswer, Unreachable
+from worker.operations.base import json_body
+
+T = TypeVar("T")
 
 PROBLEM = "application/problem+json"
+_VERSION = metadata.version("fedhypevae")
 _UNAUTHENTICATED = 401
 _LONGEST_RETRY_AFTER_S = 120.0
 _OUR_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
@@ -41,6 +55,160 @@ class Bearer(httpx.Auth):
         if now != sent:
             request.headers["Authorization"] = f"Bearer {now}"
             yield request
+
+
+def _bearer(token: str | TokenSource | None) -> Bearer | None:
+    if not token:
+        return None
+    if callable(token):
+        return Bearer(token)
+    text = checked(token)
+    return Bearer(lambda: text)
+
+
+class _OtherVersion(Exception):
+    """The coordinator speaks another version than the request, one that is spoken here, too."""
+
+    def __init__(self, problem: ApiProblem) -> None:
+        super().__init__(problem.problem)
+        self.problem = problem
+
+
+class Transport:
+    """Requests to one coordinator with one token. Close it, or use it in ``with``."""
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | TokenSource | None,
+        *,
+        retry: Retry | None = None,
+        timeouts: Timeouts | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._retry = retry or Retry()
+        self._timeouts = timeouts or Timeouts()
+        self._protocol = SPOKEN.newest
+        headers = {"User-Agent": f"fedhypevae-client/{_VERSION}", RANGE_HEADER: str(SPOKEN)}
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            headers=headers,
+            auth=_bearer(token),
+            timeout=timeout_of(self._timeouts),
+            transport=transport,
+            follow_redirects=False,  # a redirect must never carry the token elsewhere
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
+    def close(self) -> None:
+        self._http.close()
+
+    @property
+    def protocol(self) -> int:
+        """The version that the coordinator spoke last; our newest one before its first answer."""
+        return self._protocol
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int | Sequence[str]] | None = None,
+        json: BaseModel | Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        lease: str | None = None,
+        read_s: float | None = None,
+        retry: Retry | None = None,
+    ) -> Answer:
+        sent = dict(headers or {})
+        if lease is not None:
+            sent[LEASE_HEADER] = lease
+        body = None if json is None else json_body(json)
+
+        def once() -> Answer:
+            try:
+                answer = self._http.request(
+                    method,
+                    path,
+                    params=params,
+                    json=body,
+                    content=content,
+                    headers=self._versioned(sent),
+                    timeout=timeout_of(self._timeouts, read_s),
+                )
+            except httpx.RequestError as error:
+                raise_unreachable(self.base_url, error)
+            if not answer.is_success:
+                self._raise_for(answer)
+            self._protocol = spoken_by(answer) or SPOKEN.oldest
+            return Answer(
+                where=f"{method} {path}",
+                status=answer.status_code,
+                headers={name.lower(): value for name, value in answer.headers.items()},
+                content=answer.content,
+            )
+
+        return self._retrying(f"{method} {path}", once, retry)
+
+    def _retrying(self, name: str, once: Callable[[], T], retry: Retry | None = None) -> T:
+        policy = self._retry if retry is None else self._retry.at_most(retry)
+        attempts = stamina.retry_context(
+            on=lambda error: worth_another_try(error, policy),
+            attempts=policy.attempts,
+            timeout=policy.total_s,
+            wait_initial=policy.first_s,
+            wait_max=policy.longest_s,
+            wait_jitter=policy.jitter_s,
+        ).with_name(name, (), {})
+        for attempt in attempts:
+            with (
+                attempt,
+                tracing.child(name.split()[0], "client", {"url.path": name.partition(" ")[2]}),
+            ):
+                return self._in_common_version(once)
+        raise AssertionError("a retry context ends with a result or an exception")
+
+    def _in_common_version(self, once: Callable[[], T]) -> T:
+        try:
+            return once()
+        except _OtherVersion:  # the version that both speak is known now
+            pass
+        try:
+            return once()
+        except _OtherVersion as again:
+            raise again.problem from None
+
+    def _versioned(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return {**headers, **tracing.headers(), PROTOCOL_HEADER: str(self._protocol)}
+
+    def _raise_for(self, answer: httpx.Response) -> NoReturn:
+        """The answer's problem as an error; a version that is not spoken there is changed first.
+
+        Software of version 1 refuses every other one and names its own in a header. The same
+        request is then sent once more; a coordinator that was upgraded is found by its next answer.
+        """
+        try:
+            raise_for(answer)
+        except ApiProblem as problem:
+            if problem.problem != UNSUPPORTED:
+                raise
+            common = spoken_by(answer)
+            if common is None or common == self._protocol:
+                raise
+            self._protocol = common
+            raise _OtherVersion(problem) from None
 
 
 def timeout_of(timeouts: Timeouts, read_s: float | None = None) -> httpx.Timeout:

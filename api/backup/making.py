@@ -6,8 +6,6 @@ afterwards finds all of them, but for those that were erased meanwhile.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -27,6 +25,7 @@ from api.backup.manifest import (
     sha256_of_file,
 )
 from api.backup.tools import BackupFailed
+from core.backups import new_backup
 from core.errors import ObjectMissing
 from core.files import flush
 from core.storage import ObjectStore
@@ -49,31 +48,11 @@ def make(
 ) -> Manifest:
     """Write a backup into the new folder ``destination``.
 
-    Raises ``BackupFailed`` if the destination exists, a program of Postgres is missing, or an
+    Raises ``NoPlaceForBackup``, and ``BackupFailed`` if a program of Postgres is missing or an
     object that a row names cannot be read. The folder then does not exist.
     """
-    if destination.exists() or destination.is_symlink():
-        raise BackupFailed(
-            f"{destination} exists: a backup never replaces another one.",
-            field="DEST",
-            mend="Choose a new name, for example with the date in it.",
-        )
-    part = destination.with_name(f".{destination.name}.{os.getpid()}")
-    try:
-        part.mkdir(mode=0o700)
-    except OSError as error:
-        raise BackupFailed(
-            f"{destination} cannot be written: {error.strerror}.", field="DEST", mend="Make room."
-        ) from None
-    try:
-        manifest = _written(part, database_url, store_url, pepper, objects=objects)
-        flush(part)
-        part.rename(destination)
-        flush(destination.parent)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return manifest
+    with new_backup(destination) as part:
+        return _written(part, database_url, store_url, pepper, objects=objects)
 
 
 def _written(

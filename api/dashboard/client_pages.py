@@ -41,6 +41,7 @@ async def some(
         found, more = paged(await client_rows.page(session, _PAGE, after), _PAGE)
         seen = await sightings.of(session, [row.id for row in found])
         waiting, _ = await enrolments.some(ctx, session, _WAITING, None, "waiting")
+        out, _ = await enrolments.some(ctx, session, _WAITING, None, "open")
         shown = [service.view(row) for row in found]
     return page(
         request,
@@ -49,6 +50,7 @@ async def some(
         now=now,
         clients=shown,
         waiting=waiting,
+        out=out,
         done=words.done(done),
         seen=seen,
         here=HERE,

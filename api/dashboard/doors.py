@@ -49,7 +49,8 @@ class Enter(Door):
         if visitor.who.scope not in self.scopes:
             raise Forbidden(
                 f"This page is for tokens of scope {' or '.join(self.scopes)}; you are signed in "
-                f"with one of scope {visitor.who.scope}."
+                f"with one of scope {visitor.who.scope}.",
+                mend="To see it, sign out and sign in again with a token of that scope.",
             )
         if not partial(request):  # pages that refresh themselves are nobody's doing
             await sessions.touch(ctx, visitor)

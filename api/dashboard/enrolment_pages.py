@@ -1,4 +1,4 @@
-"""Letting sites in that have redeemed their one-time code, or refusing them."""
+"""Letting sites in that have redeemed their one-time code, refusing them, withdrawing codes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ async def confirm(
 ) -> Response:
     async with ctx.database.read() as session:
         found = await service.one(ctx, session, enrolment_id)
+    unused = action == "refuse" and found.state == "open"
     return page(
         request,
         "confirm.html",
         live="confirm_form.html",
-        words=words.ACTIONS[action],
+        words=words.ACTIONS["withdraw" if unused else action],
         subject=found.name,
         target=f"{HOME}/enrolments/{enrolment_id}/{action}",
         back=f"{HOME}/clients",
@@ -46,11 +47,12 @@ async def act(
     ctx: Ctx, sent: Acting, enrolment_id: UUID, action: Literal["approve", "refuse"]
 ) -> Response:
     """The fingerprint must be typed here: pages do not show it, so nobody can copy it from them."""
-    who = sent.visitor.who
+    who, done = sent.visitor.who, str(action)
     async with ctx.database.write() as session:
         if action == "approve":
             body = Approval(fingerprint=sent.text("fingerprint", _FINGERPRINT))
             await service.approve(ctx, session, who, enrolment_id, body)
         else:
-            await service.refuse(ctx, session, who, enrolment_id, sent.text("why"))
-    return to(f"{HOME}/clients?done={action}")
+            closed = await service.refuse(ctx, session, who, enrolment_id, sent.text("why"))
+            done = "withdraw" if closed.state == "withdrawn" else done
+    return to(f"{HOME}/clients?done={done}")

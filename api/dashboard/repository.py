@@ -11,13 +11,13 @@ from uuid import UUID
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.db.models import Client, StoredObject, Token
+from api.db.models import Client, Space, StoredObject, Token
 from api.db.oversight_models import Consent
 from api.db.run_models import Job, Round, Run, RunClient
 from api.db.synthesis_models import SynthesisJob
 
 UNDER_WAY = ("draft", "running", "paused")
-_ROUNDS = 300
+_ROUNDS, _SPACES = 300, 200
 _PAST_ROUNDS = text(
     """
     SELECT r.number, r.state, r.why, r.opened_at, r.closed_at, r.published_at, r.extended,
@@ -271,3 +271,9 @@ async def run_called(session: AsyncSession, name: str) -> UUID | None:
 async def client_called(session: AsyncSession, name: str) -> UUID | None:
     found: UUID | None = await session.scalar(select(Client.id).where(Client.name == name))
     return found
+
+
+async def space_names(session: AsyncSession) -> Sequence[str]:
+    """Of the newest embedding spaces."""
+    newest = select(Space.name).order_by(Space.id.desc()).limit(_SPACES)
+    return (await session.scalars(newest)).all()

@@ -70,6 +70,12 @@ ACTIONS: Mapping[str, Words] = {
         "Refuse",
         "The site was refused.",
     ),
+    "withdraw": Words(
+        "Withdraw this code?",
+        "Nobody comes in by it any more. Whoever tries is told the reason.",
+        "Withdraw",
+        "The code was withdrawn.",
+    ),
 }
 
 

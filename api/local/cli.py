@@ -96,7 +96,7 @@ def up(
 
 
 def _options(home: Folder, port: int | None, site: Path | None) -> Any:
-    from api.local.keeper import Options
+    from api.local.environments import Options
 
     chosen = port or int(os.environ.get("FHV_PORT") or 0) or home.record().port or _PORT
     return Options(port=chosen, site=None if site is None else site.resolve())
@@ -272,7 +272,7 @@ def status(folder: FolderOption = None, as_json: JsonOption = False) -> None:
 
     fedhypevae status --json
     """
-    from api.local.keeper import readiness
+    from api.local.ports import readiness
 
     home = _folder(folder)
     try:

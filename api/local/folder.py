@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from core.files import keep_private
+
 State = Literal["starting", "ready", "stopping", "stopped", "failed"]
 # Every process that belongs to a folder carries it in its environment under this name.
 MARK = "FHV_LOCAL_FOLDER"
@@ -143,7 +145,8 @@ class Folder:
             ) from error
 
     def write(self, record: Record) -> None:
-        self._put(self._record, json.dumps(asdict(record), indent=2) + "\n")
+        text = json.dumps(asdict(record), indent=2) + "\n"
+        keep_private(self._record, text.encode(), replace=True)
 
     def pepper(self) -> str:
         """The key of this folder's tokens, made once: tokens stay good over restarts."""
@@ -157,18 +160,8 @@ class Folder:
             return ""
 
     def keep(self, name: str, secret: str) -> str:
-        self._put(self.path / name, secret + "\n")
+        keep_private(self.path / name, f"{secret}\n".encode(), replace=True)
         return secret
-
-    def _put(self, path: Path, text: str) -> None:
-        """Whole or not at all, and for this user alone."""
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
 
     def delete(self) -> None:
         """Remove what ``up`` has put here, and the folder if nothing else is in it."""

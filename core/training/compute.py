@@ -15,8 +15,10 @@ from core.models.architecture import Architecture, architecture_of
 Engine = Literal["ghost", "opacus"]
 Precision = Literal["float32", "bfloat16"]
 _LEAST_TILE = 32
-# Numbers that the layers of one tile put out: about what the caches of a CPU core hold.
+# Numbers that the layers of one tile put out: about what the caches of a CPU core hold; on a GPU
+# half a GiB, for a tile costs its launches there: two of 512 rows take twice as long as one.
 _TILE_NUMBERS = 1 << 21
+_TILE_NUMBERS_GPU = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -36,22 +38,24 @@ class Compute:
         if self.micro_batch is not None:
             return self.micro_batch
         privacy = spec.plan.privacy
-        return tile_rows(architecture_of(spec), privacy.sample_rate * privacy.n_max / 3)
+        numbers = _TILE_NUMBERS_GPU if self.device.startswith("cuda") else _TILE_NUMBERS
+        batch = privacy.sample_rate * privacy.n_max / 3
+        return tile_rows(architecture_of(spec), batch, numbers)
 
 
 CPU = Compute()
 AUTO = Compute(device="auto")
 
 
-def tile_rows(network: Architecture, batch: float) -> int:
-    """The power of two, from 32, that holds a ``batch`` unless memory says less.
+def tile_rows(network: Architecture, batch: float, numbers: int = _TILE_NUMBERS) -> int:
+    """The power of two, from 32, that holds a ``batch`` unless memory (``numbers``) says less.
 
     Public numbers only: the shape of a site's work says nothing about its records.
     """
     shapes = network.encoder_shapes + network.decoder_shapes + network.classifier_shapes
     width = sum(out + into for out, into in shapes)
     rows = _LEAST_TILE
-    while rows < batch and 2 * rows * width <= _TILE_NUMBERS:
+    while rows < batch and 2 * rows * width <= numbers:
         rows *= 2
     return rows
 

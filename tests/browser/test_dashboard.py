@@ -137,6 +137,7 @@ def pages(site: Site) -> dict[str, str]:
         "run-paused": f"/runs/{ids['night-shift']}",
         "run-draft": f"/runs/{ids['next-one']}",
         "clients": "/clients",
+        "code-form": "/enrolments/new",
         "client": f"/clients/{client['site-a']}",
         "client-empty": f"/clients/{client['ward']}",
         "models": "/models",
@@ -225,9 +226,26 @@ def test_pages_follow_what_happens_and_can_be_stopped(browser: Browser, site: Si
     page.evaluate(_TICK)
     expect(page.locator("#lost")).to_be_visible(timeout=15_000)
     expect(standing).to_be_visible()
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    expect(page.locator("#lost")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#lost")).to_contain_text("No answer")
     page.context.set_offline(False)
     page.evaluate(_TICK)
     expect(page.locator("#lost")).to_be_hidden(timeout=15_000)
+    # An error is said as one, and that of an action is a page of its own.
+    page.route("**/*", _only_parts_fail)
+    page.evaluate(_TICK)
+    expect(page.locator("#lost")).to_contain_text("answers with an error", timeout=15_000)
+    page.get_by_role("link", name="Pause").click()
+    expect(page.get_by_role("heading", name="Pause this run?", level=1)).to_be_attached()
+    assert page.url.endswith("/pause")
+
+
+def _only_parts_fail(route: Route) -> None:
+    if route.request.headers.get("hx-request"):
+        route.fulfill(status=500, content_type="text/html", body="")
+    else:
+        route.continue_()
 
 
 def test_an_administrator_acts_with_the_keyboard_alone(browser: Browser, site: Site) -> None:
@@ -267,6 +285,28 @@ def test_an_administrator_acts_with_the_keyboard_alone(browser: Browser, site: S
     page.keyboard.press("Enter")
     expect(page.get_by_role("status").first).to_have_text("The site is in.")
     expect(page.get_by_role("row", name=re.compile("site-new"))).to_contain_text("never seen")
+
+    page.get_by_role("link", name="Issue a code").press("Enter")
+    for label, text in (("Name of the client", "site-east"), ("Site", "hospital-east"),
+                        ("Population", "east/all"), ("Budget ε", "1000")):  # fmt: skip
+        page.get_by_label(label, exact=True).fill(text)
+    page.get_by_label("Budget ε").press("Enter")
+    expect(page.get_by_role("alert")).to_have_text("This does not fit.")
+    expect(page.get_by_label("Budget ε")).to_be_focused()
+    expect(page.get_by_label("Population", exact=True)).to_have_value("east/all")
+    page.get_by_label("Budget ε").fill("8")
+    page.keyboard.press("Enter")
+    expect(page.locator("output")).to_have_text(re.compile("^([0-9A-Z]{5}-){4}[0-9A-Z]{5}$"))
+    assert page.evaluate(_NAMELESS) == []
+    keep(page, "code")
+    page.go_back()
+    page.go_forward()
+    assert page.locator("output").count() == 0  # the browser has not kept it
+    opened.go("/clients")
+    page.get_by_role("link", name="Withdraw").press("Enter")
+    page.get_by_label("Reason").fill("a trial")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status").first).to_have_text("The code was withdrawn.")
     assert opened.unexpected == []
 
 

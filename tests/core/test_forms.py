@@ -98,4 +98,8 @@ def test_tiles_follow_public_numbers() -> None:
     assert tile_rows(wide, 1e6) < tile_rows(small, 1e6)
     spec = worlds.spec()
     assert Compute(micro_batch=5).tile(spec) == 5
+    assert tile_rows(wide, 1e6, 1 << 27) == 64 * tile_rows(wide, 1e6)  # what a GPU has room for
+    few = spec.plan.privacy.model_copy(update={"n_max": 10**6})
+    many = spec.model_copy(update={"plan": spec.plan.model_copy(update={"privacy": few})})
+    assert Compute("cuda:0").tile(many) > Compute().tile(many)
     assert Compute().tile(spec) == 256  # half of a third of n_max = 1000 units are expected

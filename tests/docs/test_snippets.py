@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,10 +121,13 @@ OUTCOMES: Mapping[str, Callable[[list[Read], Path], None]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def own_database(postgres_url: str, template_database: str, worker_id: str) -> Iterator[str]:
+# What this page has erased, no other page could replay: it has a coordinator of its own.
+ERASES = "docs/how-to/site.md"
+
+
+@contextmanager
+def own_database(postgres_url: str, template_database: str, name: str) -> Iterator[str]:
     """A database that no other test empties."""
-    name = f"fhv_docs_{worker_id}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         made = sql.Identifier(name)
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} (FORCE)").format(made))
@@ -152,11 +155,27 @@ def program() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def real(
-    own_database: str, program: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
-    with without_settings(), world(own_database, tmp_path_factory.mktemp("world")) as made:
-        yield made
+def worlds(
+    postgres_url: str,
+    template_database: str,
+    worker_id: str,
+    program: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], World]]:
+    """The world of a page, by the page's name; made when the first page asks for it."""
+    made: dict[str, World] = {}
+    with without_settings(), ExitStack() as stack:
+
+        def of(page: str) -> World:
+            kind = "erases" if page == ERASES else "keeps"
+            if kind not in made:
+                name = f"fhv_docs_{kind}_{worker_id}"
+                database = own_database(postgres_url, template_database, name)
+                folder = tmp_path_factory.mktemp(kind)
+                made[kind] = stack.enter_context(world(stack.enter_context(database), folder))
+            return made[kind]
+
+        yield of
 
 
 @contextmanager
@@ -202,12 +221,13 @@ def reader(
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_every_block_of_the_page_runs(
     page: str,
-    real: World,
+    worlds: Callable[[str], World],
     program: Path,
     valkey_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    real = worlds(page)
     read: list[Read] = []
     for of, blocks in itertools.groupby(RUN[page], _reader_of):
         scope = READERS.get(of, "scientist")
@@ -252,7 +272,7 @@ BROKEN = {
 @pytest.mark.parametrize("language", BROKEN)
 def test_a_broken_block_fails_and_says_where(
     language: str,
-    real: World,
+    worlds: Callable[[str], World],
     program: Path,
     valkey_url: str,
     tmp_path: Path,
@@ -260,7 +280,9 @@ def test_a_broken_block_fails_and_says_where(
 ) -> None:
     folder = tmp_path / "sandbox"
     folder.mkdir()
-    one = reader("page.md", "scientist", real, program, valkey_url, folder, monkeypatch)
+    one = reader(
+        "page.md", "scientist", worlds("page.md"), program, valkey_url, folder, monkeypatch
+    )
     page = tmp_path / "page.md"
     named = {"json": ' title="run.json"', "yaml": ' title="plan.yaml"'}.get(language, "")
     page.write_text(

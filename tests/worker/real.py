@@ -246,7 +246,7 @@ def federation(database_url: str, folder: Path) -> Iterator[Federation]:
 
 def commands(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """``fedhypevae agent ...`` of a site, with a token, in this process."""
-    monkeypatch.setattr("worker.cli.logs.configure", lambda _: None)
+    monkeypatch.setattr("worker.logs.configure", lambda _: None)
 
     def run(
         site_config: SiteConfig, token: str | None, *arguments: str, url: str = fed.url

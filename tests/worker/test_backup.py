@@ -152,7 +152,7 @@ def test_a_backup_that_does_not_read_back_is_not_there(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(backup, "_put", full)
+    monkeypatch.setattr(backup, "put_private", full)
     with pytest.raises(BackupError, match="No space left"):
         backup.make(state_dir, tmp_path / "copy")
     assert not [path for path in tmp_path.iterdir() if "copy" in path.name]

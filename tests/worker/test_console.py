@@ -55,12 +55,14 @@ def call(federation: real.Federation, monkeypatch: pytest.MonkeyPatch) -> Call:
     """``fedhypevae ...`` with an administrator's token, or with a token of ``scope``."""
     tokens = {"admin": real.issue(federation.settings, "admin")}
 
-    def run(*arguments: str, code: int = 0, scope: str = "admin", url: str = "") -> Result:
+    def run(
+        *arguments: str, code: int = 0, scope: str = "admin", url: str = "", typed: str = ""
+    ) -> Result:
         if scope not in tokens:
             tokens[scope] = real.issue(federation.settings, scope)
         monkeypatch.setenv("FHV_COORDINATOR_URL", url or federation.url)
         monkeypatch.setenv("FHV_TOKEN", tokens[scope])
-        done = CliRunner().invoke(APPS[arguments[0]], list(arguments[1:]))
+        done = CliRunner().invoke(APPS[arguments[0]], list(arguments[1:]), typed)
         assert done.exit_code == code, done.output
         return done
 

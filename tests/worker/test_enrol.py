@@ -316,7 +316,7 @@ def test_a_folder_that_takes_no_files_is_named(tmp_path: Path) -> None:
 def agent(
     federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Result]:
-    monkeypatch.setattr("worker.cli.logs.configure", lambda _: None)
+    monkeypatch.setattr("worker.logs.configure", lambda _: None)
     (tmp_path / "site.toml").write_text(SITE)
     real.write_records(tmp_path / "records.npz", 1)
     monkeypatch.setenv("FHV_SITE_CONFIG", str(tmp_path / "site.toml"))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -24,7 +23,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core.files import flush
+from core.backups import new_backup
+from core.errors import NoPlaceForBackup
+from core.files import flush, put_private
 from worker.agent import schema
 from worker.agent.site import LEDGER_FILE, SECRET_FILE, Site, opening, read_secret, write_secret
 from worker.agent.spend import SiteLedger
@@ -57,24 +58,9 @@ def make(state_dir: Path, destination: Path) -> Manifest:
             field="DEST",
             mend="Choose a place on another disk.",
         )
-    if destination.exists() or destination.is_symlink():
-        raise BackupError(
-            f"{destination} exists: a backup never replaces another one.",
-            field="DEST",
-            mend="Choose a new name, for example with the date in it.",
-        )
-    part = destination.with_name(f".{destination.name}.{os.getpid()}")
-    with _failing("written", destination):
-        part.mkdir(mode=0o700)
-        try:
-            made = _write(state_dir, part)
-            read(part)
-            flush(part)
-            part.rename(destination)
-            flush(destination.parent)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+    with _failing("written", destination), new_backup(destination) as part:
+        made = _write(state_dir, part)
+        read(part)
     return made
 
 
@@ -146,7 +132,7 @@ def _write(state_dir: Path, folder: Path) -> Manifest:
         files={path.name: _digest(path) for path in (ledger, secret)},
     )
     described = json.dumps(manifest.model_dump(), indent=2).encode()
-    _put(folder / MANIFEST_FILE, described)
+    put_private(folder / MANIFEST_FILE, described)
     flush(ledger)
     return manifest
 
@@ -208,16 +194,7 @@ def _set_aside(state_dir: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    _put(target, source.read_bytes())
-
-
-def _put(path: Path, body: bytes) -> None:
-    """A new file, mode 0600 from its first byte, on the disk when this returns."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
+    put_private(target, source.read_bytes())
 
 
 def _digest(path: Path) -> str:
@@ -236,6 +213,8 @@ def _failing(what: str, where: Path) -> Iterator[None]:
     """Trouble with files as an error that a person can mend."""
     try:
         yield
+    except NoPlaceForBackup as error:
+        raise BackupError(error.message, field=error.field, mend=error.mend) from None
     except (OSError, sqlite3.Error) as error:
         raise BackupError(
             f"the backup {where} cannot be {what}: {error}.",

@@ -20,7 +20,7 @@ from typing import Self
 
 import uuid_utils
 
-from core.files import flush
+from core.files import keep_private
 from worker.agent.spend import SiteLedger
 from worker.errors import ClientBusy, LedgerLost, SecretLost, SiteStateError
 
@@ -176,13 +176,5 @@ def read_secret(path: Path, *, private: bool = True) -> tuple[str, bytes] | None
 
 def write_secret(path: Path, site_id: str, secret: bytes) -> None:
     """Durably, with mode 0600 from the first byte, and only if there is none yet."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(handle, json.dumps({"site_id": site_id, "secret": secret.hex()}).encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.link(part, path)
-    part.unlink()
-    flush(path.parent)
+    text = json.dumps({"site_id": site_id, "secret": secret.hex()})
+    keep_private(path, text.encode(), replace=False)

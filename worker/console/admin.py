@@ -1,4 +1,4 @@
-"""``fedhypevae admin``: clients, tokens, embedding spaces, the audit trail, over HTTP."""
+"""``fedhypevae admin``: clients, enrolments, tokens, spaces, the audit trail, over HTTP."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from worker.console.base import (
     show_json,
     show_list,
 )
+from worker.console.enrolments import enrolments_app
 from worker.paging import every
 
-admin_app = app("Clients, tokens, embedding spaces and the audit trail of a coordinator.")
+admin_app = app(
+    "Clients, enrolments, tokens, embedding spaces and the audit trail of a coordinator."
+)
 clients_app = app("Clients: who takes part, with which budget.")
 tokens_app = app("Bearer tokens: made (shown once), listed, revoked.")
 spaces_app = app("Embedding spaces: which frozen network made the embeddings.")
 admin_app.add_typer(clients_app, name="clients")
 admin_app.add_typer(tokens_app, name="tokens")
 admin_app.add_typer(spaces_app, name="spaces")
+admin_app.add_typer(enrolments_app, name="enrolments")
 admin_app.add_typer(audit_app, name="audit")
 
 _DAY_S = 86_400.0

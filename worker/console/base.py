@@ -110,9 +110,14 @@ def confirmed(question: str, yes: bool) -> None:
     """Ask before something that cannot be undone; a program must say --yes. Exit code 1: no."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not at_terminal():
         stop(f"{question} Nobody can answer here: give --yes.", 2)
     typer.confirm(question, abort=True)
+
+
+def at_terminal() -> bool:
+    """Can somebody answer a question?"""
+    return sys.stdin.isatty()
 
 
 def show_json(value: Any) -> None:

@@ -154,7 +154,7 @@ def _fetch(coordinator: CoordinatorClient, body: JsonObject, rows: int, out: Pat
 
 
 def _by_a_worker(coordinator: CoordinatorClient, body: JsonObject, rows: int, out: Path) -> str:
-    from worker.operations import path_part
+    from worker.operations.base import path_part
     from worker.scientist import files
 
     with _rows_shown(rows) as progress:

@@ -17,7 +17,7 @@ from worker.answers import JsonObject, Retry, Timeouts
 from worker.client import CoordinatorClient
 from worker.config import load_settings
 from worker.errors import ApiProblem, DownloadCorrupt, UnexpectedAnswer
-from worker.operations import path_part
+from worker.operations.base import path_part
 from worker.scientist import files
 from worker.scientist.rows import Rows
 from worker.scientist.stream import Stream

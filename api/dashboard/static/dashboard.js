@@ -103,6 +103,15 @@
 
   let live = true;
   const lost = () => document.getElementById("lost");
+  // Says why the page is old; the words are the page's own.
+  function lose(answered) {
+    const banner = lost();
+    if (!banner) return;
+    banner.dataset.none = banner.dataset.none || banner.textContent;
+    const words = answered ? banner.dataset.answered : banner.dataset.none;
+    if (banner.textContent !== words) banner.textContent = words;  // else it is read out again and again
+    banner.hidden = false;
+  }
   const dialog = () => document.getElementById("dialog");
   const source = event => event.detail && event.detail.ctx && event.detail.ctx.sourceElement;
 
@@ -123,7 +132,9 @@
     document.addEventListener(name, event => {
       const answer = event.detail && event.detail.ctx && event.detail.ctx.response;
       if (answer && answer.status === 401) return;  // it says where to sign in
-      if (lost()) lost().hidden = false;
+      const asking = source(event);
+      if (answer && asking && asking.matches("a[href]")) { location.assign(asking.href); return; }  // its page says why
+      lose(Boolean(answer) && ![502, 503, 504].includes(answer.status));
     });
   document.addEventListener("click", event => {
     const close = event.target.closest("[data-close]");

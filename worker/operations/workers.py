@@ -1,37 +1,38 @@
-"""The coordinator's operations for files of rows: asked for by data scientists, made by workers."""
+"""Operations of the coordinator's own workers: aggregation jobs and files of rows."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping
-from typing import Any
-
 from core.receipts.content import Content
 from core.receipts.signing import Signed
-from core.wire.messages import JobFailure, LeaseRenewal
+from core.wire.messages import AggregateJob, AggregateResult, JobFailure, LeaseRenewal
 from core.wire.synthesis import Claim, FileMade, Part, SynthesisJob
 from worker import parsing
-from worker.answers import BRIEFLY, JsonObject
-from worker.operations import Operations, path_part
+from worker.answers import BRIEFLY, ONCE
+from worker.operations.base import Operations, path_part
 
 
-class FileOperations(Operations):
-    """Those of ``Operations``, and those of synthesis jobs."""
+class Jobs(Operations):
+    """Claimed by lease; each lease's token comes with every later request."""
 
-    # --- a data scientist's ---
+    # --- aggregation ---
 
-    def ask_file(self, request: Mapping[str, Any]) -> JsonObject:
-        """Have a file of rows made; the job as it is now."""
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
-        return self._object("POST", "/v1/synthesis-jobs", json=request, headers=headers)
+    def claim_job(self, job_id: str) -> AggregateJob:
+        path = f"/v1/jobs/{path_part(job_id)}/claim"
+        return parsing.message(AggregateJob, self._send("POST", path, retry=BRIEFLY))
 
-    def file_job(self, job_id: str) -> JsonObject:
-        return self._object("GET", f"/v1/synthesis-jobs/{path_part(job_id)}")
+    def renew_job(self, job_id: str, lease_token: str) -> LeaseRenewal:
+        path = f"/v1/jobs/{path_part(job_id)}/renew"
+        return parsing.message(
+            LeaseRenewal, self._send("POST", path, lease=lease_token, retry=ONCE)
+        )
 
-    def cancel_file(self, job_id: str) -> None:
-        self._send("DELETE", f"/v1/synthesis-jobs/{path_part(job_id)}", retry=BRIEFLY)
+    def complete_job(self, job_id: str, lease_token: str, result: AggregateResult) -> None:
+        self._send("POST", f"/v1/jobs/{path_part(job_id)}/complete", lease=lease_token, json=result)
 
-    # --- a worker's ---
+    def fail_job(self, job_id: str, lease_token: str, failure: JobFailure) -> None:
+        self._send("POST", f"/v1/jobs/{path_part(job_id)}/fail", lease=lease_token, json=failure)
+
+    # --- files of rows ---
 
     def claim_file(self, job_id: str, claim: Claim) -> SynthesisJob:
         path = _path(job_id, "claim")

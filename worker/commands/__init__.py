@@ -1,0 +1,1 @@
+"""Commands ``fedhypevae worker`` and ``fedhypevae agent``; ``worker.cli`` names them."""
