@@ -21,7 +21,8 @@ from core.synthesis.sampler import Generator
 @dataclass(frozen=True)
 class Known:
     """``reserved``: (client, unit, its account's reservations for the run up to this round).
-    ``founding``: clients that the run began with; ``joins``: published join rounds up to this one.
+    ``founding``: whose first sketches the model holds, by the names that it has for them;
+    ``joins``: published join rounds up to this one.
     """
 
     facts: ModelFacts
