@@ -146,7 +146,7 @@ class Participant:
                           "show the difference")  # fmt: skip
         if len(contribution) != self.session.length:
             raise Refused(f"a vector of {len(contribution)} is not {self.session.length} long")
-        self._accept(inbox, sharers)
+        self.accept(inbox, sharers)
         plus = [masks.seed_of(bytes.fromhex(self.state.seed), own_purpose(self.session, self.site))]
         minus: list[bytes] = []
         for name in self._partners():
@@ -156,8 +156,10 @@ class Participant:
         self.state.masked = True
         return masks.pack(vector, self.session.bits)
 
-    def _accept(self, inbox: Sequence[Sealed], sharers: Sequence[str]) -> None:
-        """The same list of sharers for all is signed later (``confirm``): a coordinator that keeps
+    def accept(self, inbox: Sequence[Sealed], sharers: Sequence[str]) -> None:
+        """Check what ``mask`` is given, before anything is spent. Raises ``Refused``.
+
+        The same list of sharers for all is signed later (``confirm``): a coordinator that keeps
         some boxes back, so that a few sites mask among themselves only, can open nothing.
         """
         listed, senders = tuple(sorted(sharers)), [each.sender for each in inbox]
