@@ -190,11 +190,15 @@ class Sites:
 
 
 async def a_secure_run(
-    coordinator: Coordinator, *names: str, managed: bool = False, **changes: Any
+    coordinator: Coordinator,
+    *names: str,
+    managed: bool = False,
+    epsilon: float = 8.0,
+    **changes: Any,
 ) -> Sites:
     """A run that has begun: its first round asks for keys."""
     names = names or SITES
-    await coordinator.enrol(*names, managed=managed)
+    await coordinator.enrol(*names, managed=managed, epsilon=epsilon)
     sites = {name: Site(coordinator, name) for name in names}
     for site in sites.values():
         await site.register()

@@ -36,7 +36,7 @@ NAMELESS = {
 }
 
 
-# Of runs with secure sums: whose they are is tested in test_secure_sums_access.py.
+# Of runs with secure sums: whose they are is tested in test_secure_sums_rules.py.
 OF_SUMS = {"answerSumStep", "declineSumStep", "getSumStep", "listPeers"}
 
 
