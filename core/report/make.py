@@ -65,7 +65,7 @@ def make(known: Known, generator: Generator, statistics: Statistics | None = Non
             views=facts.views,
         ),
         members=tuple(known.members),
-        released=released(spec, frame, founding, withdrawn),
+        released=released(spec, frame, founding, withdrawn, len(known.founding)),
         synthetic=synthetic(generator, withdrawn),
         measured=None if statistics is None else measured(statistics, withdrawn),
         parts=parts(spec, statistics is not None),
