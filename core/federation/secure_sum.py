@@ -45,6 +45,16 @@ def grid_of(spec: RunSpec, round_number: int, clients: int) -> Lattice:
     )
 
 
+def noise_gain(spec: RunSpec, round_number: int, clients: int, survivors: int) -> float:
+    """Standard deviation of the noise in the sum of ``survivors`` of ``clients`` contributions, in
+    terms of what the round's event promises against those who know ``collude`` of them: above 1,
+    unless only the promised shares are left. Public, hence free for whatever weighs by noise.
+    """
+    grid = grid_of(spec, round_number, clients)
+    promised = spec.event(round_number).noise_multiplier * sensitivity(spec, round_number)
+    return math.sqrt(survivors) * grid.noise_std / promised
+
+
 def session_of(spec: RunSpec, round_number: int, clients: Sequence[str]) -> Session:
     """The session in which these clients (names) are asked. Raises ``ValueError``."""
     grid = grid_of(spec, round_number, len(clients))
