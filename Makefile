@@ -87,7 +87,7 @@ access-table: $(STAMP) ## Who may do what, by operation; writes docs/access.md
 
 fault-matrix: $(STAMP) ## Every fault at every moment, with real processes; writes docs/fault-matrix.md (some minutes)
 	@rm -rf .cache/faults && mkdir -p .cache/faults
-	FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m pytest -n $(JOBS) tests/faults/test_matrix.py $(PYTEST_ARGS)
+	FAULT_CELLS=all FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m pytest -n $(JOBS) tests/faults/test_matrix.py $(PYTEST_ARGS)
 	FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m tests.faults.document
 
 doctor-document: $(STAMP) ## What doctor says of broken set-ups; writes docs/doctor.md
