@@ -10,10 +10,11 @@ import pytest
 from scipy import stats
 
 from core.errors import PlanRefused, UpdateNoiseImplausible
+from core.federation.null_test import FALSE_ALARM, accepted
 from core.federation.plan import Plan, RunSpec
 from core.federation.updates import TENSOR, check_update, expectation, read_update
 from core.models.layout import NULL_COORDINATES, layout_of
-from core.privacy.discrete.gaussian import SMOOTH
+from core.privacy.discrete.gaussian import LEAST, SMOOTH
 from core.privacy.mechanism import noised, release_grid, sensitivity
 from core.privacy.noise import csprng, seeded
 from core.simulation import SimulatedSite, simulate
@@ -125,6 +126,23 @@ def test_null_coordinates_follow_chi_square() -> None:
         )[1:].astype(np.float64)  # fmt: skip
         found.append(float(values @ values) / expectation(spec, 0).noise_std ** 2)
     assert stats.kstest(found, stats.chi2(NULL_COORDINATES).cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("variance", [LEAST, 1_000])
+def test_the_null_test_s_false_alarms_are_the_stated_ones_on_a_grid(variance: int) -> None:
+    """The exact law of 256 squares of N_Z(0, V), as a convolution; FFT errs by 1e-15 or so."""
+    size = 1 << (4 * NULL_COORDINATES * variance - 1).bit_length()
+    k = np.arange(1, math.isqrt(size))
+    k = k[k < 30 * math.sqrt(variance)]
+    weights = 2.0 * np.exp(-(k**2) / (2.0 * variance))
+    one = np.zeros(size)
+    one[0], one[k**2] = 1.0, weights
+    one /= one.sum()
+    law = np.fft.irfft(np.fft.rfft(one) ** NULL_COORDINATES, size)
+    low, high = accepted(1)
+    norms = np.sqrt(np.arange(size) / variance)
+    refused = law[norms < low].sum() + law[norms > high].sum()
+    assert 0.99 * FALSE_ALARM < refused < FALSE_ALARM
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.5])
