@@ -7,6 +7,7 @@ privacy is what the mechanism WOULD guarantee between sites; with a seed it is N
 once, to the sum over sites, as inside a secure aggregation; the guarantee then holds only against
 those who see that sum alone. With ``secure`` the sum is a real one of ``core.secagg``, each site's
 share of the noise drawn on the grid, with the allowance for drop-outs and colluders that it names.
+A plan with ``aggregation`` "secure" is always summed so, on its own terms.
 There are no sketches of single sites then, hence one pseudo-client
 ``ALL_SITES`` and only the neutral code.
 """
@@ -76,6 +77,8 @@ def simulate(
     ``progress`` is called with each finished round's number; ``observe`` with a round's number and
     its updates by client, which is what a coordinator sees.
     """
+    if spec.plan.aggregation == "secure":
+        noise_mode, secure = "aggregated", _terms(spec, noise, secure)
     if secure is not None and noise_mode != "aggregated":
         raise ValueError("secure: a secure sum is for noise_mode = 'aggregated'")
     if caveat := spec.plan.privacy.caveat:
@@ -85,7 +88,7 @@ def simulate(
             "noise_mode: with round.client_fraction below 1 each round is of other clients, and "
             "only their own sketches say how many units they have; use 'local'"
         )
-    if spec.plan.aggregation != "plain" and noise_mode == "aggregated":
+    if spec.plan.aggregation == "trimmed-mean" and noise_mode == "aggregated":
         raise ValueError(
             f"noise_mode: aggregation {spec.plan.aggregation!r} compares the sites' own noised "
             "updates, and none exists where noise is added to their sum; use 'local'"
@@ -137,6 +140,16 @@ def simulate(
     )
 
 
+def _terms(spec: RunSpec, noise: NoiseSource, given: SecureTerms | None) -> SecureTerms:
+    """Of the plan's secure sums. Raises ``ValueError`` for others than the plan's."""
+    drop, collude = spec.plan.secure.drop, spec.plan.secure.collude
+    if given is None:
+        return SecureTerms(noise.bits(), drop, collude)
+    if (given.drop, given.collude) != (drop, collude):
+        raise ValueError("secure: drop and collude are the plan's own; leave them out")
+    return given
+
+
 def _released(
     spec: RunSpec,
     number: int,
@@ -182,7 +195,7 @@ def _released(
     }  # fmt: skip
     if secure is None:
         total = np.sum(list(totals.values()), axis=0)
-        return {ALL_SITES: Released(noised_update(spec, number, total, noise))}
+        return {ALL_SITES: Released(noised_update(spec, number, total, noise, len(sites)))}
     summed = noised_sum(
         {name: np.concatenate([each, np.zeros(NULL_COORDINATES)]) for name, each in totals.items()},
         run_id=spec.run_id,

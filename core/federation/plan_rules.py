@@ -34,6 +34,10 @@ def paper_mode(plan: Plan) -> None:
             "and has no classifier; set model.codes = 'trained', model.encoder = 'local' and "
             "model.classifier = 'none'"
         )
+    if privacy.noise != "continuous":
+        raise ValueError(
+            "privacy.noise: mode 'paper' draws float64 noise as its authors do; leave it out"
+        )
     own = sorted({"encoder", "code"} & set(privacy.block_clip_norms.given))
     if own:
         raise ValueError(
