@@ -22,7 +22,7 @@ SOURCES := api benchmarks core docker handbook migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize bench-embed bench-secagg audit run test docs docs-serve fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
+.PHONY: help install demo demo-secure bench-utility bench-ablation bench-clipping bench-federation bench-synthesize bench-embed bench-secagg audit run test docs docs-serve fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -40,6 +40,9 @@ install: $(STAMP) ## Make .venv from the lock file
 
 demo: $(STAMP) ## The whole job on real images, with real processes (about two minutes once installed)
 	$(BIN)/python -m core.cli demo $(DEMO_ARGS)
+
+demo-secure: $(STAMP) ## The same with secure sums: the coordinator sees no site's own update
+	$(BIN)/python -m core.cli demo --secure $(DEMO_ARGS)
 
 bench-utility: $(STAMP) ## The whole method against its sketch and baselines, on synthetic rows (BENCH_ARGS="--data FILE.npz")
 	$(BIN)/python -m benchmarks.utility $(BENCH_ARGS)

@@ -127,7 +127,7 @@ RULES = {
     "revokeToken": _ALL,
     "rotateOwnToken": "of the calling token",
     "rotateWebhook": _ALL,
-    "setIdentityKey": "a client: its own only; a worker: of managed clients",
+    "setIdentityKey": "a client: its own only; a worker, admin: of managed clients",
     "startRun": _ALL,
     "synthesize": _PUBLISHED,
     "synthesizeByUrl": _PUBLISHED,

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 from filelock import FileLock
 from psycopg import sql
 
@@ -91,6 +92,16 @@ def empty(url: str) -> None:
             connection.execute("SET LOCAL session_replication_role = replica")
             connection.execute("SET LOCAL lock_timeout = '20s'")
             connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY CASCADE").format(names))
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Commands that run in this process log to the standard error that they find, which a test's
+    capture closes. What comes after must not write there.
+    """
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 def pytest_configure(config: pytest.Config) -> None:

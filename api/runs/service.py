@@ -18,9 +18,10 @@ from api.db.run_models import Round, Run
 from api.idempotency import peek, remember, replay
 from api.problems import Conflict, NotFound, RunNameTaken
 from api.runs import admission, repository
-from api.runs.specs import spec_of
+from api.runs.specs import spec_of, views_of
 from api.secure_sums import identities
 from core.federation.plan import EmbeddingSpace, Name, Plan, RunSpec
+from core.privacy.views import View
 
 _OPERATION = "createRun"
 
@@ -54,6 +55,11 @@ class RunView(BaseModel):
     clients_total: int
     seats: list[SeatView]
     epsilon_planned: float
+    views: list[View] = Field(
+        default_factory=list,
+        description="Of a plan with secure sums: what it costs one founding client, against whom, "
+        "and on which premise. The booked view is epsilon_planned.",
+    )
     current_round: int | None
     rounds_published: int
     rounds_planned: int
@@ -109,6 +115,7 @@ async def view(session: AsyncSession, who: Principal, run: Run) -> RunView:
         clients_total=len(seats),
         seats=[seat_view(seat) for seat in shown],
         epsilon_planned=run.epsilon_planned,
+        views=await views_of(spec, sum(seat.place.founding for seat in seats)),
         current_round=newest,
         rounds_published=published,
         rounds_planned=spec.last_round + 1,

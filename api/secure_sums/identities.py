@@ -39,15 +39,15 @@ def peer(client: Client) -> Peer:
 
 
 async def register(session: AsyncSession, who: Principal, client_id: UUID, key: str) -> Peer:
-    """For a client by its own token, for a managed one by a worker's. The same again changes
-    nothing. Raises ``IdentityKeySet``.
+    """For a client by its own token, for a managed one by a worker's or an administrator's. The
+    same again changes nothing. Raises ``IdentityKeySet``.
     """
     client = await clients.locked(session, client_id)
     mine = client is not None and (
-        client.managed if who.scope == "worker" else client.id == who.client_id
+        client.id == who.client_id if who.scope == "client" else client.managed
     )
     if client is None or not mine:
-        raise NotFound("there is no such client, or it is not yours")
+        raise NotFound("there is no such client, or it is not yours to speak for")
     if client.identity_key is None:
         client.identity_key = key
         await session.flush()

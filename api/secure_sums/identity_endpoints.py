@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from api.auth import Admin, ClientOrWorker, Involved
+from api.auth import Admin, AdminOrClientOrWorker, Involved
 from api.context import Ctx
 from api.openapi import answers, example
 from api.secure_sums import examples, identities
@@ -21,14 +21,15 @@ router = APIRouter(prefix="/v1", tags=["secure sums"])
     operation_id="setIdentityKey",
     summary="Register a client's identity key",
     description="The Ed25519 key with which the client's site signs in secure sums. Set once: the "
-    "same again changes nothing, another one is refused.",
+    "same again changes nothing, another one is refused. Of a managed client, an administrator may "
+    "set it, too, as its people read it out.",
     responses=answers(
         200, {**examples.PEER, "client": "site-a"}, "Known.", "not-found", "identity-key-set"
     ),
 )
 async def put(
     ctx: Ctx,
-    who: ClientOrWorker,
+    who: AdminOrClientOrWorker,
     client_id: UUID,
     body: Annotated[IdentityKey, example(examples.IDENTITY)],
 ) -> Peer:

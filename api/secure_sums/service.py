@@ -109,7 +109,7 @@ async def answer(
         raise StepRejected(
             str(error), mend="Compare the versions of the site's software, and its identity key."
         ) from None
-    event = _event("sum-step-answered", who, asked)
+    event = _told("sum-step-answered", who, asked)
     if await repository.settle(
         ctx.database, step_id, round_state=STATE_OF[asked.name], state="answered", body=written,
         reason="", event=event,
@@ -132,7 +132,7 @@ async def decline(ctx: Context, who: Principal, step_id: UUID, body: StepDecline
         return
     if asked.is_open and await repository.settle(
         ctx.database, step_id, round_state=STATE_OF[asked.name], state="declined", body=None,
-        reason=body.code, event=_event("sum-step-declined", who, asked, code=body.code),
+        reason=body.code, event=_told("sum-step-declined", who, asked, code=body.code),
     ):  # fmt: skip
         log.info("sum_step_declined", step_id=str(step_id), step=asked.name, code=body.code)
         await _ring_if_last(ctx, asked)
@@ -166,7 +166,7 @@ def _over(asked: Asked) -> str:
     return f"round {asked.round.number} is {asked.round.state}"
 
 
-def _event(kind: str, who: Principal, asked: Asked, **detail: Any) -> dict[str, Any]:
+def _told(kind: str, who: Principal, asked: Asked, **detail: Any) -> dict[str, Any]:
     return audit.row(
         kind,
         who,

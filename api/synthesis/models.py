@@ -19,6 +19,7 @@ from api.runs.specs import spec_of
 from api.synthesis import repository
 from core.errors import UnknownMixtureClient
 from core.federation.plan import RunSpec
+from core.privacy.views import views_of_secure
 from core.receipts.opening import ModelFacts, caveat_of
 from core.recent import Recent
 from core.synthesis.domains import must_allow, resolved
@@ -128,4 +129,7 @@ async def _read(ctx: Context, who: Principal, run_id: UUID, number: int) -> Publ
         if run is None:
             raise NotFound(f"there is no run {run_id}", field="run")
         model = await rounds.model(session, who, run, number)
-    return Published(run, model, spec_of(run), facts_of(run.name, model))
+        founding = sum(seat.place.founding for seat in await runs.seats(session, run.id))
+    spec = spec_of(run)
+    views = await asyncio.to_thread(views_of_secure, spec, founding, model.round)
+    return Published(run, model, spec, facts_of(run.name, model, views))

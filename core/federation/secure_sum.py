@@ -60,6 +60,14 @@ def session_of(spec: RunSpec, round_number: int, clients: Sequence[str]) -> Sess
     )
 
 
+def sum_gain(spec: RunSpec, clients: int) -> float:
+    """Standard deviation of the noise in a sum of all ``clients`` over what was promised: there is
+    room for those that go missing and those that collude.
+    """
+    terms = spec.plan.secure
+    return math.sqrt(clients / (clients - terms.drop - terms.collude))
+
+
 def check_session(spec: RunSpec, round_number: int, session: Session) -> None:
     """At a site: the session is the one that the plan implies for these clients. Raises
     ``PlanRefused``: with other thresholds or another grid the sum would promise less.

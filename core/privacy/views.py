@@ -48,11 +48,10 @@ class View(Frozen):
 
 @dataclass(frozen=True)
 class Release:
-    """One event; of a secure sum with the round's grid and how many clients were asked."""
+    """One event; of a secure sum with the round's grid."""
 
     event: PrivacyEvent
     grid: Lattice | None = None
-    clients: int = 1
 
 
 def release_of(spec: RunSpec, round_number: int, clients: int) -> Release:
@@ -60,17 +59,19 @@ def release_of(spec: RunSpec, round_number: int, clients: int) -> Release:
     event = spec.event(round_number)
     if not spec.is_secure(round_number):
         return Release(event)
-    return Release(event, grid_of(spec, round_number, clients), clients)
+    return Release(event, grid_of(spec, round_number, clients))
 
 
-def views_of_plan(spec: RunSpec, clients: int) -> tuple[View, ...]:
-    """Views of all that the plan asks of one of ``clients`` founding clients, at its delta.
+def views_of_plan(spec: RunSpec, clients: int, up_to: int | None = None) -> tuple[View, ...]:
+    """Views of all that the plan asks of one of ``clients`` founding clients, at its delta; of a
+    secure plan ``up_to`` this round, if one is given.
 
     Raises ``ValueError`` where no secure sum of so many clients exists.
     """
     done: dict[RoundKind, Release] = {}
     releases = []
-    for number in range(spec.last_round + 1):
+    last = spec.last_round if up_to is None else min(up_to, spec.last_round)
+    for number in range(last + 1):
         key = spec.kind(number)
         if key not in done:  # rounds of one kind have one grid
             done[key] = release_of(spec, number, clients)
@@ -78,6 +79,11 @@ def views_of_plan(spec: RunSpec, clients: int) -> tuple[View, ...]:
     if not any(each.grid for each in releases):
         releases = [Release(event) for event in spec.events()]
     return views(releases, spec.plan.privacy.delta)
+
+
+def views_of_secure(spec: RunSpec, clients: int, up_to: int | None = None) -> tuple[View, ...]:
+    """The same of a secure plan; none of another, whose every release is safe by itself."""
+    return views_of_plan(spec, clients, up_to) if spec.plan.aggregation == "secure" else ()
 
 
 def views(releases: Iterable[Release], delta: float) -> tuple[View, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from core.federation.secure_sum import ALL_SITES
 from core.privacy import accounting
 from core.receipts.opening import ModelFacts, caveat_of
 from core.receipts.receipt import NOT_PRIVATE
@@ -20,7 +21,8 @@ from core.synthesis.sampler import Generator
 @dataclass(frozen=True)
 class Known:
     """``reserved``: (client, unit, its account's reservations for the run up to this round).
-    ``founding``: clients that the run began with; ``joins``: published join rounds up to this one.
+    ``founding``: whose first sketches the model holds, by the names that it has for them;
+    ``joins``: published join rounds up to this one.
     """
 
     facts: ModelFacts
@@ -37,7 +39,7 @@ def make(known: Known, generator: Generator, statistics: Statistics | None = Non
     spec, facts, frame = generator.spec, known.facts, generator.frame
     caveat = caveat_of(spec, facts.noise_mode, generator.caveat)
     withdrawn = frozenset(facts.withdrawn)
-    founding = sum(name in known.founding for name in frame.clients)
+    founding = sum(name in known.founding or name == ALL_SITES for name in frame.clients)
     space = spec.space
     return Report(
         label=NOT_PRIVATE if caveat else "",
@@ -60,9 +62,10 @@ def make(known: Known, generator: Generator, statistics: Statistics | None = Non
             accountant=accounting.ACCOUNTANT,
             accountant_version=f"{accounting.PACKAGE} {accounting.package_version()}",
             clients=spending(spec, known.reserved),
+            views=facts.views,
         ),
         members=tuple(known.members),
-        released=released(spec, frame, founding, withdrawn),
+        released=released(spec, frame, founding, withdrawn, len(known.founding)),
         synthetic=synthetic(generator, withdrawn),
         measured=None if statistics is None else measured(statistics, withdrawn),
         parts=parts(spec, statistics is not None),

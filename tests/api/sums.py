@@ -11,6 +11,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from api.secure_sums.repository import STEP_OF
 from core.federation.secure_sum import grid_of
 from core.privacy.discrete import lattice
 from core.privacy.discrete.gaussian import csprng
@@ -159,14 +160,21 @@ class Sites:
             await self.all[name].work()
         await self.coordinator.sweep()
 
+    async def go(self, names: Iterable[str] | None = None) -> None:
+        """What the round waits for, by these."""
+        now = (await self.round())["state"]
+        if now == "open":
+            await self.work(names)
+        else:
+            await self.answer(STEP_OF[now], names)
+
     async def upto(self, state: str, names: Iterable[str] | None = None) -> None:
-        """From ``keys`` to the round's next state of this name, all of them answering."""
-        steps = {"keys": "keys", "shares": "shares", "confirming": "confirm", "opening": "open"}
-        while (now := (await self.round())["state"]) != state:
-            if now == "open":
-                await self.work(names)
-            else:
-                await self.answer(steps[now], names)
+        """To the round's next state of this name, all of them (or these) answering."""
+        for _ in range(8):
+            if (await self.round())["state"] == state:
+                return
+            await self.go(names)
+        raise AssertionError((await self.round())["why"])
 
     async def round(self) -> dict[str, Any]:
         run = await self.coordinator.ok("GET", f"/v1/runs/{self.run['id']}")
@@ -182,11 +190,15 @@ class Sites:
 
 
 async def a_secure_run(
-    coordinator: Coordinator, *names: str, managed: bool = False, **changes: Any
+    coordinator: Coordinator,
+    *names: str,
+    managed: bool = False,
+    epsilon: float = 8.0,
+    **changes: Any,
 ) -> Sites:
     """A run that has begun: its first round asks for keys."""
     names = names or SITES
-    await coordinator.enrol(*names, managed=managed)
+    await coordinator.enrol(*names, managed=managed, epsilon=epsilon)
     sites = {name: Site(coordinator, name) for name in names}
     for site in sites.values():
         await site.register()
