@@ -41,8 +41,8 @@ def members(
 
 
 def views_here(spec: RunSpec, config: ClientConfig, clients: int) -> tuple[View, ...]:
-    """What all of the plan costs one of ``clients`` against whom, at this client's delta, for adding
-    or removing one unit. Raises ``PlanRefused`` where no secure sum of so many is possible.
+    """What all of the plan costs one of ``clients`` against whom, at this client's delta. For
+    adding or removing one unit. Raises ``PlanRefused`` where no secure sum of so many is possible.
     """
     known: dict[RoundKind, Release] = {}
     releases = []
