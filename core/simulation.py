@@ -25,6 +25,7 @@ from core.federation.aggregate import Aggregated, aggregate
 from core.federation.plan import RunSpec
 from core.federation.rule import NoiseMode
 from core.federation.secure_sum import ALL_SITES as ALL_SITES
+from core.federation.secure_sum import noise_gain
 from core.federation.selection import selected
 from core.models.layout import NULL_COORDINATES
 from core.privacy.coins import CoinStream
@@ -127,7 +128,11 @@ def simulate(
             run_id=spec.run_id, round_number=number, kind=spec.kind(number),
             spec=spec, updates=tuple(updates), **previous,
         )  # fmt: skip
-        published.append(aggregate(job, objects.__getitem__))
+        # Terms beside a plan without secure sums weigh by promised noise, as a plain sum does.
+        gain = 1.0
+        if spec.is_secure(number):
+            gain = noise_gain(spec, number, len(sites), len(sites))
+        published.append(aggregate(job, objects.__getitem__, gain))
         objects.clear()
         if progress is not None:
             progress(number)

@@ -45,6 +45,16 @@ def grid_of(spec: RunSpec, round_number: int, clients: int) -> Lattice:
     )
 
 
+def noise_gain(spec: RunSpec, round_number: int, clients: int, survivors: int) -> float:
+    """Standard deviation of the noise in the sum of ``survivors`` of ``clients`` contributions, in
+    terms of what the round's event promises against those who know ``collude`` of them: above 1,
+    unless only the promised shares are left. Public, hence free for whatever weighs by noise.
+    """
+    grid = grid_of(spec, round_number, clients)
+    promised = spec.event(round_number).noise_multiplier * sensitivity(spec, round_number)
+    return math.sqrt(survivors) * grid.noise_std / promised
+
+
 def session_of(spec: RunSpec, round_number: int, clients: Sequence[str]) -> Session:
     """The session in which these clients (names) are asked. Raises ``ValueError``."""
     grid = grid_of(spec, round_number, len(clients))
@@ -58,14 +68,6 @@ def session_of(spec: RunSpec, round_number: int, clients: Sequence[str]) -> Sess
         length=layout_of(spec, round_number).update_length,
         bits=grid.bits,
     )
-
-
-def sum_gain(spec: RunSpec, clients: int) -> float:
-    """Standard deviation of the noise in a sum of all ``clients`` over what was promised: there is
-    room for those that go missing and those that collude.
-    """
-    terms = spec.plan.secure
-    return math.sqrt(clients / (clients - terms.drop - terms.collude))
 
 
 def check_session(spec: RunSpec, round_number: int, session: Session) -> None:

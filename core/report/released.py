@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection
 
 from core.federation.plan import RunSpec
-from core.federation.secure_sum import sum_gain
 from core.models.evidence import TRUSTED_SDS
 from core.models.frame import Frame
 from core.privacy.mechanism import sensitivity
@@ -24,20 +23,18 @@ def released(
     frame: Frame,
     founding: int,
     withdrawn: Collection[str] = (),
-    clients: int = 0,
+    noise_gain: float = 1.0,
 ) -> Released:
     """Post-processing of the released counts. ``founding``: how many of the frame's clients, from
     the first on, posted the sketch of round 0; the others joined later, with other noise, and
-    moved no class share. The files of a model say no size of a client that has ``withdrawn``. Of
-    secure sums ``ALL_SITES`` is the one founder, with all noise that is in the sum of ``clients``.
+    moved no class share. The files of a model say no size of a client that has ``withdrawn``.
 
+    ``noise_gain``: of a secure sum, the noise in it in terms of what the sketch's event promises.
     The errors are of the noise alone. A share's is that of its count over the sum of the founding
     clients' units: the sum has noise too, but all classes share that.
     """
     classes = len(spec.space.classes)
-    founders = count_error(spec, spec.noise.sketch_multiplier)
-    if spec.is_secure(0):
-        founders *= sum_gain(spec, clients)
+    founders = count_error(spec, spec.noise.sketch_multiplier) * noise_gain
     later = count_error(spec, spec.noise.join_multiplier)
     units = float(frame.sizes[:founding].sum())
     shares = frame.class_probs / frame.class_probs.sum()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -61,14 +61,20 @@ class Session(_Message):
         """Vectors without which nothing is opened: the noise of so many is in the sum."""
         return len(self.sites) - self.drop
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(b"fhv-secagg session " + text.encode()).digest()
+        return _digest(self)
 
     def thresholds(self, present: int) -> Thresholds:
         """Of the ``present`` sites that advertised keys. Raises ``NoThresholds``."""
         return Thresholds.of(present, present - self.survivors, self.collude)
+
+
+@lru_cache(maxsize=64)
+def _digest(session: Session) -> bytes:
+    """By value: a changed copy has a digest of its own."""
+    text = json.dumps(session.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(b"fhv-secagg session " + text.encode()).digest()
 
 
 class Advert(_Message):

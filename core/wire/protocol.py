@@ -1,8 +1,8 @@
 """Versions of the language on the wire, and how two sides agree on one.
 
-Every side speaks the newest version and the one before it, so that a coordinator and its sites can
-be upgraded one after the other, in either order. A run's specification has a format of its own
-(``RunSpec.protocol``), which these versions do not touch.
+Every side speaks the newest version and one before it at the least (now all), so that a
+coordinator and its sites can be upgraded one after the other, in either order. A run's
+specification has a format of its own (``RunSpec.protocol``), which these versions do not touch.
 
 * 1: the long poll for work answers an order, or nothing.
 * 2: it may also answer a plan that awaits the site's consent (``core.wire.messages.PlanOffer``).

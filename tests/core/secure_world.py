@@ -154,3 +154,15 @@ def secure_round(
 
 def some_data(clients: int, n: int = 300, dim: int = 12) -> dict[str, EmbeddingDataset]:
     return {name: clusters(n, dim=dim, seed=at) for at, name in enumerate(names_of(clients))}
+
+
+def secure_run(spec: RunSpec, clients: int) -> list[tuple[Round, Aggregated]]:
+    """Sketch, spread, a subsampled training round and validation; one client missing in two."""
+    data, done = some_data(clients), []
+    before: Aggregated | None = None
+    for number in range(spec.last_round + 1):
+        missing = ("site-2",) if number % 2 else ()
+        made = secure_round(spec, number, data, before, missing=missing, seed=number)
+        before = made.aggregated(spec, before)
+        done.append((made, before))
+    return done

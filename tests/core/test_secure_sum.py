@@ -39,6 +39,7 @@ from tests.core.secure_world import (
     names_of,
     order_of,
     secure_round,
+    secure_run,
     secure_spec,
     some_data,
 )
@@ -50,15 +51,7 @@ SPEC = secure_spec(drop=1, collude=1)
 
 @pytest.fixture(scope="module")
 def run() -> list[tuple[Round, Aggregated]]:
-    """Sketch, spread, a subsampled training round and validation; one client missing in two."""
-    data, done = some_data(CLIENTS), []
-    before: Aggregated | None = None
-    for number in range(SPEC.last_round + 1):
-        missing = ("site-2",) if number % 2 else ()
-        made = secure_round(SPEC, number, data, before, missing=missing, seed=number)
-        before = made.aggregated(SPEC, before)
-        done.append((made, before))
-    return done
+    return secure_run(SPEC, CLIENTS)
 
 
 def test_a_whole_run_sums_exactly_and_makes_a_model(run: list[tuple[Round, Aggregated]]) -> None:
