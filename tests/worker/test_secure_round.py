@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from core.federation.secure_sum import ALL_SITES
 from core.federation.updates import TENSOR
 from core.models.frame import Frame
+from core.privacy.views import views_of_plan
 from core.storage import ObjectStore
 from core.training.compute import Compute
 from core.wire import tensors
@@ -26,6 +27,8 @@ from tests.api.support import a_plan
 from tests.worker.real import DELTA, Federation, commands, federation, issue
 from worker import tasks
 from worker.agent import loop, peers
+from worker.agent.consent import consider
+from worker.agent.plans import shown
 from worker.agent.site import Site
 from worker.agent.sum_identity import key_of
 from worker.aggregation import carry_out
@@ -286,3 +289,56 @@ def test_fingerprints_are_compared_before_keys_are_pinned(
     assert "another key of 'site-c'" in changed.output
     registered = agent("site-a", "identity", "register")
     assert registered.exit_code == 0, registered.output
+
+
+# --- consent ---
+
+
+def test_consent_names_against_whom_the_price_holds(
+    hospital: Hospital, agent: Callable[..., Result]
+) -> None:
+    run = hospital.start("priced", privacy={"rounds": 0})
+    (plan,) = json.loads(agent("site-a", "plans", "--json").output)["plans"]
+    views = {view["who"]: view["epsilon"] for view in plan["views"]}
+    with hospital.fed.client("site-a") as coordinator:
+        (offer,) = coordinator.plans(hospital.fed.ids["site-a"], state="asked")
+    assert views == {view.who: view.epsilon for view in views_of_plan(offer.spec, 4)}
+    assert plan["epsilon_plan"] == views["booked"]
+    # 3 of 4 vectors are there at the least; one is of a colluder: 2 make up the promised noise.
+    assert views["coordinator"] < views["client"] <= views["booked"] < views["everybody"]
+    said = agent("site-a", "plans").output
+    assert f"epsilon {views['booked']:.4g} holds against the coordinator and up to 1" in said
+    assert f"{views['everybody']:.4g} against everybody else together" in said
+    approved = agent("site-a", "approve", run)
+    assert approved.exit_code == 0, approved.output
+    assert "colluding clients of 4" in approved.output
+
+
+def test_a_plan_waits_until_its_keys_were_compared(
+    hospital: Hospital, agent: Callable[..., Result]
+) -> None:
+    """A policy's no would be for good; nobody has said anything against these keys yet."""
+    run = hospital.start("waiting", privacy={"rounds": 0})
+    config = hospital.config("site-a").require("site-a")
+    assert config.peers is not None
+    right = config.peers.read_text()
+    config.peers.write_text(json.dumps({"site-b": json.loads(right)["site-b"]}))
+    name, site_config = "site-a", hospital.config("site-a")
+    with hospital.fed.client(name) as coordinator, Site.open(site_config.state_dir) as site:
+        (offer,) = coordinator.plans(hospital.fed.ids[name], state="asked")
+        assert not consider(offer, config, site.ledger, coordinator)
+        config.peers.write_text("[]")
+        assert not consider(offer, config, site.ledger, coordinator), "no file of keys"
+        config.peers.write_text(json.dumps({"site-b": json.loads(right)["site-b"]}))
+        assert site.ledger.word(run, name) is None
+        (seen,) = shown(coordinator, site_config, site, name)
+        assert seen.refusal is not None
+        assert seen.refusal.field == "peers"
+        assert "site-c, site-d" in seen.refusal.message
+    refused = agent("site-a", "approve", run)
+    assert refused.exit_code == 1
+    assert f"identity peers {run} --client site-a" in refused.output
+    config.peers.write_text(right)
+    with hospital.fed.client(name) as coordinator, Site.open(site_config.state_dir) as site:
+        assert consider(offer, config, site.ledger, coordinator)
+        assert [each.state for each in coordinator.plans(hospital.fed.ids[name])] == ["approved"]

@@ -51,25 +51,45 @@ def judge(
 
 
 def judge_plan(
-    spec: RunSpec, config: ClientConfig, entries: Sequence[Entry], *, joins: bool = False
+    spec: RunSpec,
+    config: ClientConfig,
+    entries: Sequence[Entry],
+    *,
+    joins: bool = False,
+    unpinned: Sequence[str] = (),
 ) -> None:
     """Return if a run's plan may be approved: what ``judge`` asks of its orders, as far as a spec
     tells, with the whole plan on top of what was spent. Raises ``PlanRefused``.
 
-    ``joins``: the client executes one sketch of a completed run instead of the plan's rounds.
+    ``joins``: the client executes one sketch of a completed run instead of the plan's rounds;
+    ``unpinned``: other clients of its secure sums whose keys are not pinned here.
     """
     _has_guarantee(spec)
     _same_run(spec.run_id, spec.digest, entries)
     _limits(spec, config, joins=joins)
-    if spec.plan.aggregation == "secure" and not joins and config.peers is None:
+    if spec.plan.aggregation == "secure" and not joins:
+        _peers(spec, config, unpinned)
+    _account(config, entries)
+    _budget(spec, config, entries, ahead(spec, config, entries, joins=joins))
+
+
+def _peers(spec: RunSpec, config: ClientConfig, unpinned: Sequence[str]) -> None:
+    pin = (
+        "Compare fingerprints with their people: "
+        f"'fedhypevae agent identity peers {spec.run_id} --client {config.name}'."
+    )
+    if config.peers is None:
         _refuse(
             "its sums are secure ones, and no keys of other clients are pinned here",
             "peers",
-            'Add peers = "peers.json" to this [[client]], then pin the keys of the run\'s clients: '
-            "'fedhypevae agent identity peers'.",
+            f'Add peers = "peers.json" to this [[client]]. {pin}',
         )
-    _account(config, entries)
-    _budget(spec, config, entries, ahead(spec, config, entries, joins=joins))
+    if unpinned:
+        _refuse(
+            f"its sums are secure ones, and no key of {', '.join(unpinned)} is pinned here",
+            "peers",
+            pin,
+        )
 
 
 def judge_step(
