@@ -120,4 +120,5 @@ async def _known(session: AsyncSession, found: Published) -> Known:
         reserved=tuple(spent),
         founding=frozenset(_sketched(found, seats)),
         joins=await repository.joins(session, run.id, found.spec.last_round, number),
+        summed=await repository.summed(session, run.id),
     )

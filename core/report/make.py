@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.federation.plan import RunSpec
-from core.federation.secure_sum import ALL_SITES, noise_gain
+from core.federation.secure_sum import noise_gain
 from core.privacy import accounting
 from core.receipts.opening import ModelFacts, caveat_of
 from core.receipts.receipt import NOT_PRIVATE
@@ -23,7 +23,8 @@ from core.synthesis.sampler import Generator
 class Known:
     """``reserved``: (client, unit, its account's reservations for the run up to this round).
     ``founding``: whose first sketches the model holds, by the names that it has for them;
-    ``joins``: published join rounds up to this one.
+    ``joins``: published join rounds up to this one; ``summed``: of a secure sketch, how many clients
+    it asked and how many are in it.
     """
 
     facts: ModelFacts
@@ -31,6 +32,7 @@ class Known:
     reserved: tuple[tuple[str, str, tuple[Reserved, ...]], ...]
     founding: frozenset[str]
     joins: int
+    summed: tuple[int, int] | None = None
 
 
 def make(known: Known, generator: Generator, statistics: Statistics | None = None) -> Report:
@@ -40,7 +42,7 @@ def make(known: Known, generator: Generator, statistics: Statistics | None = Non
     spec, facts, frame = generator.spec, known.facts, generator.frame
     caveat = caveat_of(spec, facts.noise_mode, generator.caveat)
     withdrawn = frozenset(facts.withdrawn)
-    founding = sum(name in known.founding or name == ALL_SITES for name in frame.clients)
+    founding = sum(name in known.founding for name in frame.clients)
     space = spec.space
     return Report(
         label=NOT_PRIVATE if caveat else "",
@@ -74,10 +76,7 @@ def make(known: Known, generator: Generator, statistics: Statistics | None = Non
 
 
 def _gain(spec: RunSpec, known: Known) -> float:
-    """Of the noise in a secure sketch to which all founding members sent: a model's files do not
-    say who dropped out. The promised noise would make errors look smaller than they are.
+    """Of the noise in a secure sketch. The promised noise would make errors look smaller than they
+    are.
     """
-    if not spec.is_secure(0):
-        return 1.0
-    clients = sum(member.client in known.founding for member in known.members)
-    return noise_gain(spec, 0, clients, clients)
+    return 1.0 if known.summed is None else noise_gain(spec, 0, *known.summed)

@@ -221,7 +221,7 @@ def test_agents_and_workers_sum_together(hospital: Hospital) -> None:
 
 def test_a_site_that_goes_missing_does_not_stop_the_sum(hospital: Hospital) -> None:
     run = hospital.start("one-missing", privacy={"rounds": 0}, secure={
-        "drop": 1, "collude": 1, "step_s": 3.0,
+        "drop": 1, "collude": 1, "step_s": 1.5,
     })  # fmt: skip
     hospital.agents()
     found = hospital.until(run, "completed", "failed", without=("site-d",))
