@@ -22,7 +22,7 @@ SOURCES := api benchmarks core docker handbook migrations tests worker
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo bench-utility bench-ablation bench-clipping bench-federation bench-synthesize bench-embed audit run test docs docs-serve fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
+.PHONY: help install demo demo-secure bench-utility bench-ablation bench-clipping bench-federation bench-synthesize bench-embed bench-secagg audit run test docs docs-serve fuzz access-table fault-matrix doctor-document soak test-repeat check lint types layers format lock lock-images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -41,6 +41,9 @@ install: $(STAMP) ## Make .venv from the lock file
 demo: $(STAMP) ## The whole job on real images, with real processes (about two minutes once installed)
 	$(BIN)/python -m core.cli demo $(DEMO_ARGS)
 
+demo-secure: $(STAMP) ## The same with secure sums: the coordinator sees no site's own update
+	$(BIN)/python -m core.cli demo --secure $(DEMO_ARGS)
+
 bench-utility: $(STAMP) ## The whole method against its sketch and baselines, on synthetic rows (BENCH_ARGS="--data FILE.npz")
 	$(BIN)/python -m benchmarks.utility $(BENCH_ARGS)
 
@@ -56,6 +59,8 @@ bench-federation: $(STAMP) ## Ingest, 1,000 clients, overhead of a round, cost a
 bench-synthesize: $(STAMP) ## Rows a second beside the bare decoder, short answers, memory of 10^7 rows, four streams at once (some minutes)
 	$(BIN)/python -m benchmarks.synthesis $(BENCH_ARGS)
 
+bench-secagg: $(STAMP) ## Secure sums beside plain ones: time of a site and of the coordinator, bytes (some minutes)
+	$(BIN)/python -m benchmarks.secagg $(BENCH_ARGS)
 bench-embed: $(STAMP) ## Images a second of fedhypevae embed beside the bare network (about a minute)
 	$(BIN)/python -m benchmarks.embedding $(BENCH_ARGS)
 
@@ -82,7 +87,7 @@ access-table: $(STAMP) ## Who may do what, by operation; writes docs/access.md
 
 fault-matrix: $(STAMP) ## Every fault at every moment, with real processes; writes docs/fault-matrix.md (some minutes)
 	@rm -rf .cache/faults && mkdir -p .cache/faults
-	FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m pytest -n $(JOBS) tests/faults/test_matrix.py $(PYTEST_ARGS)
+	FAULT_CELLS=all FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m pytest -n $(JOBS) tests/faults/test_matrix.py $(PYTEST_ARGS)
 	FAULT_OUTCOMES=$(CURDIR)/.cache/faults $(BIN)/python -m tests.faults.document
 
 doctor-document: $(STAMP) ## What doctor says of broken set-ups; writes docs/doctor.md

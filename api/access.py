@@ -27,12 +27,14 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "access.md"
 _OWN_CLIENT = "a client: its own only"
 _OWN_RUNS = "a client: runs in which it takes part, and of them itself only"
 _OWN_JOBS = "a scientist: jobs of the same token; an administrator: all"
+_OWN_STEP = "a client: its own steps, a worker: those of managed clients"
 _LEASED = "the holder of the lease"
 _PUBLISHED = "published models"
 _ALL = "all"
 
 # By operationId. Scopes that a rule does not name are bound to no object.
 RULES = {
+    "answerSumStep": _OWN_STEP,
     "approveEnrolment": _ALL,
     "cancelRun": _ALL,
     "cancelSynthesisJob": _OWN_JOBS,
@@ -51,6 +53,7 @@ RULES = {
     "createToken": _ALL,
     "createWebhook": _ALL,
     "decideOnPlan": "a client: for itself; a worker: for managed clients",
+    "declineSumStep": _OWN_STEP,
     "deleteWebhook": _ALL,
     "disableWebhook": _ALL,
     "enableWebhook": _ALL,
@@ -79,6 +82,7 @@ RULES = {
     "getRun": _OWN_RUNS,
     "getSpace": _ALL,
     "getStatement": _OWN_CLIENT,
+    "getSumStep": _OWN_STEP,
     "getSynthesisFile": _OWN_JOBS,
     "getSynthesisJob": _OWN_JOBS,
     "getUsage": "of the calling token",
@@ -90,6 +94,8 @@ RULES = {
     "listEnrolments": "never the codes",
     "listEvents": _ALL,
     "listJoins": _OWN_RUNS,
+    "listPeers": "a client: runs in whose secure sums it takes part; a worker: such runs with "
+    "managed clients",
     "listPlans": "a worker: of managed clients",
     "listPlansOfClient": _OWN_CLIENT,
     "listReceiptKeys": "public keys",
@@ -111,6 +117,7 @@ RULES = {
     "refuseEnrolment": _ALL,
     "regenerateReceipt": _PUBLISHED,
     "releaseClient": _ALL,
+    "removeIdentityKey": _ALL,
     "renewJob": _LEASED,
     "renewWork": f"{_LEASED}; a client: its own work, a worker: that of managed clients",
     "replayRound": _ALL,
@@ -120,6 +127,7 @@ RULES = {
     "revokeToken": _ALL,
     "rotateOwnToken": "of the calling token",
     "rotateWebhook": _ALL,
+    "setIdentityKey": "a client: its own only; a worker, admin: of managed clients",
     "startRun": _ALL,
     "synthesize": _PUBLISHED,
     "synthesizeByUrl": _PUBLISHED,

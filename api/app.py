@@ -53,6 +53,8 @@ from api.report.service import Reports
 from api.rounds import endpoints as rounds
 from api.runs import control_endpoints as control
 from api.runs import endpoints as runs
+from api.secure_sums import endpoints as secure_steps
+from api.secure_sums import identity_endpoints as identities
 from api.sweeper import Sweeper
 from api.synthesis import endpoints as synthesis
 from api.synthesis.models import Generators, Models
@@ -85,6 +87,7 @@ _TAGS = [
     {"name": "consents", "description": "What awaits a site's word, and the word."},
     {"name": "work", "description": "Orders for sites, under leases."},
     {"name": "updates", "description": "Noised results of sites."},
+    {"name": "secure sums", "description": "Steps around updates that only their sum is known of."},
     {"name": "jobs", "description": "The coordinator's own jobs."},
     {"name": "objects", "description": "Downloads."},
     {"name": "synthesis", "description": "Synthetic embeddings."},
@@ -192,7 +195,7 @@ def create_app(settings: Settings | None = None, *, background: bool = True) -> 
         app.add_middleware(Traced)
     problems.install(app)
     # Routes are tried in this order: what every site asks all the time comes first.
-    for module in (work, updates, jobs, objects, consents):
+    for module in (work, updates, secure_steps, jobs, objects, consents, identities):
         app.include_router(module.router)
     for module in (events, replays, erasure):
         app.include_router(module.router)

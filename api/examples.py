@@ -391,9 +391,9 @@ LEDGER = {
 }
 LEDGER_TABLE = (
     "at,entry,kind,reservation,client,site,population,run,round,attempt,mechanism,noise_multiplier,"
-    "sample_rate,steps,relation,unit\r\n"
+    "sample_rate,steps,relation,unit,collude\r\n"
     f"{AT},{ACCOUNT_ID},reserve,{ACCOUNT_ID},site-a,hospital-a,hospital-a/inpatients,{RUN_ID},3,1,"
-    "gaussian,4.5,1.0,1,add-remove-one-unit,record\r\n"
+    "gaussian,4.5,1.0,1,add-remove-one-unit,record,\r\n"
 )
 EPSILONS = {"committed": 0.94, "lost": 0.2, "open": 0.0, "charged": 0.98, "total": 0.98}
 STATEMENT: dict[str, Any] = {

@@ -87,6 +87,26 @@ class UpdateConflict(DomainError):
     code = "update-conflict"
 
 
+class StepAnswered(Conflict):
+    """Another answer to a step of a secure sum counts already."""
+
+    code = "step-answered"
+
+
+class StepClosed(Conflict):
+    code = "step-closed"
+
+
+class StepRejected(DomainError):
+    """An answer of which a secure sum would have no use."""
+
+    code = "step-rejected"
+
+
+class IdentityKeySet(Conflict):
+    code = "identity-key-set"
+
+
 class SpaceConflict(Conflict):
     code = "space-name-taken"
 
@@ -224,6 +244,9 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "work-leased": (409, "Somebody else holds the lease"),
     "work-gone": (409, "The work is no longer on offer"),
     "update-conflict": (409, "Another update of this client counts already"),
+    "step-answered": (409, "The step was answered already"),
+    "step-closed": (409, "The step takes no more answers"),
+    "identity-key-set": (409, "The client has another identity key"),
     "not-replayable": (409, "The round cannot be recomputed"),
     "budget-exceeded": (409, "The privacy budget does not allow it"),
     "plan-refused": (409, "A site refuses the plan"),
@@ -254,6 +277,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "update-not-finite": (422, "The update holds NaN or infinity"),
     "update-noise-implausible": (422, "The update is not as noisy as promised"),
     "update-norm-implausible": (422, "The update is larger than the plan allows"),
+    "step-rejected": (422, "The answer does not count"),
     "privacy-error": (422, "Privacy cannot be accounted for"),
     "unknown-privacy-event": (422, "No accountant knows this event"),
     "data-unusable": (422, "The records cannot be used"),

@@ -26,6 +26,7 @@ from api.jobs import service as jobs
 from api.joins import queue as joins
 from api.rounds import driver
 from api.rounds import repository as rounds
+from api.secure_sums import asking
 from api.synthesis_jobs import making as files
 
 log = structlog.get_logger(__name__)
@@ -153,6 +154,7 @@ class Sweeper:
         async with ctx.database.write() as session:
             await outbox.announce_again(session, now, ctx.settings.resend_s)
             await consents.announce_again(session, now, ctx.settings.resend_s)
+            await asking.announce_again(session, now, ctx.settings.resend_s)
             if self._tidied is None or now - self._tidied > _HOUSEKEEPING:
                 await outbox.sweep_up(session, now)
                 self._tidied, self._erasing = now, True

@@ -7,7 +7,14 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from api.config import database_url
-from api.db import enrolment_models, models, oversight_models, run_models, webhook_models
+from api.db import (
+    enrolment_models,
+    models,
+    oversight_models,
+    run_models,
+    secure_models,
+    webhook_models,
+)
 
 # A migration that cannot get its lock gives up instead of blocking every request behind it.
 LOCK_TIMEOUT = "5s"
@@ -18,6 +25,7 @@ for _module in (  # all modules must be imported
     oversight_models.Consent,
     enrolment_models.Enrolment,
     webhook_models.Webhook,
+    secure_models.SecureSum,
 ):
     assert _module.metadata is target_metadata  # noqa: S101
 

@@ -113,8 +113,9 @@ def check_sums(
     database_url: str, store_url: str, run_id: str, accounts: Mapping[str, Account]
 ) -> int:
     """Every published model is the sum of the updates that count, each of them once: made again
-    from the stored updates, it has the same bytes. And the updates that count are the commits of
-    the ledger. Returns how many rounds were made again.
+    from the stored updates (and, if they are masked, the transcript that opens their sum), it has
+    the same bytes. And the updates that count are the commits of the ledger. Returns how many
+    rounds were made again.
     """
     store = ObjectStore(store_url)
     with psycopg.connect(database_url, row_factory=dict_row) as connection:
@@ -124,12 +125,16 @@ def check_sums(
         rounds = connection.execute(
             "SELECT * FROM rounds WHERE run_id = %s ORDER BY number", (run_id,)
         ).fetchall()
+        sums = connection.execute(
+            "SELECT round_number, transcript FROM secure_sums WHERE run_id = %s", (run_id,)
+        ).fetchall()
         updates = connection.execute(
             "SELECT u.*, c.name, w.attempt FROM updates u JOIN clients c ON c.id = u.client_id"
             " JOIN run_clients r ON r.run_id = u.run_id AND r.client_id = u.client_id"
             " JOIN work_items w ON w.id = u.work_id WHERE u.run_id = %s ORDER BY r.position",
             (run_id,),
         ).fetchall()
+    transcripts = {each["round_number"]: each["transcript"] for each in sums}
     counted = {(u["name"], u["round_number"], u["attempt"]) for u in updates}
     assert counted == {(name, *key) for name, each in accounts.items() for key in each.committed}
     assert len(counted) == len(updates)
@@ -154,6 +159,7 @@ def check_sums(
             frame=before.get("frame_digest"),
             weights=before.get("weights_digest"),
             optimiser=before.get("optimiser_digest"),
+            transcript=transcripts.get(round_["number"]),
         )
         model = aggregate(job, store.get)
         assert sha256_of(model.frame) == round_["frame_digest"]

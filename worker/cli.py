@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.commands import consent, enrolment, ledger, records, work
+from worker.commands import consent, enrolment, identity, ledger, records, work
 from worker.commands.base import app
 
 worker_app = app("Celery workers of the coordinator.")
@@ -23,6 +23,7 @@ agent_app.command("join")(work.join)
 agent_app.command("plans")(consent.show_plans)
 agent_app.command("approve")(consent.approve)
 agent_app.command("refuse")(consent.refuse)
+agent_app.add_typer(identity.identity_app, name="identity")
 agent_app.command("check")(records.check)
 agent_app.command("ledger")(ledger.show)
 agent_app.command("report")(records.report)

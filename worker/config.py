@@ -185,6 +185,8 @@ class ClientConfig(_Table):
     space_digest: Sha256 | None = None
     # Who says yes to a run's plan: these limits alone, or a person within them.
     consent: Literal["policy", "ask"] = "policy"
+    # Keys of the other clients of secure sums, pinned by this site's people (``agent identity``).
+    peers: Path | None = None
 
 
 class SiteConfig(_Table):
@@ -258,7 +260,13 @@ def load_site(path: Path) -> SiteConfig:
         raise ConfigError(f"{path}:", problems=problems)
     folder = path.parent
     clients = tuple(
-        client.model_copy(update={"data": _under(folder, client.data)}) for client in parsed.client
+        client.model_copy(
+            update={
+                "data": _under(folder, client.data),
+                "peers": None if client.peers is None else _under(folder, client.peers),
+            }
+        )
+        for client in parsed.client
     )
     site = parsed.site.model_copy(update={"state_dir": _under(folder, parsed.site.state_dir)})
     return SiteConfig(site=site, client=clients)

@@ -47,6 +47,7 @@ def deliver(update: StoredUpdate, lease_token: str, place: Workplace) -> Deliver
     if update.body is None:
         return "accepted" if update.delivery == ACCEPTED else "refused"
     log = _log.bind(**update.key._asdict(), update_id=update.update_id, bytes=update.size)
+    masked = place.site.ledger.sums.is_masked(update.key)
     until = time.monotonic() + place.patience_s
     pause = _FIRST_PAUSE_S
     while True:
@@ -57,6 +58,7 @@ def deliver(update: StoredUpdate, lease_token: str, place: Workplace) -> Deliver
                 update_id=update.update_id,
                 lease_token=lease_token,
                 body=update.body,
+                masked=masked,
             )
         except ApiProblem as problem:
             if problem.final:

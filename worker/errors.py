@@ -247,6 +247,14 @@ class ClientBusy(SiteStateError):
     code = "client-busy"
 
 
+class SumOver(WorkerError):
+    """A secure sum with which this site does not go on: its secrets are gone, or were of another
+    session.
+    """
+
+    code = "sum-over"
+
+
 class AttemptKnown(SiteStateError):
     """The attempt has been reserved before: it must never be executed a second time."""
 

@@ -30,12 +30,16 @@ from core.wire.messages import WorkOrder
 from worker import logs
 from worker.agent.policy import judge
 from worker.agent.records import Attempt, AttemptKey, Entry, StoredUpdate
+from worker.agent.sums import ready_to_mask
 from worker.config import ClientConfig
 from worker.delivery import Workplace, deliver, give_back
 from worker.errors import AttemptKnown, ClientError, SiteStateError, WorkerError
 from worker.lease import Renewed
 
 if TYPE_CHECKING:
+    from core.data import EmbeddingDataset
+    from core.secagg.messages import Session
+    from core.secagg.participant import State
     from core.training.local import Released
 
 _log = logs.get("worker.execution")
@@ -84,6 +88,8 @@ def perform(order: WorkOrder, config: ClientConfig, place: Workplace) -> Outcome
     try:
         _judge(order, config, place, place.site.ledger.entries(config.population))
         _same_layout(order)
+        if order.sum is not None:
+            ready_to_mask(order, config, place.site)
     except PlanRefused as refusal:
         return _refuse(order, refusal, place)
     log.info("order_judged", verdict="allowed")
@@ -159,8 +165,12 @@ def _execute(
     """Compute and commit; None if the attempt was lost instead."""
     key = AttemptKey.of(order)
     try:
-        released = _noised(order, config, inputs, place, lease)
-        update = place.site.ledger.commit(key, released.update, released.kept)
+        if order.sum is None:
+            released = _noised(order, config, inputs, place, lease)
+            update = place.site.ledger.commit(key, released.update, released.kept)
+        else:
+            body, masked = _masked(order, config, inputs, place, lease)
+            update = place.site.ledger.commit(key, body, masked=masked)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         known = place.site.ledger.attempt(key)
         if known is not None and known.state == "committed":
@@ -187,13 +197,60 @@ def _noised(
     lease: Renewed,
 ) -> Released:
     """Open the records, check them against the run, train, add noise."""
-    from core import data
     from core.privacy.noise import csprng
     from core.training.local import execute
 
-    key, compute = AttemptKey.of(order), place.compute
-    if order.kind == "train":
-        compute = replace(compute, device=resolve_device(compute.device))
+    dataset = _records(order, config, place, lease)
+    return execute(
+        order,
+        dataset,
+        inputs,
+        secret=place.site.key(f"coins/{config.name}"),
+        noise=csprng(),
+        compute=_compute(order, place),
+        kept=place.site.ledger.kept(AttemptKey.of(order)),
+    )
+
+
+def _masked(
+    order: WorkOrder,
+    config: ClientConfig,
+    inputs: dict[str, bytes],
+    place: Workplace,
+    lease: Renewed,
+) -> tuple[bytes, tuple[Session, State]]:
+    """The same for a secure sum: the vector under its masks, and the state that says so."""
+    from core.privacy.discrete.gaussian import csprng
+    from core.training.secure import contribution
+
+    if order.sum is None:
+        raise RuntimeError("the order has no secure sum")
+    me = ready_to_mask(order, config, place.site)
+    vector = contribution(
+        order,
+        _records(order, config, place, lease),
+        inputs,
+        secret=place.site.key(f"coins/{config.name}"),
+        bits=csprng(),
+        compute=_compute(order, place),
+    )
+    body = me.mask(order.sum.inbox, order.sum.sharers, vector)
+    return body, (order.sum.session, me.state)
+
+
+def _compute(order: WorkOrder, place: Workplace) -> Compute:
+    if order.kind != "train":
+        return place.compute
+    return replace(place.compute, device=resolve_device(place.compute.device))
+
+
+def _records(
+    order: WorkOrder, config: ClientConfig, place: Workplace, lease: Renewed
+) -> EmbeddingDataset:
+    """The client's records, if they are those with which it joined the run."""
+    from core import data
+
+    key = AttemptKey.of(order)
     dataset = data.load(config.data, order.spec.space, unit=config.unit, for_round=True)
     if ignored := len(dataset.invalid_rows):
         # Counted here and nowhere else: the update says nothing about them.
@@ -205,15 +262,7 @@ def _noised(
     place.site.ledger.bind(order.run_id, config.name, fingerprint)
     if lease.lost:
         raise _LeaseGone("the lease ended before the work began")
-    return execute(
-        order,
-        dataset,
-        inputs,
-        secret=place.site.key(f"coins/{config.name}"),
-        noise=csprng(),
-        compute=compute,
-        kept=place.site.ledger.kept(key),
-    )
+    return dataset
 
 
 def _same_layout(order: WorkOrder) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from core.wire.messages import PlanOffer, WorkOrder
 from core.wire.protocol import CONSENT, PROTOCOL_HEADER
+from core.wire.secure import SumStep
 from worker.answers import Answer, JsonObject
 from worker.errors import OrderUnreadable, UnexpectedAnswer
 
@@ -25,18 +26,28 @@ def message(kind: type[Message], answer: Answer) -> Message:
     return _validated(kind, answer.content, answer.where)
 
 
+def messages(kind: type[Message], answer: Answer) -> list[Message]:
+    """A JSON array of them. Raises ``UnexpectedAnswer``."""
+    try:
+        return TypeAdapter(list[kind]).validate_json(answer.content)  # type: ignore[valid-type]
+    except ValidationError as error:
+        raise UnexpectedAnswer(f"{answer.where}: " + "; ".join(_faults(error))) from error
+
+
 def order(answer: Answer) -> WorkOrder:
     """Raises ``OrderUnreadable``."""
     return _order(_object(answer.content))
 
 
-def offer(answer: Answer) -> WorkOrder | PlanOffer:
-    """What the long poll answered: from protocol 2 on it says which of two it is."""
+def offer(answer: Answer) -> WorkOrder | SumStep | PlanOffer:
+    """What the long poll answered: from protocol 2 on it says what it is."""
     raw, used = _object(answer.content), answer.headers.get(PROTOCOL_HEADER.lower(), "1")
     if not used.isdigit() or int(used) < CONSENT:
         return _order(raw)
     if raw.get("type") == "plan":
         return _validated(PlanOffer, json.dumps(raw.get("plan")), answer.where)
+    if raw.get("type") == "step":
+        return _validated(SumStep, json.dumps(raw.get("step")), answer.where)
     inner = raw.get("order")
     return _order(inner if isinstance(inner, dict) else {})
 

@@ -20,10 +20,13 @@ from core.wire.jobs import (
     TASK_AGGREGATE,
     TASK_CONSENT,
     TASK_REPLAY,
+    TASK_STEP,
     TASK_SYNTHESISE,
     TASK_TRAIN,
 )
+from core.wire.secure import StepDecline
 from worker import aggregation, execution, files, logs
+from worker.agent import sums
 from worker.agent.consent import consider
 from worker.agent.site import Site
 from worker.cache import ObjectCache
@@ -125,6 +128,27 @@ def _consent(task: Any, plan_id: str) -> str:
     return "answered" if all(answered) else "awaits-a-person"
 
 
+def _step(task: Any, step_id: str) -> str:
+    """Answer a step of a secure sum for a managed client."""
+    try:
+        step = coordinator().sum_step(step_id)
+        config = site_config().named(step.client)
+        if config is None:
+            _log.error("client_not_configured", client=step.client, step_id=step_id)
+            coordinator().decline_step(step_id, StepDecline(code="site-not-ready"))
+            return "declined"
+        with (
+            Site.open(site_config().state_dir) as site,
+            site.lock(config.name, wait_s=_LOCK_WAIT_S),
+        ):
+            return "answered" if sums.answer(step, config, _workplace(site)) else "not-answered"
+    except ClientError as error:
+        return _not_claimed(task, error, step_id=step_id)
+    except SiteStateError as error:
+        _log.error("site_not_usable", step_id=step_id, code=error.code, reason=error.message)
+        return error.code
+
+
 def _aggregate(task: Any, job_id: str) -> str:
     """Claim an aggregation and carry it out."""
     try:
@@ -185,6 +209,7 @@ def _traced(run: Callable[[Any, str], str]) -> Callable[[Any, str], str]:
 
 train = app.task(name=TASK_TRAIN, bind=True)(_train)
 consent = app.task(name=TASK_CONSENT, bind=True)(_consent)
+sum_step = app.task(name=TASK_STEP, bind=True)(_step)
 aggregate = app.task(name=TASK_AGGREGATE, bind=True)(_traced(_aggregate))
 replay = app.task(name=TASK_REPLAY, bind=True)(_traced(_replay))
 synthesise = app.task(name=TASK_SYNTHESISE, bind=True)(_traced(_synthesise))
@@ -248,6 +273,7 @@ def stop_soon(**_: Any) -> None:
 
 
 __all__ = [
-    "aggregate", "consent", "make_ready", "replay", "start_recovery", "stop_soon", "synthesise",
+    "aggregate", "consent", "make_ready", "replay", "start_recovery", "stop_soon", "sum_step",
+    "synthesise",
     "train",
 ]  # fmt: skip

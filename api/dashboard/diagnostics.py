@@ -22,7 +22,9 @@ WORDS: dict[Standing, tuple[str, str]] = {
     Standing.LOST: ("attempt lost", "warn"),
     Standing.ASKED: ("consent awaited", "warn"),
     Standing.WAITING: ("order waits to be fetched", "wait"),
+    Standing.ANSWERING: ("step not answered yet", "wait"),
     Standing.LEASED: ("at work", "busy"),
+    Standing.ANSWERED: ("step answered", "good"),
     Standing.ACCEPTED: ("update counts", "good"),
 }
 _MOST_LINES = 8

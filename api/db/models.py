@@ -56,13 +56,14 @@ class Account(Base):
 class Client(Base):
     """A site's participant: one data set in one embedding space.
 
-    Immutable but for its budget and for its revocation, which is final.
+    Immutable but for its budget, for its identity key, and for its revocation, which is final.
     """
 
     __tablename__ = "clients"
     __table_args__ = (
         CheckConstraint("budget_epsilon > 0 AND budget_epsilon <= 100", name="budget_epsilon"),
         CheckConstraint("budget_delta > 0 AND budget_delta < 1", name="budget_delta"),
+        CheckConstraint("identity_key ~ '^[0-9a-f]{64}$'", name="identity_key"),
         # Ledger rows name both and must not mix them.
         UniqueConstraint("id", "account_id"),
     )
@@ -79,6 +80,8 @@ class Client(Base):
     created_at: Mapped[CreatedAt]
     revoked_at: Mapped[Time | None]
     revoked_why: Mapped[str] = mapped_column(Text, server_default="", default="")
+    # The Ed25519 key with which its site signs in secure sums, in hexadecimal.
+    identity_key: Mapped[str | None] = mapped_column(String(64))
 
     space: Mapped[Space] = relationship(lazy="joined", innerjoin=True)
     account: Mapped[Account] = relationship(lazy="joined", innerjoin=True)

@@ -24,6 +24,7 @@ from api.db.hub import Hub, wait
 from api.db.models import Client, IdempotencyKey
 from api.db.oversight_models import Consent
 from api.db.run_models import Job, OutboxMessage, Round, Run, WorkItem
+from api.db.secure_models import SumStep
 from api.db.synthesis_models import SynthesisJob
 from core import tracing
 from core.wire.jobs import (
@@ -33,6 +34,7 @@ from core.wire.jobs import (
     TASK_AGGREGATE,
     TASK_CONSENT,
     TASK_REPLAY,
+    TASK_STEP,
     TASK_SYNTHESISE,
     TASK_TRAIN,
 )
@@ -86,6 +88,19 @@ async def announce_consent(session: AsyncSession, consent: Consent, now: datetim
     await _announce(session, TASK_CONSENT, QUEUE_TRAIN, consent.id)
     if consent.queued_count > 1:
         await _announce(session, TASK_TRAIN, QUEUE_TRAIN, consent.id)
+
+
+async def announce_steps(session: AsyncSession, step_ids: Sequence[UUID], now: datetime) -> None:
+    """Tell the queue ``train`` about managed clients' steps of secure sums."""
+    if not step_ids:
+        return
+    await session.execute(
+        update(SumStep)
+        .where(SumStep.id.in_(step_ids))
+        .values(queued_at=now, queued_count=SumStep.queued_count + 1)
+        .execution_options(synchronize_session=False)
+    )
+    await _announce(session, TASK_STEP, QUEUE_TRAIN, *step_ids)
 
 
 async def announce_job(session: AsyncSession, job: Job, now: datetime) -> None:

@@ -23,7 +23,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 from api.db.base import Base, CreatedAt, Digest, Json, Key, Time, uuid7
 
 LIVE_WORK = "state IN ('ready', 'leased', 'done')"
-LIVE_ROUND = "state IN ('draft', 'open', 'closing', 'aggregating')"
+LIVE_ROUND = (
+    "state IN ('draft', 'open', 'closing', 'aggregating', 'keys', 'shares', 'confirming', "
+    "'opening')"
+)
 
 
 class Run(Base):
@@ -81,8 +84,8 @@ class Round(Base):
     __tablename__ = "rounds"
     __table_args__ = (
         CheckConstraint(
-            "state IN ('draft', 'open', 'closing', 'aggregating', 'published', 'failed', "
-            "'abandoned')",
+            "state IN ('draft', 'open', 'closing', 'aggregating', 'keys', 'shares', 'confirming', "
+            "'opening', 'published', 'failed', 'abandoned')",
             name="state",
         ),
         CheckConstraint("number >= 0", name="number"),
@@ -91,7 +94,9 @@ class Round(Base):
             "AND optimiser_digest IS NOT NULL AND published_at IS NOT NULL)",
             name="published",
         ),
-        CheckConstraint("state IN ('draft', 'abandoned') OR deadline IS NOT NULL", name="deadline"),
+        CheckConstraint(
+            "state IN ('draft', 'failed', 'abandoned') OR deadline IS NOT NULL", name="deadline"
+        ),
         # One round of a run at a time.
         Index(
             "uq_rounds_live",

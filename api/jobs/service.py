@@ -27,6 +27,7 @@ from api.replays import service as replays
 from api.rounds import repository as rounds
 from api.runs import repository as runs
 from api.runs.specs import spec_of
+from api.secure_sums import repository as secure_sums
 from api.updates.repository import remember_object
 from core.wire.messages import (
     LEASE_HEADER,
@@ -63,6 +64,7 @@ async def claim(ctx: Context, session: AsyncSession, who: Principal, job_id: UUI
     if job.round_number > 0:
         model = await rounds.model(session, run.id, None, before=job.round_number)
     updates = await rounds.updates_of(session, run.id, job.round_number)
+    opened_by = await secure_sums.sum_of(session, run.id, job.round_number)
     job.state, job.attempt = "leased", job.attempt + 1
     job.lease_expires = await ctx.database.now(session) + timedelta(
         seconds=ctx.settings.job_lease_s
@@ -85,6 +87,7 @@ async def claim(ctx: Context, session: AsyncSession, who: Principal, job_id: UUI
         weights=None if model is None else model.weights.digest,
         optimiser=None if model is None else model.optimiser_digest,
         withdrawn=await rounds.withdrawn_before(session, run.id, row.closed_at),
+        transcript=None if opened_by is None else opened_by.transcript,
     )
 
 

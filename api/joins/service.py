@@ -34,9 +34,10 @@ from api.problems import Conflict, Forbidden, NotFound
 from api.rounds import repository as rounds
 from api.rounds import service as round_views
 from api.rounds.service import MemberView
+from api.runs import admission
 from api.runs import repository as runs
-from api.runs import service as run_service
 from api.runs.specs import spec_of
+from api.secure_sums import identities
 from core.federation.plan import Name, RunSpec
 from core.federation.rounds import TERMINAL, RoundState
 from core.wire.messages import ObjectRef
@@ -151,8 +152,10 @@ async def checked(
     """The same checks as of a run's founding clients, for one sketch; and nobody joins twice, or
     against the word of its site. With the epsilon that each account would come to.
     """
-    run_service.check_distinct(names)
-    _, members = await run_service.participants(
+    admission.check_distinct(names)
+    if spec.plan.aggregation == "secure":
+        identities.check_names(names)
+    _, members = await admission.participants(
         session, spec.plan, names, unit_field="clients.{position}"
     )
     known = await rounds.with_code(session, run.id)
@@ -178,7 +181,7 @@ async def checked(
                 mend="Leave it out; it may take part in another run.",
             )
     sketch = spec.event(spec.last_round + 1)  # the same in every join round
-    return await run_service.check_budgets(session, [sketch], members)
+    return await admission.check_budgets(session, [sketch], members)
 
 
 async def open_round(

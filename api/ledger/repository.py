@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Text, cast, func, select, text
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.base import uuid7
 from api.db.models import Account, Client
-from api.db.run_models import LedgerEntry, Run, WorkItem
+from api.db.run_models import LedgerEntry, Run, RunClient, WorkItem
 
 
 async def lock_accounts(session: AsyncSession, account_ids: Iterable[UUID]) -> None:
@@ -138,6 +139,22 @@ async def runs_of_account(session: AsyncSession, account_id: UUID) -> dict[UUID,
     charged = select(LedgerEntry.run_id).where(LedgerEntry.account_id == account_id)
     rows = await session.execute(
         select(Run.id, Run.name, Run.spec_digest).where(Run.id.in_(charged)).order_by(Run.id)
+    )
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+async def secure_runs(
+    session: AsyncSession, account_id: UUID
+) -> dict[UUID, tuple[dict[str, Any], int]]:
+    """Run with secure sums that charged the account -> (its specification, founding clients)."""
+    charged = select(LedgerEntry.run_id).where(LedgerEntry.account_id == account_id)
+    founding = (
+        select(func.count()).where(RunClient.run_id == Run.id, RunClient.founding).scalar_subquery()
+    )
+    rows = await session.execute(
+        select(Run.id, Run.spec, founding).where(
+            Run.id.in_(charged), Run.spec["plan"]["aggregation"].astext == "secure"
+        )
     )
     return {row[0]: (row[1], row[2]) for row in rows}
 

@@ -20,10 +20,15 @@ from api.clients.service import Budget
 from api.db.models import Client
 from api.ledger import repository
 from api.ledger.service import AccountView, EntryView, account_of, entries
+from core.federation.plan import RunSpec
 from core.privacy import accounting
 from core.privacy.accounting import epsilon
+from core.privacy.discrete.lattice import Lattice
 from core.privacy.events import PrivacyEvent, Relation
+from core.privacy.views import Release, View, release_of, views
 
+# Runs with secure sums: their specification, and how many founding clients they have.
+Secure = dict[UUID, tuple[RunSpec, int]]
 Standing = Literal["commit", "lost", "open"]
 
 
@@ -75,6 +80,11 @@ class RunStatement(BaseModel):
     open: int
     epsilon: Epsilons
     events: list[EventCount]
+    views: list[View] = Field(
+        default_factory=list,
+        description="Of a run with secure sums, all its reservations together: epsilon by who "
+        "looks, and the premise of each number. The booked one is epsilon.total.",
+    )
     lost_reservations: list[LostView]
 
 
@@ -90,6 +100,10 @@ class StatementView(BaseModel):
     accountant: Accountant
     computed_at: datetime
     epsilon: Epsilons
+    views: list[View] = Field(
+        default_factory=list,
+        description="The same of all runs together; empty if no run had secure sums.",
+    )
     runs: list[RunStatement]
 
 
@@ -165,12 +179,27 @@ def _lost(row: Reservation, reasons: dict[UUID, str]) -> LostView:
     )
 
 
+def _views(rows: Sequence[Reservation], secure: Secure, delta: float) -> list[View]:
+    """By the ledger's events, and the grid of their rounds if their run had secure sums."""
+    grids: dict[tuple[UUID, int], Lattice | None] = {}
+    for row in rows:
+        key = row.entry.run_id, row.entry.round
+        if key[0] in secure and key not in grids:
+            spec, clients = secure[key[0]]
+            grids[key] = release_of(spec, key[1], clients).grid
+    if not grids:
+        return []
+    found = [Release(row.event, grids.get((row.entry.run_id, row.entry.round))) for row in rows]
+    return list(views(found, delta))
+
+
 def _run(
     run_id: UUID,
     named: tuple[str, str],
     rows: Sequence[Reservation],
     reasons: dict[UUID, str],
     delta: float,
+    secure: Secure,
 ) -> RunStatement:
     standings = Counter(row.standing for row in rows)
     return RunStatement(
@@ -184,6 +213,7 @@ def _run(
         open=standings["open"],
         epsilon=_epsilons(rows, delta),
         events=_counts(rows),
+        views=_views(rows, secure, delta),
         lost_reservations=[_lost(row, reasons) for row in rows if row.standing == "lost"],
     )
 
@@ -199,6 +229,7 @@ class Facts:
     rows: list[Reservation]
     runs: dict[UUID, tuple[str, str]]
     reasons: dict[UUID, str]
+    secure: Secure
     read_at: datetime
 
 
@@ -212,6 +243,12 @@ async def gather(session: AsyncSession, client: Client, now: datetime) -> Facts:
         rows=reservations(await entries(session, client)),
         runs=await repository.runs_of_account(session, client.account_id),
         reasons=await repository.reasons_of_losses(session, client.account_id),
+        secure={
+            run_id: (RunSpec.model_validate(spec), clients)
+            for run_id, (spec, clients) in (
+                await repository.secure_runs(session, client.account_id)
+            ).items()
+        },
         read_at=now,
     )
 
@@ -238,8 +275,9 @@ def statement(facts: Facts) -> StatementView:
         ),
         computed_at=facts.read_at,
         epsilon=_epsilons(facts.rows, delta),
+        views=_views(facts.rows, facts.secure, delta),
         runs=[
-            _run(run_id, facts.runs[run_id], mine, facts.reasons, delta)
+            _run(run_id, facts.runs[run_id], mine, facts.reasons, delta, facts.secure)
             for run_id, mine in by_run.items()
         ],
     )

@@ -17,6 +17,7 @@ MEDIA = "text/csv"
 COLUMNS = (
     "at", "entry", "kind", "reservation", "client", "site", "population", "run", "round", "attempt",
     "mechanism", "noise_multiplier", "sample_rate", "steps", "relation", "unit",
+    "collude",  # empty: the release is as safe by itself, whoever sees it
 )  # fmt: skip
 
 

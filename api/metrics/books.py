@@ -33,7 +33,7 @@ _SAME = " The same in every replica: take max, not sum."
 _STATES = ("ready", "leased")
 _QUEUES = ("work", "aggregate", "replay", "synthesis")
 _JOBS = ("aggregate", "replay", "synthesis")
-_WAITING = ("open", "closing", "aggregating")
+_WAITING = ("keys", "shares", "open", "confirming", "opening", "closing", "aggregating")
 _Reserved = dict[UUID, Counter[tuple[str, bool]]]
 
 

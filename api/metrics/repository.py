@@ -16,8 +16,11 @@ SELECT 'rounds' AS what, '' AS which, state AS label, count(*)::float8 AS value
   FROM rounds GROUP BY state
 UNION ALL
 SELECT 'wait', '', state,
-       max(extract(epoch FROM now - CASE WHEN state = 'open' THEN opened_at ELSE closed_at END))
-  FROM rounds, clock WHERE state IN ('open', 'closing', 'aggregating') GROUP BY state
+       max(extract(epoch FROM now - CASE
+         WHEN state IN ('keys', 'shares') THEN created_at
+         WHEN state = 'open' THEN opened_at ELSE closed_at END))
+  FROM rounds, clock WHERE state IN ('open', 'closing', 'aggregating', 'keys', 'shares',
+                                     'confirming', 'opening') GROUP BY state
 UNION ALL
 SELECT 'overdue', '', '', max(extract(epoch FROM now - deadline))
   FROM rounds, clock WHERE state = 'open' GROUP BY ()

@@ -23,7 +23,7 @@ from api.context import Context
 from api.db.models import Client
 from api.ledger import service as ledger
 from api.problems import Forbidden, InvalidRequest
-from api.runs import service as runs
+from api.runs import admission as runs
 from core.federation.plan import EmbeddingSpace, Name, Noise, Plan, RoundKind, RunSpec
 from core.federation.planner import MOST_ROUNDS, Forecast, Needed, Purse, forecast
 from core.federation.privacy_plan import MAX_STEPS

@@ -15,6 +15,7 @@ from api.problems import NotFound
 from api.receipts import keys, repository
 from api.rounds.service import ModelView
 from core.errors import ReceiptInvalid
+from core.privacy.views import View
 from core.receipts.content import Content, content_of
 from core.receipts.opening import ModelFacts, made_with
 from core.receipts.receipt import MadeWith, Model, ModelReceipt, Receipt, Spent
@@ -48,8 +49,10 @@ class Proof(BaseModel):
     made_with: MadeWith = Field(description="Of this machine.")
 
 
-def facts_of(run_name: str, model: ModelView) -> ModelFacts:
-    """What receipts of a published model say whatever is asked of it, before anybody withdraws."""
+def facts_of(run_name: str, model: ModelView, views: tuple[View, ...] = ()) -> ModelFacts:
+    """What receipts of a published model say whatever is asked of it, before anybody withdraws.
+    ``views``: of a run with secure sums (``core.privacy.views.views_of_secure``).
+    """
     return ModelFacts(
         model=Model(
             run_id=str(model.run_id),
@@ -65,6 +68,7 @@ def facts_of(run_name: str, model: ModelView) -> ModelFacts:
         ),
         relation=model.relation,
         noise_mode=model.noise_mode,
+        views=views,
     )
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from api.db.run_models import LedgerEntry, Round, Update
+from api.db.secure_models import SecureSum
 from core.privacy.events import PrivacyEvent
 from core.report.spending import Reserved
 
@@ -64,3 +65,19 @@ async def joins(session: AsyncSession, run_id: UUID, last_round: int, up_to_roun
         Round.number <= up_to_round,
     )
     return int((await session.execute(query)).scalar_one())
+
+
+async def summed(session: AsyncSession, run_id: UUID) -> tuple[int, int] | None:
+    """How many clients a run's first secure sum asked, and how many are in it; None if it has
+    none.
+    """
+    here = (
+        select(func.count())
+        .where(Update.run_id == run_id, Update.round_number == 0)
+        .scalar_subquery()
+    )
+    query = select(func.jsonb_array_length(SecureSum.session["sites"]), here).where(
+        SecureSum.run_id == run_id, SecureSum.round_number == 0
+    )
+    found = (await session.execute(query)).first()
+    return None if found is None else (found[0], found[1])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
@@ -18,8 +19,10 @@ from api.context import Context
 from api.report import repository
 from api.rounds import repository as rounds
 from api.runs import repository as runs
+from api.runs.repository import Seat
 from api.runs.service import seat_view
 from api.synthesis.models import Generators, Models, Published
+from core.federation.secure_sum import ALL_SITES
 from core.recent import Recent
 from core.report import page, statistics
 from core.report.make import Known, make
@@ -80,6 +83,13 @@ def _written(ctx: Context, known: Known, generator: Generator, weights: str) -> 
     return Written(report.model_dump_json().encode(), page.html(report).encode())
 
 
+def _sketched(found: Published, seats: Sequence[Seat]) -> Iterable[str]:
+    """Whose first sketch is in the model: of secure sums, all clients' together."""
+    if found.spec.plan.aggregation == "secure":
+        return [ALL_SITES]
+    return [seat.client.name for seat in seats if seat.place.founding]
+
+
 async def _known(session: AsyncSession, found: Published) -> Known:
     run, number = found.run, found.model.round
     seats = await runs.seats(session, run.id)
@@ -108,6 +118,7 @@ async def _known(session: AsyncSession, found: Published) -> Known:
         facts=found.facts,
         members=tuple(members),
         reserved=tuple(spent),
-        founding=frozenset(seat.client.name for seat in seats if seat.place.founding),
+        founding=frozenset(_sketched(found, seats)),
         joins=await repository.joins(session, run.id, found.spec.last_round, number),
+        summed=await repository.summed(session, run.id),
     )

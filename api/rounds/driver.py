@@ -22,6 +22,7 @@ from api.rounds import moment, orders
 from api.rounds.facts import event_of, gather
 from api.rounds.moment import Moment
 from api.runs import repository as runs
+from api.secure_sums import asking
 from api.webhooks import kinds as webhooks
 from api.webhooks.kinds import stuck_key
 from core.federation import rounds
@@ -41,8 +42,10 @@ async def step(ctx: Context, run_id: UUID, grace_until: datetime | None = None) 
         if at is None or at.row.state in rounds.TERMINAL:
             return False
         event, why = event_of(at.row, at.job)
-        facts = gather(at.spec, run, at.row, at.places, at.now, grace_until=grace_until, why=why)
-        decision = rounds.decide(RoundState(at.row.state), event, facts)
+        facts = gather(
+            at.spec, run, at.row, at.places, at.now, grace_until=grace_until, why=why, sums=at.sums
+        )
+        decision = _possible(at, rounds.decide(RoundState(at.row.state), event, facts))
         if isinstance(decision, rounds.Accept):
             await _apply(at, decision)
             return True
@@ -51,9 +54,22 @@ async def step(ctx: Context, run_id: UUID, grace_until: datetime | None = None) 
         return False
 
 
+def _possible(at: Moment, decision: rounds.Decision) -> rounds.Decision:
+    """A sum that no grid fits fails its round: it would be tried for ever."""
+    for effect in decision.effects if isinstance(decision, rounds.Accept) else ():
+        if isinstance(effect, rounds.AskStep) and effect.step == "keys":
+            try:
+                asking.session_for(at, effect)
+            except ValueError as error:
+                why = f"no secure sum of {len(effect.clients)} clients is possible: {error}"
+                effects = (rounds.LoseOpenWork(), rounds.FailRun(why))
+                return rounds.Accept(RoundState.FAILED, effects, why)
+    return decision
+
+
 async def abandon(at: Moment, why: str, who: Principal) -> None:
     """Stop the live round, and with it its run unless that was completed; else change nothing."""
-    facts = gather(at.spec, at.run, at.row, at.places, at.now, why=why)
+    facts = gather(at.spec, at.run, at.row, at.places, at.now, why=why, sums=at.sums)
     decision = rounds.decide(RoundState(at.row.state), RoundEvent.ABANDON, facts)
     if isinstance(decision, rounds.Accept):
         await _apply(at, decision, who)
@@ -63,7 +79,7 @@ async def _apply(at: Moment, decision: rounds.Accept, who: Principal | None = No
     row, now = at.row, at.now
     before = row.state
     row.state, row.why = decision.next.value, decision.why
-    if decision.next is RoundState.OPEN and before == RoundState.DRAFT:
+    if decision.next is RoundState.OPEN and before != RoundState.OPEN:
         row.opened_at = now
     if decision.next is not RoundState.OPEN and before == RoundState.OPEN:
         row.closed_at = now
@@ -98,6 +114,10 @@ async def _carry_out(at: Moment, effect: rounds.Effect) -> None:
             await orders.expire(at, client)
         case rounds.LoseOpenWork():
             await orders.lose_open(at, "the round closed before an update came")
+        case rounds.AskStep():
+            await asking.ask(at, effect)
+        case rounds.KeepTranscript():
+            await asking.keep_transcript(at)
         case rounds.QueueAggregation():
             await _queue_aggregation(at)
         case rounds.PublishModel():

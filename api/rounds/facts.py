@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from api.db.run_models import Job, Round, Run
 from api.rounds.repository import Place
+from api.secure_sums.progress import Progress
 from core.federation.plan import RunSpec
 from core.federation.rounds import Facts, Member, RoundEvent, RoundState, Standing
 
@@ -36,6 +38,35 @@ def member(place: Place, max_attempts: int) -> Member:
     return Member(client.name, Standing.OUT, attempt, None, why)
 
 
+def member_of_sum(place: Place, max_attempts: int, state: RoundState, sums: Progress) -> Member:
+    """A client's standing where the sum is secure. At a step of its protocol: what it has said.
+    Later there is work for those only who have shared secrets.
+    """
+    plain = member(place, max_attempts)
+    if state is RoundState.DRAFT:
+        return plain
+    said = sums.said.get(place.client.id)
+    if said is not None:
+        group = sums.group(place)
+        if group == "answered":
+            return replace(plain, standing=Standing.ANSWERED, until=None, why="")
+        if said[0] == "declined":
+            return replace(plain, standing=Standing.OUT, until=None, why=f"declined: {said[1]}")
+        if group == "pending":
+            return replace(plain, standing=Standing.ANSWERING, until=None, why="")
+        # Else its plain standing says why nothing more comes of it: revoked, left, quarantined.
+        why = _closed(place) or plain.why
+        return replace(plain, standing=Standing.OUT, until=None, why=why)
+    if place.work is not None or plain.standing in (Standing.OUT, Standing.HELD):
+        return plain
+    if place.client.id in sums.shared:
+        return plain
+    why = "its site had not approved the plan when the round began"
+    if place.consent != "asked":
+        why = "it has shared no secrets for this sum"
+    return Member(place.client.name, Standing.OUT, 0, None, why)
+
+
 def _closed(place: Place) -> str:
     """Why this client gets no more work in the run; empty if nothing forbids it."""
     if place.client.revoked_at is not None:
@@ -57,18 +88,29 @@ def gather(
     grace_until: datetime | None = None,
     why: str = "",
     lease_live: bool = False,
+    sums: Progress | None = None,
 ) -> Facts:
+    """``sums``: of a round whose sum is secure."""
     rules = spec.plan.round
     kind = spec.kind(row.number)
     join, report = kind == "join", kind == "report"
+    # What one client says in a join or for the report needs nobody else: who posted is in.
+    quorum = 1 if join or report else rules.quorum
+    if sums is not None and sums.session is not None:
+        quorum = sums.session.survivors
+    state = RoundState(row.state)
     return Facts(
         now=now,
-        # What one client says in a join or for the report needs nobody else: who posted is in.
-        quorum=1 if join or report else rules.quorum,
+        quorum=quorum,
         deadline=timedelta(seconds=rules.deadline_s),
         extension=timedelta(seconds=rules.extension_s),
         max_attempts=rules.max_attempts,
-        members=tuple(member(place, rules.max_attempts) for place in places),
+        members=tuple(
+            member(place, rules.max_attempts)
+            if sums is None
+            else member_of_sum(place, rules.max_attempts, state, sums)
+            for place in places
+        ),
         closes_at=row.deadline,
         extended=row.extended,
         grace_until=grace_until,
@@ -78,6 +120,8 @@ def gather(
         paused_until=run.pause_ends,
         lease_live=lease_live,
         why=why,
+        created_at=row.created_at,
+        secure=None if sums is None else sums.facts(spec, places),
     )
 
 

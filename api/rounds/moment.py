@@ -14,6 +14,8 @@ from api.db.run_models import Job, Round, Run
 from api.rounds import members, repository
 from api.rounds.repository import Place
 from api.runs.specs import spec_of
+from api.secure_sums import progress
+from api.secure_sums.progress import Progress
 from core.federation.plan import RunSpec
 from core.privacy import budget
 from core.privacy.events import PrivacyEvent
@@ -31,6 +33,7 @@ class Moment:
     now: datetime
     places: list[Place]
     job: Job | None
+    sums: Progress | None
     _with_code: set[UUID] | None = field(default=None, repr=False)
 
     @cached_property
@@ -69,4 +72,5 @@ async def newest(ctx: Context, session: AsyncSession, run: Run) -> Moment | None
         now=await ctx.database.now(session),
         places=await members.places(session, run.id, spec, row.number),
         job=await repository.job_of(session, run.id, row.number),
+        sums=await progress.read(session, spec, row, opens=True),
     )

@@ -35,7 +35,9 @@ async def issue(at: Moment, wanted: Sequence[IssueWork]) -> None:
     """Reserve, then offer the work; who gets no reservation is left out, with a reason. All clients
     together: a round of a thousand is opened by a handful of statements.
     """
-    needs_code = at.spec.kind(at.row.number) in ("spread", "train", "validate", "report")
+    needs_code = at.sums is None and at.spec.kind(at.row.number) in (
+        "spread", "train", "validate", "report",
+    )  # fmt: skip
     coded = await at.with_code() if needs_code else set()
     asked = []
     for each in wanted:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, exists, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -19,6 +19,7 @@ from api.db.run_models import (
     Job,
     JoinMember,
     Round,
+    Run,
     RunClient,
     Update,
     WorkItem,
@@ -59,6 +60,13 @@ def _joins_in(number: int | SQLColumnExpression[int]) -> ColumnElement[bool]:
         JoinMember.run_id == RunClient.run_id,
         JoinMember.client_id == RunClient.client_id,
         JoinMember.round_number == number,
+    )
+
+
+def _sums_securely() -> ColumnElement[bool]:
+    """Are the sums of the run of this ``Update`` row secure ones?"""
+    return exists().where(
+        Run.id == Update.run_id, Run.spec["plan"]["aggregation"].astext == "secure"
     )
 
 
@@ -228,7 +236,7 @@ async def with_code(
     session: AsyncSession, run_id: UUID, up_to_round: int | None = None
 ) -> set[UUID]:
     """Clients whose sketch is in a published model (up to that of a round); the others have no
-    code in this run.
+    code in this run. The first sketch of secure sums is everybody's together, and nobody's code.
     """
     query = (
         select(Update.client_id)
@@ -240,7 +248,10 @@ async def with_code(
         .where(
             Update.run_id == run_id,
             Round.state == "published",
-            or_(Update.round_number == 0, _joins_in(Update.round_number)),
+            or_(
+                and_(Update.round_number == 0, ~_sums_securely()),
+                _joins_in(Update.round_number),
+            ),
         )
     )
     if up_to_round is not None:

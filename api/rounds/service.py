@@ -21,9 +21,13 @@ from api.rounds import members, repository
 from api.rounds.facts import gather
 from api.runs import repository as runs
 from api.runs.specs import spec_of
+from api.secure_sums import progress
 from core.federation.plan import RoundKind
 from core.federation.rounds import RoundState, Standing
 from core.wire.messages import AggregateResult, ObjectRef
+
+# Whom nobody waits for at this moment.
+_HERE = (Standing.ACCEPTED, Standing.ANSWERED)
 
 
 class MemberView(BaseModel):
@@ -78,10 +82,11 @@ async def view(
     """
     spec = spec_of(run)
     places = await members.places(session, run.id, spec, row.number)
-    facts = gather(spec, run, row, places, await ctx.database.now(session))
+    sums = await progress.read(session, spec, row)
+    facts = gather(spec, run, row, places, await ctx.database.now(session), sums=sums)
     model = await repository.model(session, run.id, row.number)
-    missing = [m.client for m in facts.members if m.standing is not Standing.ACCEPTED]
-    accepted = len(facts.members) - len(missing)
+    missing = [m.client for m in facts.members if m.standing not in _HERE]
+    accepted = sum(place.work is not None and place.work.state == "done" for place in places)
     shown = {p.client.name for p in places if who.client_id in (None, p.client.id)}
     return RoundView(
         run_id=run.id,

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api import audit, spaces
+from api import audit
 from api.auth import Principal
-from api.clients import repository as clients
 from api.consents import service as consents
 from api.context import Context
-from api.db.base import uuid7
 from api.db.engine import TOPIC_SWEEP, Database, ring
-from api.db.models import Client, Space
 from api.db.run_models import Round, Run
 from api.idempotency import peek, remember, replay
-from api.ledger import service as ledger
-from api.problems import Conflict, InvalidRequest, NotFound, RunNameTaken
-from api.runs import repository
-from api.runs.specs import spec_of
-from core.errors import BudgetExceeded, InvalidPlan, SpaceMismatch
+from api.problems import Conflict, NotFound, RunNameTaken
+from api.runs import admission, repository
+from api.runs.specs import spec_of, views_of
+from api.secure_sums import identities
 from core.federation.plan import EmbeddingSpace, Name, Plan, RunSpec
-from core.federation.rule import spec_for
-from core.privacy.accounting import epsilon
-from core.privacy.events import PrivacyEvent
+from core.privacy.views import View
 
 _OPERATION = "createRun"
 
@@ -64,6 +55,11 @@ class RunView(BaseModel):
     clients_total: int
     seats: list[SeatView]
     epsilon_planned: float
+    views: list[View] = Field(
+        default_factory=list,
+        description="Of a plan with secure sums: what it costs one founding client, against whom, "
+        "and on which premise. The booked view is epsilon_planned.",
+    )
     current_round: int | None
     rounds_published: int
     rounds_planned: int
@@ -119,6 +115,7 @@ async def view(session: AsyncSession, who: Principal, run: Run) -> RunView:
         clients_total=len(seats),
         seats=[seat_view(seat) for seat in shown],
         epsilon_planned=run.epsilon_planned,
+        views=await views_of(spec, sum(seat.place.founding for seat in seats)),
         current_round=newest,
         rounds_published=published,
         rounds_planned=spec.last_round + 1,
@@ -139,118 +136,6 @@ async def visible(session: AsyncSession, who: Principal, run_id: UUID) -> Run:
     raise NotFound("there is no such run, or you take no part in it")
 
 
-def check_distinct(names: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise InvalidRequest(f"named twice: {', '.join(twice)}", field="clients")
-
-
-def check_plan(plan: Plan, names: Sequence[str], participants: int) -> None:
-    """What this coordinator refuses of any plan, for a run of so many clients."""
-    if plan.privacy.caveat:
-        raise InvalidPlan(
-            f"mode {plan.privacy.mode!r} has {plan.privacy.caveat}: codes and encoders are trained "
-            "without noise, and every other record's gradient depends on them",
-            field="plan.privacy.mode",
-            mend="Use mode 'joint', or simulate on one machine with core.paper.",
-        )
-    if plan.purpose != "production":
-        raise InvalidPlan(
-            "a coordinator runs plans of purpose 'production' only",
-            field="plan.purpose",
-            mend="Simulate on one machine with core.simulation.",
-        )
-    check_distinct(names)
-    if plan.round.quorum > participants:
-        raise InvalidPlan(
-            f"a quorum of {plan.round.quorum} cannot be reached by {participants} clients",
-            field="plan.round.quorum",
-        )
-
-
-async def participants(
-    session: AsyncSession,
-    plan: Plan,
-    names: Sequence[str],
-    *,
-    unit_field: str = "plan.privacy.unit",
-) -> tuple[Space, list[Client]]:
-    """The plan's space and the named clients, if all of them can take part in such a run."""
-    space = await spaces.by_name(session, plan.space)
-    if space is None:
-        raise InvalidRequest(f"there is no embedding space {plan.space!r}", field="plan.space")
-    found = await clients.by_names(session, names)
-    members = []
-    for position, name in enumerate(names):
-        client = found.get(name)
-        if client is None:
-            raise InvalidRequest(
-                f"there is no client {name!r}",
-                field=f"clients.{position}",
-                mend="Enrol it with POST /v1/clients first.",
-            )
-        if client.revoked_at is not None:
-            raise Conflict(
-                f"{name!r} was revoked: {client.revoked_why}",
-                field=f"clients.{position}",
-                mend="Leave it out.",
-            )
-        if client.space_id != space.id:
-            raise SpaceMismatch(
-                f"{name!r} holds embeddings of {client.space.name!r}, the plan's space is "
-                f"{space.name!r}",
-                field=f"clients.{position}",
-                mend=f"Enrol a client with embeddings of {space.name!r}.",
-            )
-        if client.account.unit != plan.privacy.unit:
-            raise InvalidPlan(
-                f"{name!r} protects one {client.account.unit!r}, the plan one "
-                f"{plan.privacy.unit!r}",
-                field=unit_field.format(position=position),
-            )
-        members.append(client)
-    return space, members
-
-
-async def check_budgets(
-    session: AsyncSession, events: Sequence[PrivacyEvent], members: Sequence[Client]
-) -> list[tuple[Client, float]]:
-    """Could every client execute these events within its budget, if nothing is lost? The epsilon
-    that its account would come to by that, for each.
-    """
-    after: list[tuple[Client, float]] = []
-    sharing = Counter(client.account_id for client in members)
-    for position, client in enumerate(members):
-        wanted = list(events) * sharing[client.account_id]
-        try:
-            after.append((client, await ledger.check(session, client, wanted)))
-        except BudgetExceeded as error:
-            raise BudgetExceeded(
-                f"{client.name}: {error.message}",
-                field=f"clients.{position}",
-                mend=error.mend,
-                **error.facts,
-            ) from error
-    return after
-
-
-async def specify(
-    ctx: Context, plan: Plan, space: EmbeddingSpace, clients: int
-) -> tuple[RunSpec, float]:
-    """The specification and its epsilon. Seconds of work, on a thread, in no transaction."""
-    async with ctx.heavy:
-        try:
-            spec = await asyncio.to_thread(spec_for, str(uuid7()), plan, space, clients)
-        except ValidationError as error:
-            # The one rule of a specification that a plan alone cannot break: sizes with this space.
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            field, _, message = reason.partition(": ")
-            raise InvalidPlan(message, field=field) from error
-        except ValueError as error:  # no noise meets the targets
-            raise InvalidPlan(str(error), field="plan.privacy") from error
-        return spec, await asyncio.to_thread(epsilon, spec.events(), plan.privacy.delta)
-
-
 async def create(
     ctx: Context, who: Principal, body: NewRun, key: str | None
 ) -> tuple[RunView, bool]:
@@ -258,20 +143,22 @@ async def create(
 
     The budget is checked again, reservation by reservation, when work is made.
     """
-    check_plan(body.plan, body.clients, len(body.clients))
+    admission.check_plan(body.plan, body.clients, len(body.clients))
     async with ctx.database.read() as session:
         if before := await peek(session, who, key, _OPERATION, body):
             return RunView.model_validate(before), True
-        space, _ = await participants(session, body.plan, body.clients)
+        space, members = await admission.participants(session, body.plan, body.clients)
+        identities.check(body.plan, members)
         if await repository.by_name(session, body.plan.name) is not None:
             raise RunNameTaken(f"a run {body.plan.name!r} exists already", field="plan.name")
     contract = EmbeddingSpace.model_validate(space.body)
-    spec, planned = await specify(ctx, body.plan, contract, len(body.clients))
+    spec, planned = await admission.specify(ctx, body.plan, contract, len(body.clients))
     async with ctx.database.write() as session:
         if before := await replay(session, who, key, _OPERATION, body):
             return RunView.model_validate(before), True
-        _, members = await participants(session, body.plan, body.clients)
-        after = await check_budgets(session, spec.events(), members)
+        _, members = await admission.participants(session, body.plan, body.clients)
+        identities.check(body.plan, members)
+        after = await admission.check_budgets(session, spec.events(), members)
         run = Run(
             id=UUID(spec.run_id),
             name=body.plan.name,

@@ -4,6 +4,7 @@ so nothing that is kept here can be out of date.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from api.db.engine import Database
 from api.db.run_models import Run
 from core.federation.plan import RunSpec
 from core.federation.updates import UpdateExpectation, expectation
+from core.privacy.views import View, views_of_secure
 from core.recent import Recent
 
 _MOST = 256
@@ -38,6 +40,15 @@ def expected_of(digest: str, spec: RunSpec, round_number: int) -> UpdateExpectat
     if (known := _expected.get(key)) is None:
         known = _expected.keep(key, expectation(spec, round_number))
     return known
+
+
+async def views_of(spec: RunSpec, founding: int) -> list[View]:
+    """What a plan with secure sums costs one of ``founding`` clients, by who looks; empty for
+    other plans. The accountant's work is done on a thread, and once.
+    """
+    if spec.plan.aggregation != "secure":
+        return []
+    return list(await asyncio.to_thread(views_of_secure, spec, founding))
 
 
 def _spec(digest: str, body: Mapping[str, Any]) -> RunSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -16,7 +17,9 @@ from api.rounds.service import ModelView
 from api.runs import repository as runs
 from api.runs.specs import spec_of
 from api.synthesis import repository
+from core.errors import UnknownMixtureClient
 from core.federation.plan import RunSpec
+from core.privacy.views import views_of_secure
 from core.receipts.opening import ModelFacts, caveat_of
 from core.recent import Recent
 from core.synthesis.domains import must_allow, resolved
@@ -37,8 +40,24 @@ class Published:
     facts: ModelFacts
 
     def resolved(self, request: SynthesisRequest) -> SynthesisRequest:
-        """With clients in place of domains. Raises ``ClientWithdrawn``."""
+        """With clients in place of domains. Raises ``ClientWithdrawn``,
+        ``UnknownMixtureClient``.
+        """
+        if self.spec.plan.aggregation == "secure" and not isinstance(request.mixture, str):
+            self._must_have_joined(request.mixture)
         return resolved(request, self.model.domains, self.facts.withdrawn)
+
+    def _must_have_joined(self, names: Iterable[str]) -> None:
+        """In secure sums there is nobody's own sketch: who has a code came by a join."""
+        for name in names:
+            if name not in self.model.clients and name not in self.model.domains:
+                raise UnknownMixtureClient(
+                    f"there is no code of {name!r}: the run's sums are secure, so nobody knows "
+                    "what a single one of its clients has sent",
+                    field=f"mixture.{name}",
+                    mend="Ask for 'neutral', or name clients that have joined afterwards: "
+                    f"{', '.join(self.model.clients) or 'nobody has, yet'}.",
+                )
 
     def must_allow(self, mixture: Mixture) -> None:
         """Raises ``ClientWithdrawn`` for a mixture that names a revoked client, even with 0."""
@@ -110,4 +129,7 @@ async def _read(ctx: Context, who: Principal, run_id: UUID, number: int) -> Publ
         if run is None:
             raise NotFound(f"there is no run {run_id}", field="run")
         model = await rounds.model(session, who, run, number)
-    return Published(run, model, spec_of(run), facts_of(run.name, model))
+        founding = sum(seat.place.founding for seat in await runs.seats(session, run.id))
+    spec = spec_of(run)
+    views = await asyncio.to_thread(views_of_secure, spec, founding, model.round)
+    return Published(run, model, spec, facts_of(run.name, model, views))

@@ -18,6 +18,7 @@ from api.updates import rejections, service
 from api.updates.rejections import RejectionView
 from api.work.endpoints import Lease
 from core.wire.messages import CONTENT_TYPE_TENSORS, UpdateReceipt
+from core.wire.secure import CONTENT_TYPE_MASKED
 
 router = APIRouter(prefix="/v1/runs", tags=["updates"])
 
@@ -79,12 +80,11 @@ async def rejected(
     openapi_extra={
         "requestBody": {
             "required": True,
-            "description": "One safetensors file with the tensor `update` (float32).",
+            "description": "One safetensors file with the tensor `update` (float32); in a round "
+            "whose sum is secure the masked vector of the order's session.",
             "content": {
-                CONTENT_TYPE_TENSORS: {
-                    "schema": {"type": "string", "format": "binary"},
-                    "example": "(binary)",
-                }
+                media: {"schema": {"type": "string", "format": "binary"}, "example": "(binary)"}
+                for media in (CONTENT_TYPE_TENSORS, CONTENT_TYPE_MASKED)
             },
         }
     },
@@ -115,12 +115,21 @@ async def put(
     lease: Lease = None,
 ) -> UpdateReceipt:
     media = request.headers.get("content-type", "").partition(";")[0].strip()
-    if media != CONTENT_TYPE_TENSORS:
+    if media not in (CONTENT_TYPE_TENSORS, CONTENT_TYPE_MASKED):
         raise UnsupportedMediaType(
-            f"an update is sent as {CONTENT_TYPE_TENSORS}", field="Content-Type"
+            f"an update is sent as {CONTENT_TYPE_TENSORS}, a masked vector as "
+            f"{CONTENT_TYPE_MASKED}",
+            field="Content-Type",
         )
     to = await service.target(ctx, who, run_id, number, update_id, lease)
-    body = await read_limited(request, to.expected.max_bytes)
+    wanted = CONTENT_TYPE_TENSORS if to.masked_bytes is None else CONTENT_TYPE_MASKED
+    if media != wanted:
+        raise UnsupportedMediaType(
+            f"what is sent in this round is {wanted}",
+            field="Content-Type",
+            mend="Compare the site's software with the order: it says whether the sum is secure.",
+        )
+    body = await read_limited(request, to.max_bytes)
     receipt, new = await service.receive(ctx, to, body)
     response.status_code = 201 if new else 200
     return receipt

@@ -23,11 +23,13 @@ from api.problems import InvalidRequest, LeaseLost, NotFound, RoundClosed, Updat
 from api.rounds import repository as rounds
 from api.rounds.facts import gather
 from api.runs.specs import expected_of, spec_by_digest
+from api.secure_sums import known
 from api.updates import rejections, repository
 from api.updates.target import Target
-from core.errors import UpdateRejected
+from core.errors import UpdateRejected, UpdateWrongShape
 from core.federation import rounds as machine
-from core.federation.updates import UpdateExpectation, check_update
+from core.federation.plan import RunSpec
+from core.federation.updates import check_update
 from core.storage import ObjectStore, Stored, sha256_of
 from core.wire.messages import LEASE_HEADER, UpdateReceipt
 
@@ -83,7 +85,16 @@ async def target(
         attempt=attempt or 0,
         sent_before=before,
         expected=expected_of(digest, spec, number),
+        masked_bytes=await _masked_bytes(ctx, spec, run_id, number),
     )
+
+
+async def _masked_bytes(ctx: Context, spec: RunSpec, run_id: UUID, number: int) -> int | None:
+    if not spec.is_secure(number):
+        return None
+    async with ctx.database.read() as session:
+        asked = await known.session_of(session, run_id, number)
+    return 0 if asked is None else known.packed_size(asked)
 
 
 async def _known(session: AsyncSession, to: Target, digest: str) -> UpdateReceipt | None:
@@ -133,7 +144,7 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
     _admit(to, to.round_state, to.work_state)
     async with ctx.checks:
         try:
-            stored = await asyncio.to_thread(_checked, ctx.store, body, to.expected)
+            stored = await asyncio.to_thread(_checked, ctx.store, body, to)
         except UpdateRejected as error:
             digest = await asyncio.to_thread(sha256_of, body)
             await rejections.refused(ctx, to, digest, len(body), error)
@@ -159,8 +170,14 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
     return _receipt(to, to.update_id, stored.digest, stored.size), True
 
 
-def _checked(store: ObjectStore, body: bytes, expected: UpdateExpectation) -> Stored:
-    check_update(body, expected)
+def _checked(store: ObjectStore, body: bytes, to: Target) -> Stored:
+    """Of a masked vector nothing can be checked but its length; the sum is, once it is opened."""
+    if to.masked_bytes is None:
+        check_update(body, to.expected)
+    elif len(body) != to.masked_bytes:
+        raise UpdateWrongShape(
+            f"a masked vector of this round has {to.masked_bytes} bytes, this one {len(body)}"
+        )
     return store.put(body)
 
 

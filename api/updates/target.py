@@ -15,7 +15,8 @@ class Target:
     """Where an update is meant to go, judged before its body is read.
 
     ``round_state``, ``work_state`` as they were then; ``sent_before``: something of this client
-    that it may be, or may be in conflict with.
+    that it may be, or may be in conflict with; ``masked_bytes``: the size of a masked vector, where
+    the round's sum is a secure one (0: nobody can send one yet).
     """
 
     who: Principal
@@ -30,3 +31,8 @@ class Target:
     attempt: int
     sent_before: bool
     expected: UpdateExpectation
+    masked_bytes: int | None = None
+
+    @property
+    def max_bytes(self) -> int:
+        return self.expected.max_bytes if self.masked_bytes is None else self.masked_bytes

@@ -15,6 +15,7 @@ from api.db.models import Client
 from api.db.run_models import Round, Run
 from api.db.webhook_models import Webhook, WebhookDelivery, WebhookEvent
 from api.pages import cut
+from api.secure_sums.repository import STEP_OF
 
 _MARGIN_S = 5.0
 # At most one of each webhook, so that a slow receiver holds up nobody else. Another coordinator
@@ -140,14 +141,17 @@ async def waiting_rounds(session: AsyncSession) -> list[Late]:
     query = (
         select(
             Round.run_id, Round.number, Round.state, Round.deadline, Round.opened_at,
-            Round.closed_at,
+            Round.closed_at, Round.created_at,
         )
         .join(Run, Run.id == Round.run_id)
-        .where(Run.state != "paused", Round.state.in_(("open", "closing", "aggregating")))
+        .where(
+            Run.state != "paused",
+            Round.state.in_(("open", "closing", "aggregating", *STEP_OF)),
+        )
     )  # fmt: skip
     found = []
-    for run_id, number, state, deadline, opened, closed in await session.execute(query):
-        since = opened if state == "open" else closed
+    for run_id, number, state, deadline, opened, closed, made in await session.execute(query):
+        since = {"open": opened, "keys": made, "shares": made}.get(state, closed)
         if since is not None:
             found.append(Late(run_id, number, state, deadline, since))
     return found

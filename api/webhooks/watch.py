@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.context import Context
 from api.metrics import books
 from api.metrics import repository as ledger
+from api.secure_sums.repository import STEP_OF
 from api.webhooks import kinds, repository
 from api.webhooks.repository import Late
 
@@ -105,7 +106,10 @@ def budget_key(client_id: object) -> str:
 
 def _stuck(late: Late, now: datetime, limit: timedelta) -> Iterator[str]:
     """Why a round counts as stuck, if it does; ``extended`` is told where it happens."""
-    if late.state == "open" and late.deadline is not None and now > late.deadline + _GRACE:
+    waits_for_sites = late.state == "open" or late.state in STEP_OF
+    if waits_for_sites and late.deadline is not None and now > late.deadline + _GRACE:
         yield "overdue"
+    if late.state in STEP_OF:  # which end of themselves
+        return
     if now - late.since > limit:
         yield "open-too-long" if late.state == "open" else "summed-too-long"

@@ -18,11 +18,16 @@ from api.problems import NotFound
 from api.rounds import repository as rounds
 from api.runs import repository as runs
 from api.runs.specs import expected_of, spec_of
+from api.secure_sums import known
+from api.secure_sums import repository as secure_sums
+from api.secure_sums.known import packed_size
 from core.federation.plan import RoundKind, RunSpec
 from core.federation.updates import UpdateExpectation
 from core.privacy.events import PrivacyEvent
 from core.recent import Recent
+from core.secagg.messages import Sealed
 from core.wire.messages import ObjectRef, WorkOrder
+from core.wire.secure import SumOrder
 
 _MOST = 256
 _kept: Recent[tuple[UUID, int], Common] = Recent(_MOST)
@@ -87,8 +92,32 @@ async def _read(session: AsyncSession, run_id: UUID, number: int) -> Common:
     )
 
 
-def order(of: Common, work: Attempt, client: str, position: int, pepper: bytes) -> WorkOrder:
-    """The order of one attempt. ``client``, ``position``: the client's name and place in the run.
+async def sum_order(database: Database, work: Attempt, client: str) -> SumOrder | None:
+    """The sum that the attempt's vector goes into, where that is a secure one."""
+    of = await common(database, work)
+    if not of.spec.is_secure(work.round_number):
+        return None
+    async with database.read() as session:
+        fixed = await known.at(session, work.run_id, work.round_number, "order")
+        senders = fixed.collector.neighbours(client)
+        bodies = await secure_sums.answers(
+            session, work.run_id, work.round_number, "shares", senders
+        )
+    boxes = (box for body in bodies.values() for box in body["shares"] if box["receiver"] == client)
+    inbox = tuple(Sealed.model_validate(box) for box in boxes)
+    return SumOrder(session=fixed.session, inbox=inbox, sharers=fixed.sharers)
+
+
+def order(
+    of: Common,
+    work: Attempt,
+    client: str,
+    position: int,
+    pepper: bytes,
+    sums: SumOrder | None = None,
+) -> WorkOrder:
+    """The order of one attempt. ``client``, ``position``: the client's name and place in the run;
+    ``sums``: of a round whose sum is secure.
 
     The place is told where the plan selects clients, so that the site can check its turn.
     """
@@ -108,6 +137,7 @@ def order(of: Common, work: Attempt, client: str, position: int, pepper: bytes) 
         spec_digest=of.spec_digest,
         event=of.event,
         update_layout=of.expected.layout,
-        max_update_bytes=of.expected.max_bytes,
+        max_update_bytes=of.expected.max_bytes if sums is None else packed_size(sums.session),
         inputs=of.inputs,
+        sum=sums,
     )

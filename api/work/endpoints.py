@@ -19,6 +19,7 @@ from api.db.engine import topic_of_client
 from api.db.hub import wait as pause
 from api.openapi import answers, example
 from api.protocol import ProtocolUsed
+from api.secure_sums import service as secure_sums
 from api.work import service
 from core.wire.messages import (
     LEASE_HEADER,
@@ -28,7 +29,8 @@ from core.wire.messages import (
     WorkFailure,
     WorkOrder,
 )
-from core.wire.protocol import CONSENT
+from core.wire.protocol import CONSENT, SECURE_SUMS
+from core.wire.secure import OfferedStep
 
 router = APIRouter(prefix="/v1", tags=["work"])
 _MOST_SEEN = 100
@@ -45,8 +47,10 @@ Lease = Annotated[
     "one already gets the same order again. 204: nothing to do within the wait, poll again. "
     "Callers of protocol 2 (`X-FHV-Protocol-Range: 1-2`) get `type` and either `order` or, where "
     "nothing is to be done, a `plan` that awaits the site's word; name it in `seen` to wait for "
-    "others. Callers of protocol 1 get the order alone and approve by asking.",
-    response_model=OfferedOrder | OfferedPlan | WorkOrder,
+    "others. Callers of protocol 3 also get a `step` of a secure sum that awaits the client's "
+    "answer, again at each poll until it is answered. Callers of protocol 1 get the order alone "
+    "and approve by asking.",
+    response_model=OfferedOrder | OfferedPlan | OfferedStep | WorkOrder,
     responses={
         **answers(200, examples.OFFERED_ORDER, "An order, leased from now.", "not-found"),
         204: {"description": "Nothing to do yet."},
@@ -66,7 +70,7 @@ async def poll(
         list[UUID] | None,
         Query(max_length=_MOST_SEEN, description="Plans that the caller knows: not sent again."),
     ] = None,
-) -> OfferedOrder | OfferedPlan | WorkOrder | Response:
+) -> OfferedOrder | OfferedPlan | OfferedStep | WorkOrder | Response:
     who.must_be_client(client_id)
     until = time.monotonic() + min(wait, ctx.settings.max_wait_s)
     await request.app.state.sightings.note(ctx, client_id, request.headers.get("User-Agent"))
@@ -92,7 +96,7 @@ async def _look(
     client_id: UUID,
     run: UUID | None,
     seen: Sequence[UUID],
-) -> OfferedOrder | OfferedPlan | WorkOrder | None:
+) -> OfferedOrder | OfferedPlan | OfferedStep | WorkOrder | None:
     """What there is for the client now."""
     if not await service.may_have_work(ctx, client_id):
         return None
@@ -104,6 +108,10 @@ async def _look(
         return OfferedOrder(order=order) if protocol >= CONSENT else order
     if protocol < CONSENT:
         return None
+    if protocol >= SECURE_SUMS:
+        step = await secure_sums.next_step(ctx, who, client_id, run)
+        if step is not None:
+            return OfferedStep(step=step)
     async with ctx.database.read() as session:
         plan = await consents.next_plan(session, client_id, run, seen)
     return None if plan is None else OfferedPlan(plan=await views.offer(plan))

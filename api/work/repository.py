@@ -24,6 +24,10 @@ SELECT 1 FROM consents c JOIN runs r ON r.id = c.run_id
 WHERE c.client_id = %(client_id)s AND c.state = 'asked' AND (
   r.state IN ('draft', 'running', 'paused') OR EXISTS (
     SELECT FROM rounds o WHERE o.run_id = r.id AND o.state IN ('draft', 'open')))
+UNION ALL
+SELECT 1 FROM sum_steps s JOIN rounds o ON o.run_id = s.run_id AND o.number = s.round_number
+WHERE s.client_id = %(client_id)s AND s.state = 'asked'
+  AND o.state IN ('keys', 'shares', 'confirming', 'opening')
 LIMIT 1
 """
 

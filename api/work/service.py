@@ -76,7 +76,8 @@ async def poll(
         return None
     of = await assignment.common(ctx.database, leased)
     log.info("work_leased", work_id=str(leased.id), client=leased.client, round=leased.round_number)
-    return assignment.order(of, leased, leased.client, leased.position, ctx.settings.pepper)
+    sums = await assignment.sum_order(ctx.database, leased, leased.client)
+    return assignment.order(of, leased, leased.client, leased.position, ctx.settings.pepper, sums)
 
 
 async def claim(ctx: Context, session: AsyncSession, who: Principal, work_id: UUID) -> WorkOrder:
@@ -98,7 +99,8 @@ async def claim(ctx: Context, session: AsyncSession, who: Principal, work_id: UU
     if position is None:
         raise RuntimeError(f"work {work.id} is of a client without a place in its run")
     of = await assignment.common(ctx.database, work)
-    order = assignment.order(of, work, client.name, position, ctx.settings.pepper)
+    sums = await assignment.sum_order(ctx.database, work, client.name)
+    order = assignment.order(of, work, client.name, position, ctx.settings.pepper, sums)
     await _lease(session, who, work, order, await ctx.database.now(session))
     return order
 

@@ -32,6 +32,7 @@ from core.federation.plan import ModelPlan, Plan, PrivacyPlan, RunSpec
 from core.federation.rule import spec_for
 from core.models.layout import layout_of
 from core.privacy.accounting import epsilon
+from core.privacy.discrete.gaussian import BitSource
 from core.privacy.noise import NoiseSource
 from core.simulation import SimulatedSite, simulate
 
@@ -119,6 +120,9 @@ class TooQuiet:
     def normal(self, size: int, std: float) -> NDArray[np.float64]:
         quiet = self._lengths is None or size in self._lengths
         return self._source.normal(size, std * (self._factor if quiet else 1.0))
+
+    def bits(self) -> BitSource:
+        return self._source.bits()  # the defect is of continuous noise
 
 
 def audit(case: Case, noise: NoiseSource, coins: np.random.Generator, secret: bytes) -> Audited:

@@ -33,6 +33,12 @@ def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the working folder (logs, state, databases).")
     ] = False,
+    secure: Annotated[
+        bool,
+        typer.Option(
+            "--secure", help="Secure sums: the coordinator sees no site's own update; less noise."
+        ),
+    ] = False,
     gradients: Annotated[
         Engine, typer.Option(help="How sites compute: ghost clipping, or opacus as the reference.")
     ] = "ghost",
@@ -43,7 +49,13 @@ def demo(
 
     console = Console()
     options = Options(
-        small=small, output=output, plan=plan, port=port, keep=keep, gradients=gradients
+        small=small,
+        output=output,
+        plan=plan,
+        port=port,
+        keep=keep,
+        gradients=gradients,
+        secure=secure,
     )
     try:
         run_demo(options, console)

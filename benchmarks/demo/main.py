@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from benchmarks import scanner_digits
-from benchmarks.demo import evaluation, federation
+from benchmarks.demo import evaluation, federation, secure
 from benchmarks.demo.memory import PeakMemory
 from benchmarks.demo.narrator import Narrator
 from benchmarks.demo.report import Report
@@ -43,6 +43,7 @@ class Options:
     port: int | None = None
     keep: bool = False
     gradients: Engine = "ghost"
+    secure: bool = False
 
     @property
     def rows(self) -> int:
@@ -66,7 +67,8 @@ class Federation:
 def load_plan(options: Options) -> Plan:
     path = options.plan or _HERE / ("plan_small.toml" if options.small else "plan.toml")
     try:
-        return Plan.model_validate(tomllib.loads(path.read_text()))
+        plan = Plan.model_validate(tomllib.loads(path.read_text()))
+        return secure.of(plan) if options.secure else plan
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
         raise ServiceError(f"cannot use the plan {path}: {error}") from error
 
@@ -139,6 +141,10 @@ def train(
     with stack.client(admin) as operator:
         with narrator.step("Enrolling three clients: two managed, one with an agent"):
             ids, tokens = federation.enrol(operator, fed.clients, fed.plan, fed.data.space)
+        if fed.plan.aggregation == "secure":
+            with narrator.step("Sites tell their keys, compare fingerprints and pin them"):
+                for line in secure.introduce(operator, stack, fed.clients, ids, tokens, fed.party):
+                    narrator.say(line)
         with narrator.step("Starting the Celery workers (train, coordinator) and the agent"):
             stack.start_worker(QUEUE_TRAIN, stack.token("worker"), site=fed.managed.config)
             stack.start_worker(QUEUE_COORDINATOR, stack.token("worker"))
@@ -174,19 +180,12 @@ def synthesize(
 
     And neutral rows whose labels the classifier had no say in.
     """
-    a, b = fed.clients[:2]
     wanted: dict[str, tuple[str, federation.Mixture, federation.Guidance]] = {
         "synthetic: neutral, no guidance": ("unguided", "neutral", "none"),
         "synthetic: neutral code": ("neutral", "neutral", "model"),
-        f"synthetic: 0.7 {a.site.name} + 0.3 {b.site.name}": (
-            "mixture",
-            {a.name: 0.7, b.name: 0.3},
-            "model",
-        ),
     }
-    wanted |= {
-        f"synthetic: {c.site.name}": (c.site.name, {c.name: 1.0}, "model") for c in fed.clients
-    }
+    if fed.plan.aggregation != "secure":  # else nobody knows a single site's code
+        wanted |= _of_sites(fed)
     options.output.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     with (
@@ -203,6 +202,18 @@ def synthesize(
         page = scientist.report_page(run_id)
     (options.output / "model-report.html").write_text(page)
     return files
+
+
+def _of_sites(
+    fed: Federation,
+) -> dict[str, tuple[str, federation.Mixture, federation.Guidance]]:
+    """A mixture of two sites, and each site alone."""
+    a, b = fed.clients[:2]
+    mixed = {a.name: 0.7, b.name: 0.3}
+    return {
+        f"synthetic: 0.7 {a.site.name} + 0.3 {b.site.name}": ("mixture", mixed, "model"),
+        **{f"synthetic: {c.site.name}": (c.site.name, {c.name: 1.0}, "model") for c in fed.clients},
+    }
 
 
 def evaluate(

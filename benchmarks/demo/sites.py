@@ -63,6 +63,7 @@ def write_party(folder: Path, clients: list[Client], plan: Plan, space: Embeddin
             f"delta = {plan.privacy.delta}",
             f"min_noise_multiplier = {MIN_NOISE_MULTIPLIER}",
             f"max_sample_rate = {plan.privacy.sample_rate}",
+            f'peers = "{folder / "peers.json"}"',
             "",
         ]
     config = folder / "site.toml"

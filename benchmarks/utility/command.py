@@ -12,7 +12,7 @@ from benchmarks.last_line import finish
 from benchmarks.options import OptionParser
 from benchmarks.utility import tables
 from benchmarks.utility.measures import measure
-from benchmarks.utility.options import add_options, settings_of
+from benchmarks.utility.options import add_options, count, settings_of
 from benchmarks.utility.plan import (
     ALL_METHODS,
     NEUTRAL,
@@ -28,12 +28,14 @@ from benchmarks.utility.report import draw, show
 from benchmarks.utility.results import Results
 from benchmarks.utility.run_cost import measured
 from benchmarks.utility.runner import fill
-from benchmarks.utility.splits import Settings
+from benchmarks.utility.splits import Settings, split
 from benchmarks.utility.store import Store, configuration
 from benchmarks.utility.targets import targets
 from core.federation.rule import NoiseMode
+from core.secagg.graph import NoThresholds, Thresholds
 
 PROGRAM = "python -m benchmarks.utility"
+COLLUDE = 3
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,6 +44,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--methods", nargs="+", choices=ALL_METHODS, help="these of the standard plan only")
     add("--noise", choices=["local", "aggregated"], default=Settings().noise)
+    add("--drop", type=count(low=0), default=0, help="sites that may be missing from a secure sum")
+    add("--collude", type=count(low=0), default=COLLUDE,
+        help="sites that may see through their own noise (with --noise aggregated)")  # fmt: skip
     add("--reference", help="row of the paired differences; default: ours-neutral")
     return parser.parse_args(argv)
 
@@ -55,9 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     console, stderr = Console(), Console(stderr=True)
     data = load(arguments.data)
-    settings = settings_of(arguments, arguments.noise)
+    secure = arguments.noise == "aggregated"
+    drop, collude = (arguments.drop, arguments.collude) if secure else (0, 0)
+    settings = settings_of(arguments, arguments.noise, drop, collude)
     wanted = jobs(tiers(arguments.methods, arguments.epsilons, arguments.seeds, settings.noise))
     reference = _reference(arguments.reference, wanted, settings.noise)
+    if secure:
+        _require_sums(len(split(data, settings, 0).sites), drop, collude)
     store = Store(arguments.results, configuration(data, settings))
     fill(store, data, arguments.data, settings, wanted, measure, arguments.jobs, stderr)
     if RUN_COST not in store.cells and any(job.method == OURS for job in wanted):
@@ -65,6 +74,8 @@ def _run(arguments: argparse.Namespace) -> None:
     results = Results(store.cells, wanted, settings.noise)
     show(console, data, settings, results, reference)
     name = f"utility-{data.name}-{settings.noise}"
+    if secure:
+        name += f"-drop{drop}-collude{collude}"
     for path in draw(data, settings, store.cells, results, arguments.results / name):
         stderr.print(f"figure: {path}", soft_wrap=True)
     stderr.print(f"cells: {store.path}", soft_wrap=True)
@@ -72,6 +83,13 @@ def _run(arguments: argparse.Namespace) -> None:
         console, arguments.results, name, tables.figures(results),
         targets(data.name, settings, results),
     )  # fmt: skip
+
+
+def _require_sums(sites: int, drop: int, collude: int) -> None:
+    try:
+        Thresholds.of(sites, drop, collude)
+    except NoThresholds as error:
+        raise Refused("--collude, --drop", str(error), f"there are {sites} sites") from None
 
 
 def _reference(asked: str | None, wanted: Sequence[Job], noise: NoiseMode) -> str | None:

@@ -32,14 +32,14 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
-def count(high: int | None = None) -> Callable[[str], int]:
-    """An option's value, a whole number from 1."""
+def count(high: int | None = None, low: int = 1) -> Callable[[str], int]:
+    """An option's value, a whole number from ``low``."""
 
     def parse(text: str) -> int:
-        value = int(text) if text.isascii() and text.isdigit() else 0
-        if value < 1 or (high is not None and value > high):
+        value = int(text) if text.isascii() and text.isdigit() else -1
+        if value < low or (high is not None and value > high):
             bound = "" if high is None else f" to {high}"
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1{bound}")
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low}{bound}")
         return value
 
     return parse
@@ -66,9 +66,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--results", type=Path, default=RESULTS, help="folder of cells, figures and tables")
 
 
-def settings_of(arguments: argparse.Namespace, noise: str = "local") -> Settings:
+def settings_of(
+    arguments: argparse.Namespace, noise: str = "local", drop: int = 0, collude: int = 0
+) -> Settings:
     return Settings(
         clients=arguments.clients, alpha=arguments.alpha, train=arguments.train,
         delta=arguments.delta, noise=cast("NoiseMode", noise), rows=arguments.rows,
-        n_max=arguments.n_max,
+        n_max=arguments.n_max, drop=drop, collude=collude,
     )  # fmt: skip

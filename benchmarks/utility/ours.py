@@ -34,7 +34,9 @@ from core.federation.plan import Plan
 from core.federation.rule import NoiseMode, spec_for
 from core.models.classifier import features
 from core.privacy import accounting
+from core.privacy.discrete.gaussian import seeded as seeded_bits
 from core.privacy.noise import NoiseSource, seeded
+from core.secagg.simulated import SecureTerms
 from core.simulation import Simulated, SimulatedSite, simulate
 from core.synthesis.request import SynthesisRequest
 
@@ -74,7 +76,17 @@ def simulated(
     """One run of ours: everything that the plan leaves open is left open."""
     alone = job.method in (SKETCH, SKETCH_AGGREGATED)
     plan = planned(data, parts, settings, job, {"privacy": {"rounds": 0}} if alone else {})
-    return ran(plan, data, parts, noise, secret(job), mode(settings, job))
+    return ran(plan, data, parts, noise, secret(job), mode(settings, job), terms(settings, job))
+
+
+def terms(settings: Settings, job: Job) -> SecureTerms | None:
+    """Of the secure sums of a table with aggregated noise; None elsewhere, also for the rows of the
+    other table that show what noise once in the sum would be worth.
+    """
+    if settings.noise == "local":
+        return None
+    bits = seeded_bits(noise_seed(job))
+    return SecureTerms(bits, drop=settings.drop, collude=settings.collude)
 
 
 def planned(data: Records, parts: Split, settings: Settings, job: Job, changes: Changes) -> Plan:
@@ -92,12 +104,18 @@ def planned(data: Records, parts: Split, settings: Settings, job: Job, changes: 
 
 
 def ran(
-    plan: Plan, data: Records, parts: Split, noise: NoiseSource, coins: bytes, noise_mode: NoiseMode
+    plan: Plan,
+    data: Records,
+    parts: Split,
+    noise: NoiseSource,
+    coins: bytes,
+    noise_mode: NoiseMode,
+    secure: SecureTerms | None = None,
 ) -> Simulated:
     """The plan carried out over the split's sites; ``coins`` are 32 bytes of secret."""
     spec = spec_for("utility", plan, data.space, len(parts.sites), noise_mode=noise_mode)
     sites = [SimulatedSite(client(m), site) for m, site in enumerate(parts.sites)]
-    return simulate(spec, sites, noise=noise, secret=coins, noise_mode=noise_mode)
+    return simulate(spec, sites, noise=noise, secret=coins, noise_mode=noise_mode, secure=secure)
 
 
 def round_number(units: int) -> int:

@@ -27,6 +27,9 @@ class Settings:
     noise: NoiseMode = "local"
     rows: int = 16_000
     n_max: int | None = None
+    # Of a secure sum (noise "aggregated"): sites that may be missing, and that may collude.
+    drop: int = 0
+    collude: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,8 +30,11 @@ def configuration(data: Records, settings: Settings) -> dict[str, Any]:
         )
         if column is not None
     }  # fmt: skip
+    terms = asdict(settings)
+    if settings.noise == "local":  # nothing depends on a secure sum's terms then
+        del terms["drop"], terms["collude"]
     return {
-        **asdict(settings), **digests, "data": data.name, "unit": data.unit,
+        **terms, **digests, "data": data.name, "unit": data.unit,
         "version": CODE_VERSION, "defaults": digest_of(defaults),
     }  # fmt: skip
 

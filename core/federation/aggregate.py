@@ -6,7 +6,7 @@ O(P) whatever the number of clients, and a replay of the round gives the same by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,6 +16,8 @@ from core.federation import offsets
 from core.federation.choice import chosen, classifiers, published_average
 from core.federation.label_shift import Centre, LabelShift, bias_part
 from core.federation.offsets import Offsets
+from core.federation.opening import Read
+from core.federation.opening import opened as opened
 from core.federation.outliers import diagnose
 from core.federation.packing import pack_optimiser
 from core.federation.packing import pack_weights as pack_weights
@@ -50,11 +52,15 @@ class Aggregated:
 
 
 class _Releases:
-    """The round's released vectors [P] in their order, read one at a time; remembers norms."""
+    """The round's released vectors [P] in their order, read one at a time; remembers norms.
 
-    def __init__(self, job: AggregateJob, read: Callable[[str], bytes]) -> None:
-        self._job, self._read = job, read
+    ``noise_gain``: the noise in each, in terms of what its event promises. ``noise_std`` of each.
+    """
+
+    def __init__(self, job: AggregateJob, read: Read, noise_gain: float) -> None:
+        self._job, self._read, self.noise_gain = job, read, noise_gain
         self.expected = expectation(job.spec, job.round_number)
+        self.noise_std = self.expected.noise_std * noise_gain
         self._norms: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[tuple[AggregateInput, NDArray[np.float32]]]:
@@ -72,15 +78,25 @@ class _Releases:
         return diagnose(self._job.updates, self._norms, self.expected.noise_std)
 
 
-def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
+def aggregate(job: AggregateJob, read: Read, noise_gain: float = 1.0) -> Aggregated:
     """The next model from a round's updates; ``read`` gives a stored object's bytes by digest.
+
+    ``noise_gain``: of a simulated secure sum, the noise in it in terms of what the event promises;
+    a job with a transcript says it by itself.
 
     Raises an ``UpdateRejected`` if a stored update is not what was accepted, ``ValueError`` if
     the job names no update or lacks the previous model.
     """
     if not job.updates:
         raise ValueError("a round without updates cannot be aggregated")
-    releases = _Releases(job, read)
+    if job.transcript is not None:
+        made = _made(*opened(job, read))
+        return replace(made, diagnostics=Diagnostics())  # nobody's own norm is known
+    return _made(job, read, noise_gain)
+
+
+def _made(job: AggregateJob, read: Read, noise_gain: float) -> Aggregated:
+    releases = _Releases(job, read, noise_gain)
     match job.spec.kind(job.round_number):
         case "sketch":
             made = _sketch_round(job, releases)
@@ -104,32 +120,34 @@ def aggregate(job: AggregateJob, read: Callable[[str], bytes]) -> Aggregated:
 def _sketch_round(job: AggregateJob, releases: _Releases) -> Aggregated:
     spec = job.spec
     sketches = releases.all()
-    frame = build(
-        spec, sketches, [u.client_id for u in job.updates], [u.client for u in job.updates]
-    )
+    ids, names = [u.client_id for u in job.updates], [u.client for u in job.updates]
+    frame = build(spec, sketches, ids, names, releases.noise_gain)
     own = Offsets.start(spec, len(job.updates))
     kept: dict[str, tensors.Array] = {}
     if spec.sketch_rounds > 1:  # the second step's estimates combine both releases
         kept["sketches"] = np.asarray(sketches, np.float32)  # as they came: nothing is rounded
+        if releases.noise_gain != 1.0:
+            kept["sketch_noise_gain"] = np.array([releases.noise_gain])
     body = frame.to_bytes(spec.digest)
     return _packed(spec, 0, body, starting_state(spec, frame), own, kept)
 
 
-def _spread_round(
-    job: AggregateJob, read: Callable[[str], bytes], releases: _Releases
-) -> Aggregated:
+def _spread_round(job: AggregateJob, read: Read, releases: _Releases) -> Aggregated:
     spec = job.spec
     frame_body, _, optimiser = _previous(job, read)
     state, _ = tensors.unpack(optimiser)
-    evidence = from_sketches(spec, list(np.asarray(state["sketches"], np.float64)))
+    gain = float(np.asarray(state.get("sketch_noise_gain", np.ones(1)))[0])
+    sketches = list(np.asarray(state["sketches"], np.float64))
+    evidence = from_sketches(spec, sketches, spec.noise.sketch_multiplier * gain)
     clients = [update.client_id for update in job.updates]
-    frame = with_spread(spec, Frame.from_bytes(frame_body), evidence, releases.all(), clients)
+    before = Frame.from_bytes(frame_body)
+    frame = with_spread(spec, before, evidence, releases.all(), clients, releases.noise_gain)
     own = Offsets.start(spec, len(frame.client_ids))
     body = frame.to_bytes(spec.digest)
     return _packed(spec, job.round_number, body, starting_state(spec, frame), own)
 
 
-def _join_round(job: AggregateJob, read: Callable[[str], bytes], releases: _Releases) -> Aggregated:
+def _join_round(job: AggregateJob, read: Read, releases: _Releases) -> Aggregated:
     """A frame with more clients; nobody trains, so the other files stay byte for byte (but for
     the joiners' own offsets, where codes are trained).
     """
@@ -146,16 +164,14 @@ def _join_round(job: AggregateJob, read: Callable[[str], bytes], releases: _Rele
     return Aggregated(frame.to_bytes(job.spec.digest), weights, optimiser)
 
 
-def _previous(job: AggregateJob, read: Callable[[str], bytes]) -> tuple[bytes, bytes, bytes]:
+def _previous(job: AggregateJob, read: Read) -> tuple[bytes, bytes, bytes]:
     """Frame, weights and optimiser state of the model before this round."""
     if job.frame is None or job.weights is None or job.optimiser is None:
         raise ValueError("this round needs the previous frame, weights and optimiser state")
     return read(job.frame), read(job.weights), read(job.optimiser)
 
 
-def _train_round(
-    job: AggregateJob, read: Callable[[str], bytes], releases: _Releases
-) -> Aggregated:
+def _train_round(job: AggregateJob, read: Read, releases: _Releases) -> Aggregated:
     spec = job.spec
     frame_body, weights_body, optimiser_body = _previous(job, read)
     frame = Frame.from_bytes(frame_body)
@@ -180,7 +196,7 @@ def _train_round(
             biases[place] = bias_part(posted, released) / per_unit
     batch = per_unit * units  # as expected: units are noised counts
     total = summed.total()
-    noise_std = expected.noise_std * summed.noise_gain / batch
+    noise_std = releases.noise_std * summed.noise_gain / batch
     before = State(
         phi=np.asarray(kept["phi"], np.float64),
         average=np.asarray(previous["average"], np.float64),
@@ -201,20 +217,18 @@ def _train_round(
         centre = None
         if spec.plan.aggregation == "trimmed-mean":  # one client's labels must not move the others'
             centre = Centre(bias_part(posted, total) / per_unit, summed.noise_gain)
-        shift = shift.after(frame, biases, expected.noise_std / per_unit, centre)
+        shift = shift.after(frame, biases, releases.noise_std / per_unit, centre)
     return _packed(spec, job.round_number, frame_body, after, own, frame=frame, shift=shift)
 
 
-def _validate_round(
-    job: AggregateJob, read: Callable[[str], bytes], releases: _Releases
-) -> Aggregated:
+def _validate_round(job: AggregateJob, read: Read, releases: _Releases) -> Aggregated:
     """Publish the candidate that the released right answers favour; nobody trains."""
     spec = job.spec
     frame_body, weights_body, optimiser = _previous(job, read)
     frame = Frame.from_bytes(frame_body)
     total = np.sum(releases.all(), axis=0)
     clients = [update.client_id for update in job.updates]
-    best, accuracy = chosen(spec, frame, clients, total, releases.expected.noise_std)
+    best, accuracy = chosen(spec, frame, clients, total, releases.noise_std)
     content, metadata = tensors.unpack(weights_body)
     average = np.asarray(content["average"], np.float64)
     published = published_average(spec, frame, average, best).astype(np.float32)
@@ -230,9 +244,7 @@ def _validate_round(
     )
 
 
-def _report_round(
-    job: AggregateJob, read: Callable[[str], bytes], releases: _Releases
-) -> Aggregated:
+def _report_round(job: AggregateJob, read: Read, releases: _Releases) -> Aggregated:
     """The model stays as it was; what sites said of it is published with it, client by client."""
     frame_body, weights_body, optimiser = _previous(job, read)
     frame = Frame.from_bytes(frame_body)

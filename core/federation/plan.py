@@ -24,6 +24,7 @@ from core.federation.privacy_plan import BlockClipNorms as BlockClipNorms
 from core.federation.privacy_plan import PrivacyPlan as PrivacyPlan
 from core.federation.regulariser import RegulariserPlan
 from core.federation.robust import DEFAULT_TRIM_SHARE
+from core.federation.secure_plan import SecurePlan as SecurePlan
 from core.federation.selection import cohort_size, participations
 from core.federation.values import EmbeddingSpace as EmbeddingSpace
 from core.federation.values import Frozen as Frozen
@@ -75,13 +76,21 @@ class Plan(Frozen):
     guidance: GuidancePlan = GuidancePlan()
     regulariser: RegulariserPlan = RegulariserPlan()
     round: RoundPlan = RoundPlan()
-    aggregation: Literal["plain", "trimmed-mean"] = Field(
+    aggregation: Literal["plain", "trimmed-mean", "secure"] = Field(
         default="plain",
         description="How training rounds sum the clients' noised updates. 'trimmed-mean': in each "
         "coordinate without the smallest and the largest trim_share of them, so that a few clients "
         "cannot carry the model away. The noise is in each update before, so every client's "
         "epsilon and delta are the same; what it costs is accuracy where sites differ. The "
-        "coordinator must see each client's noised update. Other rounds are summed plainly.",
+        "coordinator must see each client's noised update. Other rounds are summed plainly. "
+        "'secure': the coordinator learns the sum and no client's own update, and the sum carries "
+        "the noise once; the guarantee then holds against the coordinator and up to "
+        "secure.collude clients.",
+    )
+    secure: SecurePlan = Field(
+        default=SecurePlan(),
+        exclude_if=omitted_if(SecurePlan()),
+        description="Of aggregation 'secure': whom the sum may lack, and whom it need not trust.",
     )
     trim_share: float = Field(
         default=DEFAULT_TRIM_SHARE,
@@ -131,6 +140,7 @@ class Plan(Frozen):
         plan_rules.client_selection(self)
         plan_rules.trimming(self)
         plan_rules.report(self)
+        plan_rules.secure_sums(self)
         return self
 
     @model_validator(mode="after")
@@ -232,6 +242,10 @@ class RunSpec(Frozen):
     def last_training_round(self) -> int:
         return self.sketch_rounds + self.plan.privacy.rounds - 1
 
+    def is_secure(self, round_number: int) -> bool:
+        """Whether the round's sum is a secure one. Who joins later is alone: there is no sum."""
+        return self.plan.aggregation == "secure" and self.kind(round_number) != "join"
+
     @property
     def participations(self) -> int:
         """Training rounds of one founding client at most (``core.federation.selection``)."""
@@ -280,11 +294,14 @@ class RunSpec(Frozen):
         }[kind]
         if multiplier is None:
             raise ValueError(f"the run has no noise multiplier for round {round_number} ({kind})")
+        secure = self.is_secure(round_number)
         return release(
             noise_multiplier=multiplier,
             sample_rate=privacy.sample_rate if kind == "train" else 1.0,
             unit=privacy.unit,
             steps=privacy.local_steps if kind == "train" else 1,
+            discrete=secure or privacy.noise == "discrete",
+            collude=self.plan.secure.collude if secure else None,
         )
 
     def events(self, done: Collection[int] = ()) -> list[PrivacyEvent]:

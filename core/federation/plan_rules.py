@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from core.federation.privacy_plan import NO_GUARANTEE
 from core.federation.robust import DEFAULT_TRIM_SHARE, trim_count
+from core.federation.secure_plan import SecurePlan
 
 if TYPE_CHECKING:
     from core.federation.plan import Plan
@@ -32,6 +33,10 @@ def paper_mode(plan: Plan) -> None:
             f"privacy.mode: 'paper' ({NO_GUARANTEE}) trains codes and encoders at the clients "
             "and has no classifier; set model.codes = 'trained', model.encoder = 'local' and "
             "model.classifier = 'none'"
+        )
+    if privacy.noise != "continuous":
+        raise ValueError(
+            "privacy.noise: mode 'paper' draws float64 noise as its authors do; leave it out"
         )
     own = sorted({"encoder", "code"} & set(privacy.block_clip_norms.given))
     if own:
@@ -61,7 +66,7 @@ def client_selection(plan: Plan) -> None:
 
 def trimming(plan: Plan) -> None:
     """In every round that may be published something is trimmed."""
-    if plan.aggregation == "plain":
+    if plan.aggregation != "trimmed-mean":
         if plan.trim_share != DEFAULT_TRIM_SHARE:
             raise ValueError("trim_share: belongs to aggregation = 'trimmed-mean'")
         return
@@ -86,3 +91,30 @@ def report(plan: Plan) -> None:
             f"privacy.report_precision: mode 'paper' has {plan.privacy.caveat}, so its units are "
             "asked nothing more; leave it out"
         )
+
+
+def secure_sums(plan: Plan) -> None:
+    """The coordinator learns sums only: what needs a single client's update is off."""
+    if plan.aggregation != "secure":
+        if plan.secure != SecurePlan():
+            raise ValueError("secure: belongs to aggregation = 'secure'; leave it out")
+        return
+    if plan.purpose == "production" and plan.secure.collude < 1:
+        raise ValueError(
+            "secure.collude: a client that looks at the sum knows its own noise, so it counts as "
+            "one of those that need not be trusted; set 1 or more"
+        )
+    off = (
+        (plan.privacy.reports, "privacy.report_precision", "the report is of single clients"),
+        (plan.round.client_fraction < 1.0, "round.client_fraction", "sums are of all clients"),
+        (
+            plan.privacy.local_steps > 1,
+            "privacy.local_steps",
+            "a client's next step would need its own noised sum",
+        ),
+        (plan.model.codes == "trained", "model.codes", "a trained code is a single client's"),
+        (plan.model.encoder == "local", "model.encoder", "a local encoder is a single client's"),
+    )
+    for wrong, field, why in off:
+        if wrong:
+            raise ValueError(f"{field}: has no place beside aggregation = 'secure': {why}")

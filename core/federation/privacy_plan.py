@@ -47,6 +47,14 @@ class PrivacyPlan(Frozen):
         "simulations only: codes and encoders are trained without noise as private state of their "
         "clients. It has no record-level guarantee, and coordinators and sites refuse it.",
     )
+    noise: Literal["continuous", "discrete"] = Field(
+        default="continuous",
+        exclude_if=omitted_if("continuous"),
+        description="continuous: float64 Gaussian draws, whose floating-point form is not the "
+        "Gaussian of the theorem. discrete: exact discrete Gaussians on a public grid, from random "
+        "bits alone, at the same epsilon for half a percent more noise "
+        "(docs/discrete-noise.md). Secure sums are always discrete.",
+    )
     clip_norm: float = Field(
         default=0.25,
         ge=0,

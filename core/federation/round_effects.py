@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from core.federation.round_facts import RoundState
 
@@ -22,6 +23,19 @@ class IssueWork:
 
     client: str
     attempt: int
+
+
+@dataclass(frozen=True)
+class AskStep:
+    """Ask these clients for a step of the secure sum; with ``keys`` its session is made."""
+
+    step: Literal["keys", "shares", "confirm", "open"]
+    clients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KeepTranscript:
+    """Store what opens the sum: nothing more is taken."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,8 @@ class CancelRun:
 Effect = (
     SetDeadline
     | IssueWork
+    | AskStep
+    | KeepTranscript
     | ExpireLease
     | LoseOpenWork
     | RecordUpdate

@@ -9,7 +9,11 @@ from enum import StrEnum
 
 class RoundState(StrEnum):
     DRAFT = "draft"
+    KEYS = "keys"  # of a secure sum: clients send keys
+    SHARES = "shares"  # of a secure sum: they share their secrets
     OPEN = "open"
+    CONFIRMING = "confirming"  # of a secure sum: they sign whose vectors are to be summed
+    OPENING = "opening"  # of a secure sum: they give the shares that open it
     CLOSING = "closing"
     AGGREGATING = "aggregating"
     PUBLISHED = "published"
@@ -38,6 +42,8 @@ class Standing(StrEnum):
     ACCEPTED = "accepted"  # its update counts
     LOST = "lost"  # no attempt yet, or the last one is spent; another may be issued
     HELD = "held"  # in quarantine; an administrator may release it
+    ANSWERING = "answering"  # asked for a step of a secure sum
+    ANSWERED = "answered"  # it has given its answer
     OUT = "out"  # no further attempt in this round (``why`` says the reason)
 
 
@@ -51,11 +57,34 @@ class Member:
 
 
 @dataclass(frozen=True)
+class SumFacts:
+    """Of a round whose sum is secure: what the present step's clients (names) have said.
+
+    ``clients``: how many the session asked, 0 before there is one. ``gone``: asked, and no answer
+    can come any more. ``openable``: the openings that are here suffice for all secrets.
+    """
+
+    drop: int
+    collude: int
+    step: timedelta
+    clients: int = 0
+    answered: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    openable: bool = False
+
+    @property
+    def survivors(self) -> int:
+        """Clients without which the sum carries less noise than was promised."""
+        return self.clients - self.drop
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a decision may depend on. ``grace_until``: before it nobody is declared late;
     ``join``: the round comes after the run and never ends it; ``report``: the model was published
     before it, so its failure completes the run; ``paused_until``: the end of the
-    run's pause, if it is paused.
+    run's pause, if it is paused; ``quorum``: of a secure sum that is open, its survivors.
     """
 
     now: datetime
@@ -73,6 +102,8 @@ class Facts:
     paused_until: datetime | None = None
     lease_live: bool = False
     why: str = ""
+    created_at: datetime | None = None
+    secure: SumFacts | None = None
 
     @property
     def in_grace(self) -> bool:

@@ -1,6 +1,8 @@
 """The life of a round as a pure table: ``decide(state, event, facts)``.
 
 ``draft -> open -> closing -> aggregating -> published``; ``failed`` and ``abandoned`` end it too.
+Where the sum is a secure one, steps of its protocol come before and after ``open``
+(``core.federation.secure_rounds``).
 Nothing here reads a clock or a database: time is a fact, and what shall happen is returned as
 effects that a service carries out in the transaction that stores the next state. A decision can
 therefore be taken again after a crash, with the same result.
@@ -21,7 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+from core.federation import secure_rounds
 from core.federation.round_effects import Accept as Accept
+from core.federation.round_effects import AskStep as AskStep
 from core.federation.round_effects import CancelRun as CancelRun
 from core.federation.round_effects import CompleteRun as CompleteRun
 from core.federation.round_effects import Decision as Decision
@@ -29,6 +33,7 @@ from core.federation.round_effects import Effect as Effect
 from core.federation.round_effects import ExpireLease as ExpireLease
 from core.federation.round_effects import FailRun as FailRun
 from core.federation.round_effects import IssueWork as IssueWork
+from core.federation.round_effects import KeepTranscript as KeepTranscript
 from core.federation.round_effects import LoseOpenWork as LoseOpenWork
 from core.federation.round_effects import OpenNextRound as OpenNextRound
 from core.federation.round_effects import PublishModel as PublishModel
@@ -43,6 +48,7 @@ from core.federation.round_facts import Member as Member
 from core.federation.round_facts import RoundEvent as RoundEvent
 from core.federation.round_facts import RoundState as RoundState
 from core.federation.round_facts import Standing as Standing
+from core.federation.round_facts import SumFacts as SumFacts
 
 
 def _names(members: tuple[Member, ...]) -> str:
@@ -55,6 +61,8 @@ def _start(facts: Facts) -> Decision:
     """Work for everybody who may have some; who has not consented yet is waited for."""
     if facts.paused_until is not None:
         return _paused(facts, facts.paused_until)
+    if facts.secure is not None:
+        return secure_rounds.start(facts, _fail)
     closes_at = facts.now + facts.deadline
     issue = tuple(IssueWork(m.client, attempt=1) for m in facts.of(Standing.LOST))
     return Accept(RoundState.OPEN, (SetDeadline(closes_at), *issue), "work is being handed out")
@@ -129,7 +137,7 @@ def _open_tick(facts: Facts) -> Decision:
         )
     over = facts.now >= facts.closes_at and not facts.in_grace
     if over and accepted >= facts.quorum:
-        return Accept(RoundState.CLOSING, (LoseOpenWork(),), "the deadline has passed")
+        return _closed(facts, "the deadline has passed")
     if over and (facts.extended or not facts.extension):
         return _fail(
             facts,
@@ -142,12 +150,19 @@ def _open_tick(facts: Facts) -> Decision:
     if again:
         return Accept(RoundState.OPEN, again, "an attempt was lost and is issued again")
     if not pending and accepted >= facts.quorum:
-        return Accept(RoundState.CLOSING, (LoseOpenWork(),), "every update that can come is here")
+        return _closed(facts, "every update that can come is here")
     ends = [m.until for m in facts.of(Standing.LEASED) if m.until is not None]
     until = min([facts.closes_at, *ends])
     if facts.grace_until is not None and facts.in_grace:
         until = max(until, facts.grace_until)
     return Wait(until, _waiting(facts, accepted, pending))
+
+
+def _closed(facts: Facts, why: str) -> Accept:
+    """Nothing more is taken."""
+    if facts.secure is not None:
+        return secure_rounds.closed(facts, why)
+    return Accept(RoundState.CLOSING, (LoseOpenWork(),), why)
 
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -204,9 +219,39 @@ def _abandon(facts: Facts) -> Decision:
     return _stop(facts, RoundState.ABANDONED, facts.why or "stopped by the operator")
 
 
+def _keys_tick(facts: Facts) -> Decision:
+    return secure_rounds.keys_tick(facts, _fail)
+
+
+def _shares_tick(facts: Facts) -> Decision:
+    return secure_rounds.shares_tick(facts, _fail, _waits_paused)
+
+
+def _waits_paused(facts: Facts) -> Decision:
+    if facts.paused_until is None:
+        raise ValueError("the run is not paused")
+    return _paused(facts, facts.paused_until)
+
+
+def _confirming_tick(facts: Facts) -> Decision:
+    return secure_rounds.confirming_tick(facts, _fail)
+
+
+def _opening_tick(facts: Facts) -> Decision:
+    return secure_rounds.opening_tick(facts, _fail)
+
+
 _TABLE: Mapping[tuple[RoundState, RoundEvent], Callable[[Facts], Decision]] = {
     (RoundState.DRAFT, RoundEvent.START): _start,
     (RoundState.DRAFT, RoundEvent.ABANDON): _abandon,
+    (RoundState.KEYS, RoundEvent.TICK): _keys_tick,
+    (RoundState.KEYS, RoundEvent.ABANDON): _abandon,
+    (RoundState.SHARES, RoundEvent.TICK): _shares_tick,
+    (RoundState.SHARES, RoundEvent.ABANDON): _abandon,
+    (RoundState.CONFIRMING, RoundEvent.TICK): _confirming_tick,
+    (RoundState.CONFIRMING, RoundEvent.ABANDON): _abandon,
+    (RoundState.OPENING, RoundEvent.TICK): _opening_tick,
+    (RoundState.OPENING, RoundEvent.ABANDON): _abandon,
     (RoundState.OPEN, RoundEvent.UPDATE): _update,
     (RoundState.OPEN, RoundEvent.TICK): _open_tick,
     (RoundState.OPEN, RoundEvent.ABANDON): _abandon,
@@ -218,6 +263,7 @@ _TABLE: Mapping[tuple[RoundState, RoundEvent], Callable[[Facts], Decision]] = {
     (RoundState.AGGREGATING, RoundEvent.ABANDON): _abandon,
 }
 
+_NOT_YET_OPEN = (RoundState.DRAFT, RoundState.KEYS, RoundState.SHARES)
 TAKE_UPDATES = tuple(state.value for state, event in _TABLE if event is RoundEvent.UPDATE)
 """States of a round in which an update may count, if its lease is alive."""
 
@@ -231,5 +277,5 @@ def decide(state: RoundState, event: RoundEvent, facts: Facts) -> Decision:
     if (rule := _TABLE.get((state, event))) is not None:
         return rule(facts)
     if event is RoundEvent.UPDATE:
-        return Reject("lease-lost" if state is RoundState.DRAFT else "round-closed")
+        return Reject("lease-lost" if state in _NOT_YET_OPEN else "round-closed")
     return Reject("conflict")

@@ -28,7 +28,7 @@ from core.federation.null_test import FALSE_ALARM as FALSE_ALARM
 from core.federation.null_test import accepted
 from core.federation.plan import RunSpec
 from core.models.layout import NULL_COORDINATES, layout_of
-from core.privacy.mechanism import sensitivity
+from core.privacy.mechanism import release_grid, sensitivity
 from core.wire import tensors
 
 TENSOR = "update"
@@ -54,7 +54,9 @@ def expectation(spec: RunSpec, round_number: int) -> UpdateExpectation:
     layout = layout_of(spec, round_number)
     bound = sensitivity(spec, round_number)
     event = spec.event(round_number)
-    noise_std = event.noise_multiplier * bound * float(np.sqrt(event.steps))
+    grid = None if spec.is_secure(round_number) else release_grid(spec, round_number)
+    of_step = event.noise_multiplier * bound if grid is None else grid.noise_std
+    noise_std = of_step * float(np.sqrt(event.steps))
     # The noise part's norm concentrates at s * sqrt(P); 10 s more is never reached by chance.
     noise_norm = noise_std * (np.sqrt(layout.size) + 10.0)
     return UpdateExpectation(

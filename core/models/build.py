@@ -27,10 +27,18 @@ _MIN_SCALE = 0.05  # public floor of the residual scale (in units of a coordinat
 
 
 def build(
-    spec: RunSpec, sketches: Sequence[Vector], client_ids: Sequence[str], clients: Sequence[str]
+    spec: RunSpec,
+    sketches: Sequence[Vector],
+    client_ids: Sequence[str],
+    clients: Sequence[str],
+    noise_gain: float = 1.0,
 ) -> Frame:
-    """The frame of a run from its released sketches [C + C * d] each, in a fixed client order."""
-    return from_evidence(spec, from_sketches(spec, sketches), client_ids, clients)
+    """The frame of a run from its released sketches [C + C * d] each, in a fixed client order.
+
+    ``noise_gain``: the noise in each, in terms of what the sketch's event promises.
+    """
+    evidence = from_sketches(spec, sketches, spec.noise.sketch_multiplier * noise_gain)
+    return from_evidence(spec, evidence, client_ids, clients)
 
 
 def from_evidence(

@@ -110,16 +110,22 @@ def from_sketches(
 
 
 def refined(
-    spec: RunSpec, evidence: Evidence, means: Vector, residual_sums: Mapping[int, Vector]
+    spec: RunSpec,
+    evidence: Evidence,
+    means: Vector,
+    residual_sums: Mapping[int, Vector],
+    noise_gain: float = 1.0,
 ) -> Evidence:
     """The evidence after step 2, about the ``means`` [C, d] that residuals were taken around.
 
     ``residual_sums`` are released sums [C, d] by client position; a client that did not answer
-    keeps its first measurement alone.
+    keeps its first measurement alone. ``noise_gain``: the noise in each of them, in terms of what
+    the event of step 2 promises.
     """
     weight = math.sqrt(spec.plan.privacy.refinement)
     radius = spec.plan.sketch.residual_radius
-    second_sd = spec.event(1).noise_multiplier * sensitivity(spec, 1) * radius / weight
+    noise_std = spec.event(1).noise_multiplier * noise_gain * sensitivity(spec, 1)
+    second_sd = noise_std * radius / weight
     kept = clipped_share(spec, means)
     sums = evidence.sums_about(means)
     sum_sd = evidence.sum_sd.copy()

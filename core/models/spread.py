@@ -30,32 +30,40 @@ def with_spread(
     evidence: Evidence,
     releases: Sequence[Vector],
     client_ids: Sequence[str],
+    noise_gain: float = 1.0,
 ) -> Frame:
     """The frame from step 2's released vectors, one of each of ``client_ids``.
 
     ``evidence`` is what ``frame`` was built from. The denominator of the moments is the noised
-    number of units of those who answered.
+    number of units of those who answered. ``noise_gain``: the noise in each release, in terms of
+    what the event of step 2 promises.
     """
     centre = frame.base / math.sqrt(spec.space.dim)
     positions = [frame.client_ids.index(client) for client in client_ids]
     blocks = split_spread(spec, positions, releases)
     after = frame
     if "sums" in blocks:
-        evidence = refined(spec, evidence, centre, blocks["sums"])
+        evidence = refined(spec, evidence, centre, blocks["sums"], noise_gain)
         after = from_evidence(spec, evidence, frame.client_ids, frame.clients)
     if "moments" not in blocks:
         return after
-    return _along(spec, after, centre, blocks["moments"])
+    return _along(spec, after, centre, blocks["moments"], noise_gain)
 
 
-def _along(spec: RunSpec, frame: Frame, centre: Vector, answers: Mapping[int, Vector]) -> Frame:
+def _along(
+    spec: RunSpec,
+    frame: Frame,
+    centre: Vector,
+    answers: Mapping[int, Vector],
+    noise_gain: float,
+) -> Frame:
     """``frame`` with factors from released second moments around ``centre``.
 
     ``answers`` are vectors [d (d + 1) / 2] by client position.
     """
     dim = spec.space.dim
     unit = spec.plan.sketch.residual_radius**2 / math.sqrt(1.0 - spec.plan.privacy.refinement)
-    noise_std = unit * spec.event(1).noise_multiplier * sensitivity(spec, 1)
+    noise_std = unit * spec.event(1).noise_multiplier * noise_gain * sensitivity(spec, 1)
     units = float(sum(frame.sizes[position] for position in answers))
     matrix = symmetric.unpack(unit / units * np.sum(list(answers.values()), axis=0), dim)
     # Clipping shortened long residuals; the true trace is known from the means.

@@ -50,9 +50,10 @@ def _dp_event(key: _Key) -> dp_accounting.DpEvent:
     parts: list[dp_accounting.DpEvent] = []
     for mechanism, sigma, rate, steps in key:
         one: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(sigma)
-        if mechanism == "poisson-subsampled-gaussian":
+        # Discrete noise is post-processing of the Gaussian (theorem 1 of docs/discrete-noise.md).
+        if mechanism in ("poisson-subsampled-gaussian", "poisson-subsampled-discrete-gaussian"):
             one = dp_accounting.PoissonSampledDpEvent(rate, one)
-        elif mechanism != "gaussian":
+        elif mechanism not in ("gaussian", "discrete-gaussian"):
             raise UnknownPrivacyEvent(f"no accountant here knows {mechanism!r}", field="mechanism")
         parts.append(dp_accounting.SelfComposedDpEvent(one, steps))
     return dp_accounting.ComposedDpEvent(parts)

@@ -5,8 +5,11 @@ most C to the sum, hence L2 sensitivity C; the release is sum + N(0, (z C)^2 I) 
 multiplier z. This holds for ANY per-unit vector as long as it depends on nothing but that unit,
 released values and the unit's own secret stream; the callers are written, and fuzzed, so.
 
-Floating point: the noise is float64 Gaussian rounded to float32, not a discrete mechanism; the
-gap (Mironov 2012) is documented in docs/privacy.md.
+Floating point: with ``privacy.noise`` "continuous" the noise is float64 Gaussian rounded to
+float32, not a discrete mechanism; the gap (Mironov 2012) is documented in docs/privacy.md. With
+"discrete" it is exact on a public grid (``release_grid``): the release is a whole number of steps,
+drawn from random bits, and N(0, (z C)^2) covers it (theorem 1 of docs/discrete-noise.md). Its
+conversion to float32 is post-processing.
 
 Edge cases of one unit's vector g:
 
@@ -32,8 +35,13 @@ from numpy.typing import NDArray
 
 from core.federation.plan import PrivacyPlan, RunSpec
 from core.models.architecture import architecture_of
+from core.models.layout import layout_of
 from core.privacy.clipping import JOINT, ClipRule
+from core.privacy.discrete import lattice
+from core.privacy.discrete.lattice import Lattice
 from core.privacy.noise import NoiseSource
+
+_ROUNDING = 2.0**-40  # of a float64 square root and quotient, and more
 
 
 def clip_rows(vectors: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
@@ -100,6 +108,25 @@ def sensitivity(spec: RunSpec, round_number: int) -> float:
             return clip_rule(spec.plan.privacy).sensitivity(architecture_of(spec).groups)
 
 
+def release_grid(spec: RunSpec, round_number: int, sites: int = 1) -> Lattice | None:
+    """The grid of a plain release (of each local step), or None where noise is continuous.
+
+    Its one contribution carries all the noise. ``sites``: how many sites' sums the noised one is
+    the sum of, in simulations. Raises ``ValueError`` where no grid fits.
+    """
+    if spec.plan.privacy.noise != "discrete":
+        return None
+    bound = sensitivity(spec, round_number)
+    return lattice.design(
+        bound=bound,
+        length=layout_of(spec, round_number).update_length,
+        noise_multiplier=spec.event(round_number).noise_multiplier,
+        shares=1,
+        contributions=1,
+        largest=sites * spec.plan.privacy.n_max * bound,
+    )
+
+
 def noised(
     total: NDArray[np.float64],
     *,
@@ -107,14 +134,23 @@ def noised(
     noise_multiplier: float,
     bound: float,
     noise: NoiseSource,
+    grid: Lattice | None = None,
 ) -> NDArray[np.float32]:
-    """``total`` [P] with zeros [null] appended, plus N(0, (noise_multiplier * bound)^2) on all.
+    """``total`` [P] with zeros [null] appended, plus N(0, (noise_multiplier * bound)^2) on all; on
+    a ``grid`` (of ``release_grid``) as whole steps of it, which hide as much.
 
-    ``total`` must have L2 sensitivity ``bound``. Nothing un-noised is returned.
+    ``total`` must have L2 sensitivity ``bound``. Nothing un-noised is returned. Raises
+    ``ValueError`` for a grid that promises less than ``noise_multiplier``.
     """
     if not (noise_multiplier > 0 and math.isfinite(noise_multiplier)):
         raise ValueError("a release needs a positive, finite noise multiplier")
     if not np.isfinite(total).all():
         raise ValueError("the clipped sum is not finite")  # impossible after clip_factors
     padded = np.concatenate([total, np.zeros(null_coordinates)])
+    if grid is not None:
+        if grid.shares != 1 or grid.noise_multiplier < noise_multiplier * (1.0 - _ROUNDING):
+            raise ValueError("the grid's one contribution does not carry the promised noise")
+        steps = lattice.released(padded, grid, noise.bits())
+        # Of a step that is a power of two, float32 values are whole multiples, too.
+        return np.asarray(steps * grid.step, np.float32)
     return np.asarray(padded + noise.normal(padded.size, noise_multiplier * bound), np.float32)

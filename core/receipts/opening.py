@@ -11,6 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from core.federation.plan import NO_GUARANTEE, RunSpec
+from core.privacy.views import View
 from core.receipts.receipt import (
     NOT_PRIVATE,
     Asked,
@@ -36,6 +37,7 @@ class ModelFacts:
     relation: str
     noise_mode: str
     withdrawn: tuple[str, ...] = ()
+    views: tuple[View, ...] = ()
 
 
 def opening(
@@ -73,6 +75,7 @@ def opening(
         label=NOT_PRIVATE if caveat else "",
         caveat=caveat,
         withdrawn=facts.withdrawn,
+        views=facts.views,
         made_with=machine or made_with(),
     )
 

@@ -15,7 +15,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from core.federation.values import Frozen, Sha256
+from core.federation.values import Frozen, Sha256, omitted_if
+from core.privacy.views import View
 from core.receipts.content import Content
 from core.synthesis.request import ClassCounts, Labels, Mixture, SynthesisRequest
 
@@ -116,6 +117,12 @@ class Receipt(Signable):
     label: Literal["NOT PRIVATE", ""] = ""
     caveat: str = ""
     withdrawn: tuple[str, ...] = ()
+    views: tuple[View, ...] = Field(
+        default=(),
+        exclude_if=omitted_if(()),
+        description="Of a run with secure sums: what one founding client's releases up to this "
+        "round, if no attempt was lost, cost against whom, and on which premise.",
+    )
     made_with: MadeWith
     content: Content | None = Field(default=None)
 
@@ -149,6 +156,12 @@ class ModelReceipt(Signable):
     label: Literal["NOT PRIVATE", ""] = ""
     caveat: str = ""
     withdrawn: tuple[str, ...] = ()
+    views: tuple[View, ...] = Field(
+        default=(),
+        exclude_if=omitted_if(()),
+        description="Of a run with secure sums: what one founding client's releases up to this "
+        "round, if no attempt was lost, cost against whom, and on which premise.",
+    )
     domains: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     licence: str
     tensors: Sha256

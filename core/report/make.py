@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from core.federation.plan import RunSpec
+from core.federation.secure_sum import noise_gain
 from core.privacy import accounting
 from core.receipts.opening import ModelFacts, caveat_of
 from core.receipts.receipt import NOT_PRIVATE
@@ -20,7 +22,9 @@ from core.synthesis.sampler import Generator
 @dataclass(frozen=True)
 class Known:
     """``reserved``: (client, unit, its account's reservations for the run up to this round).
-    ``founding``: clients that the run began with; ``joins``: published join rounds up to this one.
+    ``founding``: whose first sketches the model holds, by the names that it has for them;
+    ``joins``: published join rounds up to this one; ``summed``: of a secure sketch, how many clients
+    it asked and how many are in it.
     """
 
     facts: ModelFacts
@@ -28,6 +32,7 @@ class Known:
     reserved: tuple[tuple[str, str, tuple[Reserved, ...]], ...]
     founding: frozenset[str]
     joins: int
+    summed: tuple[int, int] | None = None
 
 
 def make(known: Known, generator: Generator, statistics: Statistics | None = None) -> Report:
@@ -60,10 +65,18 @@ def make(known: Known, generator: Generator, statistics: Statistics | None = Non
             accountant=accounting.ACCOUNTANT,
             accountant_version=f"{accounting.PACKAGE} {accounting.package_version()}",
             clients=spending(spec, known.reserved),
+            views=facts.views,
         ),
         members=tuple(known.members),
-        released=released(spec, frame, founding, withdrawn),
+        released=released(spec, frame, founding, withdrawn, _gain(spec, known)),
         synthetic=synthetic(generator, withdrawn),
         measured=None if statistics is None else measured(statistics, withdrawn),
         parts=parts(spec, statistics is not None),
     )
+
+
+def _gain(spec: RunSpec, known: Known) -> float:
+    """Of the noise in a secure sketch. The promised noise would make errors look smaller than they
+    are.
+    """
+    return 1.0 if known.summed is None else noise_gain(spec, 0, *known.summed)

@@ -19,17 +19,22 @@ def count_error(spec: RunSpec, multiplier: float) -> float:
 
 
 def released(
-    spec: RunSpec, frame: Frame, founding: int, withdrawn: Collection[str] = ()
+    spec: RunSpec,
+    frame: Frame,
+    founding: int,
+    withdrawn: Collection[str] = (),
+    noise_gain: float = 1.0,
 ) -> Released:
     """Post-processing of the released counts. ``founding``: how many of the frame's clients, from
     the first on, posted the sketch of round 0; the others joined later, with other noise, and
     moved no class share. The files of a model say no size of a client that has ``withdrawn``.
 
+    ``noise_gain``: of a secure sum, the noise in it in terms of what the sketch's event promises.
     The errors are of the noise alone. A share's is that of its count over the sum of the founding
     clients' units: the sum has noise too, but all classes share that.
     """
     classes = len(spec.space.classes)
-    founders = count_error(spec, spec.noise.sketch_multiplier)
+    founders = count_error(spec, spec.noise.sketch_multiplier) * noise_gain
     later = count_error(spec, spec.noise.join_multiplier)
     units = float(frame.sizes[:founding].sum())
     shares = frame.class_probs / frame.class_probs.sum()

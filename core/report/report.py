@@ -12,7 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 from core.federation.plan import RoundKind
-from core.federation.values import Frozen
+from core.federation.values import Frozen, omitted_if
+from core.privacy.views import View
 from core.receipts.receipt import Model, canonical
 from core.report.measured import Measured
 from core.report.values import Estimate
@@ -59,6 +60,12 @@ class Privacy(Frozen):
     accountant: str
     accountant_version: str
     clients: tuple[ClientSpending, ...]
+    views: tuple[View, ...] = Field(
+        default=(),
+        exclude_if=omitted_if(()),
+        description="Of a run with secure sums: what one founding client's releases up to this "
+        "round, if no attempt was lost, cost against whom, and on which premise.",
+    )
 
 
 class Member(Frozen):

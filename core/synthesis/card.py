@@ -33,6 +33,11 @@ _PROMISE = (
     "Only noised sums left a site for this model, all of them together (ε, δ)-differentially "
     "private, ε computed from the events that were executed. Rows cost no more, however many."
 )
+_PREMISE = (
+    "Only sums over sites were seen, and the noise is in the sums: each ε holds against the "
+    "coordinator and up to {collude} of the clients, as long as the others kept to the protocol. "
+    "The receipt says what it is against everybody else."
+)
 _NO_PROMISE = "No guarantee: see above. Treat this file and all rows from it as personal data."
 _LEFT_OUT = (
     "withdrawn after training. Codes and what else was theirs alone are not in this file, and it "
@@ -75,6 +80,7 @@ class Card:
             relation=receipt.relation,
             noise_mode=receipt.noise_mode,
             withdrawn=receipt.withdrawn,
+            views=receipt.views,
         )
 
 
@@ -148,7 +154,10 @@ def _privacy(
         f"to k-fold. Assumed: no client has more than {spec.plan.privacy.n_max:,} units. Noise: "
         f"Gaussian, from a {noise_mode} source."
     )
-    return "\n\n".join([_PROMISE, _table(rows, ("client", "ε", "δ", "unit")), terms])
+    premise = []
+    if spec.plan.aggregation == "secure":
+        premise = [_PREMISE.format(collude=spec.plan.secure.collude)]
+    return "\n\n".join([_PROMISE, *premise, _table(rows, ("client", "ε", "δ", "unit")), terms])
 
 
 def _withdrawn(names: Sequence[str]) -> list[str]:

@@ -87,6 +87,7 @@ def pack(
             label=NOT_PRIVATE if caveat else "",
             caveat=caveat,
             withdrawn=withdrawn,
+            views=facts.views,
             domains={label: tuple(names) for label, names in (domains or {}).items()},
             licence=licence,
             tensors=_digest(arrays, left, guided=generator.guided),

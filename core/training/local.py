@@ -23,7 +23,7 @@ from core.federation.updates import TENSOR
 from core.models.frame import Frame
 from core.models.layout import NULL_COORDINATES, layout_of
 from core.privacy.coins import CoinStream
-from core.privacy.mechanism import noised, sensitivity
+from core.privacy.mechanism import noised, release_grid, sensitivity
 from core.privacy.noise import NoiseSource
 from core.training.compute import CPU, Compute
 from core.training.gradients import clipped_sum
@@ -114,7 +114,7 @@ def release(
         sums = noised_steps(
             spec, round_number, client_id, dataset, frame, weights, coins, noise, compute
         )
-        update = _pack(spec, round_number, posted_part(spec, sums))
+        update = packed(spec, round_number, posted_part(spec, sums))
         if state is None:
             return Released(update)
         after = state.after(spec, expected_batch(spec, frame, client_id), sums)
@@ -155,20 +155,29 @@ def clipped_total(
 
 
 def noised_update(
-    spec: RunSpec, round_number: int, total: NDArray[np.float64], noise: NoiseSource
+    spec: RunSpec,
+    round_number: int,
+    total: NDArray[np.float64],
+    noise: NoiseSource,
+    sites: int = 1,
 ) -> bytes:
-    """The update's file: ``total`` [P] of the round's sensitivity, its noise, null coordinates."""
+    """The update's file: ``total`` [P] of the round's sensitivity, its noise, null coordinates.
+
+    ``sites``: of how many sites ``total`` is the sum.
+    """
     update = noised(
         total,
         null_coordinates=NULL_COORDINATES,
         noise_multiplier=spec.event(round_number).noise_multiplier,
         bound=sensitivity(spec, round_number),
         noise=noise,
+        grid=release_grid(spec, round_number, sites),
     )
-    return _pack(spec, round_number, update)
+    return packed(spec, round_number, update)
 
 
-def _pack(spec: RunSpec, round_number: int, update: NDArray[np.float32]) -> bytes:
+def packed(spec: RunSpec, round_number: int, update: NDArray[np.float32]) -> bytes:
+    """The update's file. ``update`` [P + null] carries its noise."""
     layout = layout_of(spec, round_number)
     metadata = {"layout": layout.digest, "spec": spec.digest, "round": str(round_number)}
     return tensors.pack({TENSOR: update}, metadata)

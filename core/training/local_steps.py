@@ -24,7 +24,7 @@ from core.federation.plan import RunSpec
 from core.models.frame import Frame
 from core.models.layout import NULL_COORDINATES
 from core.privacy.coins import CoinStream
-from core.privacy.mechanism import noised, sensitivity
+from core.privacy.mechanism import noised, release_grid, sensitivity
 from core.privacy.noise import NoiseSource
 from core.training.compute import CPU, Compute
 from core.training.gradients import clipped_sum
@@ -48,11 +48,14 @@ def noised_steps(
 ) -> NDArray[np.float32]:
     """[P + null] the sum over the round's local steps of their noised clipped sums.
 
+    With discrete noise each step's release is on the round's grid, with noise of its own.
+
     ``weights`` [P] where the round begins. Each coordinate carries noise of variance E (z S)^2.
     Raises ``TensorFileError`` for a frame that gives the client no positive size; before any record
     is used.
     """
     event, bound = spec.event(round_number), sensitivity(spec, round_number)
+    grid = release_grid(spec, round_number)
     rate = 0.0
     if event.steps > 1:
         rate = spec.plan.privacy.local_learning_rate / expected_batch(spec, frame, client_id)
@@ -67,6 +70,7 @@ def noised_steps(
             noise_multiplier=event.noise_multiplier,
             bound=bound,
             noise=noise,
+            grid=grid,
         ).astype(np.float64)
         posted = released if posted is None else posted + released
         if step + 1 < event.steps:

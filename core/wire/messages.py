@@ -14,6 +14,7 @@ from core.federation.plan import Frozen, Name, RoundKind, RunSpec, Sha256
 from core.federation.values import MAX_BYTES, Line, omitted_if
 from core.privacy.events import PrivacyEvent
 from core.wire.protocol import PROTOCOL_HEADER as PROTOCOL_HEADER
+from core.wire.secure import OfferedStep, SumOrder
 
 LEASE_HEADER = "X-FHV-Lease"
 CONTENT_TYPE_TENSORS = "application/vnd.fedhypevae.tensors+safetensors"
@@ -55,6 +56,12 @@ class WorkOrder(Frozen):
         exclude_if=omitted_if(None),
         description="The client's place among the run's founding clients, by which the site checks "
         "that a training round is its turn; given where the plan selects clients.",
+    )
+    sum: SumOrder | None = Field(
+        default=None,
+        exclude_if=omitted_if(None),
+        description="Of a round whose sum is secure: what is sent is a masked vector of the "
+        "session, not an update.",
     )
 
 
@@ -117,7 +124,7 @@ class OfferedPlan(Frozen):
     plan: PlanOffer
 
 
-Offer = Annotated[OfferedOrder | OfferedPlan, Field(discriminator="type")]
+Offer = Annotated[OfferedOrder | OfferedPlan | OfferedStep, Field(discriminator="type")]
 
 
 class LeaseRenewal(Frozen):
@@ -173,6 +180,12 @@ class AggregateJob(Frozen):
         default=(),
         description="Ids of clients that were revoked before the round closed: the model that is "
         "made has no code of theirs.",
+    )
+    transcript: Sha256 | None = Field(
+        default=None,
+        exclude_if=omitted_if(None),
+        description="Of a round whose sum is secure: the object that opens it "
+        "(core.secagg.messages.Transcript). The updates are masked vectors then.",
     )
 
 

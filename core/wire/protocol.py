@@ -1,11 +1,12 @@
 """Versions of the language on the wire, and how two sides agree on one.
 
-Every side speaks the newest version and the one before it, so that a coordinator and its sites can
-be upgraded one after the other, in either order. A run's specification has a format of its own
-(``RunSpec.protocol``), which these versions do not touch.
+Every side speaks the newest version and one before it at the least (now all), so that a
+coordinator and its sites can be upgraded one after the other, in either order. A run's
+specification has a format of its own (``RunSpec.protocol``), which these versions do not touch.
 
 * 1: the long poll for work answers an order, or nothing.
 * 2: it may also answer a plan that awaits the site's consent (``core.wire.messages.PlanOffer``).
+* 3: it may also answer a step of a secure sum (``core.wire.secure.SumStep``).
 
 A caller names the version that it would use in ``X-FHV-Protocol`` and all that it speaks in
 ``X-FHV-Protocol-Range``; so does every answer. Software of version 1 knows the first header only,
@@ -21,6 +22,8 @@ PROTOCOL_HEADER = "X-FHV-Protocol"
 RANGE_HEADER = "X-FHV-Protocol-Range"
 # The first version in which a plan is put before a site's agent.
 CONSENT = 2
+# The first version in which a client can take part in a secure sum.
+SECURE_SUMS = 3
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,3}")
 _RANGE = re.compile(r"([1-9][0-9]{0,3})-([1-9][0-9]{0,3})")
@@ -46,7 +49,7 @@ class Versions:
         return newest if newest >= max(self.oldest, other.oldest) else None
 
 
-SPOKEN = Versions(oldest=1, newest=2)
+SPOKEN = Versions(oldest=1, newest=3)
 
 
 def read(version: str | None, span: str | None) -> Versions | None:

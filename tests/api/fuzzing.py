@@ -26,6 +26,7 @@ from api.app import create_app
 from api.cli import uvicorn_options
 from api.config import Settings
 from core.wire.messages import CONTENT_TYPE_TENSORS
+from core.wire.secure import CONTENT_TYPE_MASKED
 from tests.api.support import SPACE, Coordinator
 
 T = TypeVar("T")
@@ -223,7 +224,7 @@ def furnished(settings: Settings, port: int) -> Iterator[Server]:
         yield server
 
 
-@schemathesis.serializer(CONTENT_TYPE_TENSORS)
+@schemathesis.serializer(CONTENT_TYPE_TENSORS, CONTENT_TYPE_MASKED)
 def _tensors(_: Any, value: Any) -> bytes:
     """What is generated for an update's body: bytes, or whatever else turned into some."""
     return bytes(value) if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")

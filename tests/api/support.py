@@ -65,7 +65,7 @@ def a_plan(name: str = "run-1", **changes: Any) -> dict[str, Any]:
         "round": {"quorum": 2, "deadline_s": 100.0, "lease_s": 10.0, "max_attempts": 2},
     }
     for key, change in changes.items():
-        value[key] = {**value[key], **change} if isinstance(change, dict) else change
+        value[key] = {**value.get(key, {}), **change} if isinstance(change, dict) else change
     return value
 
 

@@ -15,6 +15,7 @@ from api import access
 from api.app import create_app
 from api.config import Settings
 from api.db.models import SCOPES
+from api.secure_sums import examples as sums
 from core.federation.plan import RunSpec
 from core.wire.messages import CONTENT_TYPE_TENSORS, LEASE_HEADER
 from tests.api.support import Coordinator, problem, update_body
@@ -33,6 +34,10 @@ NAMELESS = {
     "planBudget",
     "rotateOwnToken",
 }
+
+
+# Of runs with secure sums: whose they are is tested in test_secure_sums_rules.py.
+OF_SUMS = {"answerSumStep", "declineSumStep", "getSumStep", "listPeers"}
 
 
 @pytest.fixture
@@ -195,6 +200,9 @@ async def _stage(coordinator: Coordinator) -> tuple[dict[str, str], dict[str, di
         },
         "createJoin": {"json": {"clients": ["site-a"]}},
         "leaveRun": {"json": {"why": "no longer"}},
+        "setIdentityKey": {"json": sums.IDENTITY},
+        "answerSumStep": {"json": sums.ANSWER},
+        "declineSumStep": {"json": sums.DECLINE},
     }
     return own, sent
 
@@ -258,7 +266,7 @@ async def test_what_is_its_own_a_client_may_use(
     """The same requests by their owner: the refusals above were not for another reason."""
     own, sent = await _stage(coordinator)
     for each in _of_clients(operations):
-        if each.id == "followRun":  # it lasts as long as the run
+        if each.id == "followRun" or each.id in OF_SUMS:  # the first lasts as long as the run
             continue
         answer = await _ask(coordinator, "site-a", each, own, sent)
         if each.id == "createJoin":

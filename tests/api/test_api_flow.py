@@ -58,7 +58,7 @@ async def test_a_run_ends_with_its_planned_rounds_and_a_ledger_of_executed_event
         assert committed["reservation"] == reserved["reservation"] == reserved["entry"]
     fields = PrivacyEvent.model_fields
     read = [
-        PrivacyEvent.model_validate({name: line[name] for name in fields})
+        PrivacyEvent.model_validate({name: line[name] or None for name in fields})
         for line in lines
         if line["kind"] == "reserve"
     ]

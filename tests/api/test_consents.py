@@ -413,7 +413,8 @@ async def test_an_old_worker_works_as_before_and_is_recorded(coordinator: Coordi
         ({"X-FHV-Protocol": "2"}, "2"),
         ({"X-FHV-Protocol": "2", "X-FHV-Protocol-Range": "1-2"}, "2"),
         ({"X-FHV-Protocol": "1", "X-FHV-Protocol-Range": "1-2"}, "2"),
-        ({"X-FHV-Protocol": "3", "X-FHV-Protocol-Range": "2-3"}, "2"),
+        ({"X-FHV-Protocol": "3", "X-FHV-Protocol-Range": "2-3"}, "3"),
+        ({"X-FHV-Protocol": "4", "X-FHV-Protocol-Range": "3-4"}, "3"),
     ],
 )
 async def test_the_newest_common_version_is_spoken(
@@ -422,14 +423,14 @@ async def test_the_newest_common_version_is_spoken(
     answer = await coordinator.call("GET", "/healthz", None, headers=headers)
     assert answer.status_code == 200
     assert answer.headers["X-FHV-Protocol"] == used
-    assert answer.headers["X-FHV-Protocol-Range"] == "1-2"
+    assert answer.headers["X-FHV-Protocol-Range"] == "1-3"
 
 
 @pytest.mark.parametrize(
     ("headers", "field", "mend"),
     [
-        ({"X-FHV-Protocol": "3"}, "X-FHV-Protocol", "Upgrade the coordinator"),
-        ({"X-FHV-Protocol": "4", "X-FHV-Protocol-Range": "3-4"}, "X-FHV-Protocol",
+        ({"X-FHV-Protocol": "4"}, "X-FHV-Protocol", "Upgrade the coordinator"),
+        ({"X-FHV-Protocol": "5", "X-FHV-Protocol-Range": "4-5"}, "X-FHV-Protocol",
          "Upgrade the coordinator"),
         ({"X-FHV-Protocol": "two"}, "X-FHV-Protocol", "leave the header out"),
         ({"X-FHV-Protocol": "0"}, "X-FHV-Protocol", "leave the header out"),
@@ -445,6 +446,6 @@ async def test_versions_that_do_not_meet_get_a_clear_answer(
 ) -> None:
     answer = await coordinator.call("GET", "/v1/runs", headers=headers)
     body = problem(answer, 400, "unsupported-protocol", field)
-    assert (body["protocol_oldest"], body["protocol_newest"]) == (1, 2)
+    assert (body["protocol_oldest"], body["protocol_newest"]) == (1, 3)
     assert mend in body["mend"]
     assert len(body["detail"]) < 200

@@ -257,7 +257,7 @@ async def test_request_ids_and_protocol(coordinator: Coordinator) -> None:
     assert echoed.headers["X-FHV-Protocol"] == "1"
     forged = await coordinator.call("GET", "/healthz", headers={"X-Request-ID": "a b" * 50})
     assert len(forged.headers["X-Request-ID"]) == 36
-    other = await coordinator.call("GET", "/healthz", headers={"X-FHV-Protocol": "3"})
+    other = await coordinator.call("GET", "/healthz", headers={"X-FHV-Protocol": "4"})
     problem(other, 400, "unsupported-protocol", "X-FHV-Protocol")
 
 

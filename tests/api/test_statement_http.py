@@ -5,13 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
+from uuid import uuid4
 
+from api.clients.service import Budget
+from api.ledger.service import AccountView, EntryView
+from api.ledger.statement import Facts, Reservation, statement
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import LEASE_HEADER
 from tests.api.support import Coordinator, problem
+from tests.core.secure_world import secure_spec
 
 
 async def give_back(coordinator: Coordinator, order: dict[str, Any]) -> None:
@@ -146,3 +152,42 @@ async def test_who_may_read_a_statement(coordinator: Coordinator) -> None:
     for scope in ("worker", "scientist"):
         refused = await coordinator.call("GET", path_of(coordinator, "site-a", "statement"), scope)
         problem(refused, 403, "forbidden")
+
+
+def test_a_secure_run_s_statement_says_who_could_infer_what() -> None:
+    """By the ledger's own events, of both runs together and of each: only the secure one has more
+    than one number, and the booked one is the epsilon that a budget limits.
+    """
+    spec, delta = secure_spec(drop=1, collude=1), 1e-5
+    secure, plain = uuid4(), uuid4()
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    event = PrivacyEvent(mechanism="gaussian", noise_multiplier=2.0, sample_rate=1, steps=1,
+                         unit="record")  # fmt: skip
+    rows = [
+        Reservation(
+            EntryView(
+                id=uuid4(), kind="reserve", client="a", event=each, reserve_id=None,
+                run_id=run, round=number, attempt=1, at=at,
+            ),
+            each, "commit", at,
+        )
+        for run, number, each in [
+            *((secure, n, spec.event(n)) for n in range(3)), (plain, 0, event),
+        ]
+    ]  # fmt: skip
+    found = statement(
+        Facts(
+            client="a", clients=["a"],
+            account=AccountView(site="s", population="p", unit="record"),
+            budget=Budget(epsilon=50.0, delta=delta), rows=rows,
+            runs={secure: ("secure", "d"), plain: ("plain", "e")}, reasons={},
+            secure={secure: (spec, 6)}, read_at=at,
+        )
+    )  # fmt: skip
+    whole = {view.who: view.epsilon for view in found.views}
+    assert whole["booked"] == found.epsilon.total
+    assert whole["coordinator"] < whole["booked"] < whole["everybody"]
+    first, second = found.runs
+    assert [view.who for view in first.views] == [view.who for view in found.views]
+    assert first.views[0].epsilon == first.epsilon.total
+    assert second.views == []

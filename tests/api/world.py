@@ -240,8 +240,8 @@ class World:
 
     def _every_wait_has_an_end(self) -> None:
         assert not self.sql(
-            "SELECT 1 FROM rounds WHERE state IN ('open', 'closing', 'aggregating') "
-            "AND deadline IS NULL"
+            "SELECT 1 FROM rounds WHERE state IN ('open', 'closing', 'aggregating', 'keys', "
+            "'shares', 'confirming', 'opening') AND deadline IS NULL"
         )
         assert not self.sql(
             "SELECT 1 FROM work_items WHERE state = 'leased' AND lease_expires IS NULL"
@@ -252,7 +252,8 @@ class World:
         assert not self.sql(
             "SELECT r.id FROM runs r WHERE (r.state IN ('running', 'paused')) <> EXISTS (SELECT "
             "FROM rounds o WHERE o.run_id = r.id AND o.state IN "
-            "('draft', 'open', 'closing', 'aggregating'))"
+            "('draft', 'open', 'closing', 'aggregating', 'keys', 'shares', 'confirming', "
+            "'opening'))"
         )
 
     def _nothing_executed_is_missing(self, name: str, budget: float) -> None:

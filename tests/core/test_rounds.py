@@ -198,7 +198,7 @@ def test_an_update_counts_in_an_open_round_with_a_live_lease_only(
     found = decide(state, RoundEvent.UPDATE, facts(lease_live=live))
     if state is RoundState.OPEN and live:
         assert found == Accept(RoundState.OPEN, (RecordUpdate(),))
-    elif state in (RoundState.OPEN, RoundState.DRAFT):
+    elif state in (RoundState.OPEN, RoundState.DRAFT, RoundState.KEYS, RoundState.SHARES):
         assert found == Reject("lease-lost")
     else:
         assert found == Reject("round-closed")

@@ -12,13 +12,21 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from tests.faults import secure
 from tests.faults.cells import CELLS, MOMENTS, PROCESSES, Cell
 from tests.faults.conditions import CONDITIONS, Condition
+from tests.faults.secure import SecureCell
 from tests.faults.strikes import Outcome
 
 VARIABLE = "FAULT_OUTCOMES"
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "fault-matrix.md"
 NONE = "·"
+EVERYTHING: tuple[Cell | SecureCell | Condition, ...] = (
+    *CELLS,
+    *CONDITIONS,
+    *secure.CELLS,
+    *secure.CONDITIONS,
+)
 
 
 def words(state: str, lost: int, *, at_most: bool = False) -> str:
@@ -29,12 +37,12 @@ def words(state: str, lost: int, *, at_most: bool = False) -> str:
     return f"{ended}, {'at most ' if at_most else ''}{lost} lost"
 
 
-def expected(cell: Cell | Condition) -> str:
+def expected(cell: Cell | SecureCell | Condition) -> str:
     state = cell.state if isinstance(cell, Condition) else "completed"
     return words(state, cell.lost, at_most=cell.at_most)
 
 
-def record(cell: Cell | Condition, outcome: Outcome) -> str:
+def record(cell: Cell | SecureCell | Condition, outcome: Outcome) -> str:
     """The outcome in words; kept for the document if this run is to write one."""
     if cell.at_most and outcome.lost <= cell.lost:
         said = words(outcome.state, cell.lost, at_most=True)
@@ -65,6 +73,17 @@ reservations were spent for nothing on the way, and their work was done again un
 ## A process dies
 """
 
+_SECURE = """## In secure sums
+
+The same clients and checks, with `aggregation = "secure"`; a published model is made again from the
+masked vectors and the transcript that opens their sum. Besides:
+
+* whatever was sent more than once (keys, shares, signatures, openings, masked vectors) was the
+  same, byte for byte, each time;
+* no site has masked two vectors in one session: nothing may be lost on the way, because there is no
+  second attempt.
+"""
+
 _FOOT = """
 Where only a lease tells (a Celery worker that dies between its claim and its reservation), the plan
 of the cell has a lease of 5 s; elsewhere one that outlives a restart, as the default of 600 s does.
@@ -78,12 +97,22 @@ def render(outcomes: Mapping[str, str]) -> str:
         [text] + [outcomes[known[who, when]] if (who, when) in known else NONE for when in MOMENTS]
         for who, text in PROCESSES.items()
     ]
+    sums = {(cell.process, cell.moment): outcomes[cell.id] for cell in secure.CELLS}
+    of_sums = [
+        [PROCESSES[who], *(sums[who, when] for when in secure.MOMENTS)] for who in secure.PROCESSES
+    ]
+    silent = [[each.text, each.moment, outcomes[each.id]] for each in secure.CONDITIONS]
     other = [[each.text, each.moment, outcomes[each.id]] for each in CONDITIONS]
-    moments = "\n".join(f"* *{name}*: {text}" for name, text in MOMENTS.items())
     return (
-        f"{_HEAD}\n{_table(['', *MOMENTS], died)}\n\nThe moments:\n\n{moments}\n\n"
-        f"## Something else goes wrong\n\n{_table(['', 'moment', 'outcome'], other)}\n{_FOOT}"
+        f"{_HEAD}\n{_table(['', *MOMENTS], died)}\n\n{_moments(MOMENTS)}\n\n"
+        f"## Something else goes wrong\n\n{_table(['', 'moment', 'outcome'], other)}\n\n"
+        f"{_SECURE}\n{_table(['', *secure.MOMENTS], of_sums)}\n\n{_moments(secure.MOMENTS)}\n\n"
+        f"{_table(['', 'moment', 'outcome'], silent)}\n{_FOOT}"
     )
+
+
+def _moments(texts: Mapping[str, str]) -> str:
+    return "The moments:\n\n" + "\n".join(f"* *{name}*: {text}" for name, text in texts.items())
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -101,7 +130,7 @@ def main() -> int:
         sys.stderr.write(f"no outcome of {missing} in {folder}: run all cells\n")
         return 1
     DOCUMENT.write_text(text)
-    sys.stdout.write(f"{DOCUMENT}: {len(CELLS) + len(CONDITIONS)} cells\n")
+    sys.stdout.write(f"{DOCUMENT}: {len(EVERYTHING)} cells\n")
     return 0
 
 

@@ -11,10 +11,12 @@ coordinator sees it, or its answer before the sender sees it, until the test say
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import socket
 import threading
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -25,6 +27,7 @@ CLAIM_WORK = r"POST /v1/work/[^/]+/claim"
 RENEW_WORK = r"POST /v1/work/[^/]+/renew"
 OBJECT = r"GET /v1/objects/"
 PUT_UPDATE = r"PUT /v1/runs/[^/]+/rounds/[0-9]+/updates/"
+PUT_STEP = r"PUT /v1/secure-steps/"
 CLAIM_JOB = r"POST /v1/jobs/[^/]+/claim"
 COMPLETE_JOB = r"POST /v1/jobs/[^/]+/complete"
 
@@ -58,6 +61,7 @@ class Fault:
     how: How
     seconds: float = 0.0  # how long a slow body takes
     path_has: str = ""
+    body_has: bytes = b""
     answer_has: bytes = b""  # for what is done to answers: only to one with these bytes
     statuses: list[int] = field(default_factory=list)  # of the coordinator's answers, in order
     line: str = ""  # method and path of the request that was caught
@@ -87,6 +91,7 @@ class Fault:
             request.party == self.party
             and re.match(self.pattern, request.line) is not None
             and self.path_has in request.path
+            and self.body_has in request.body
         )
 
     async def _held(self) -> bool:
@@ -112,6 +117,7 @@ class Proxy:
         self._turn = 0
         self._sockets = {party: _listening() for party in parties}
         self._seen: list[tuple[str, str, int]] = []
+        self._put: dict[str, set[str]] = defaultdict(set)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
@@ -176,6 +182,13 @@ class Proxy:
                 if who == party and re.match(pattern, line)
             ]
 
+    def put(self, part: str) -> Mapping[str, set[str]]:
+        """SHA-256 of every body that was PUT, by path, for paths with ``part``; whether or not the
+        coordinator has seen it.
+        """
+        with self._lock:
+            return {path: set(found) for path, found in self._put.items() if part in path}
+
     # --- inside ---
 
     def _run(self) -> None:
@@ -210,6 +223,7 @@ class Proxy:
             self._keep(task)
         try:
             request = await _read_request(party, reader)
+            self._note(request)
             fault = self._take(request, before=True)
             work = asyncio.create_task(self._answer(request, fault))
             self._keep(work)
@@ -221,6 +235,11 @@ class Proxy:
             pass  # to the sender: a connection that was closed
         finally:
             writer.close()
+
+    def _note(self, request: Request) -> None:
+        if request.method == "PUT":
+            with self._lock:
+                self._put[request.path].add(hashlib.sha256(request.body).hexdigest())
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from benchmarks.demo.stack import ROOT
 from tests.faults import document
 from tests.faults.cells import CELLS, MOMENTS, PROCESSES
-from tests.faults.conditions import CONDITIONS
 from tests.faults.repeat import ALWAYS, SHARED, share
 
 
 def test_every_cell_has_an_id_of_its_own() -> None:
-    ids = [cell.id for cell in (*CELLS, *CONDITIONS)]
+    ids = [cell.id for cell in document.EVERYTHING]
     assert len(set(ids)) == len(ids)
 
 
@@ -21,7 +20,7 @@ def test_every_process_and_every_moment_is_there() -> None:
 
 def test_the_document_is_of_these_cells() -> None:
     """Run ``make fault-matrix`` after a change of the cells."""
-    known = {cell.id: document.expected(cell) for cell in (*CELLS, *CONDITIONS)}
+    known = {cell.id: document.expected(cell) for cell in document.EVERYTHING}
     assert document.DOCUMENT.read_text() == document.render(known)
 
 

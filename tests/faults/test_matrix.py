@@ -7,9 +7,11 @@ executed events and the rest is listed as lost, and every process works on.
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from tests.faults import document
+from tests.faults import document, secure
 from tests.faults.cells import CELLS, Cell
 from tests.faults.conditions import CONDITIONS, Condition
 from tests.faults.strikes import run_cell
@@ -17,11 +19,30 @@ from tests.faults.world import World
 
 pytestmark = [pytest.mark.faults, pytest.mark.e2e, pytest.mark.timeout(180)]
 
+# All of them take minutes; the tests play the most telling ones (``make fault-matrix``: all).
+SECURE_CELLS = [
+    cell for cell in secure.CELLS if cell.always or os.environ.get("FAULT_CELLS") == "all"
+]
+
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.id)
 def test_a_process_dies(cell: Cell, world: World) -> None:
     outcome = run_cell(world, cell)
     assert document.record(cell, outcome) == document.expected(cell), outcome.why
+    world.processes.check()
+
+
+@pytest.mark.parametrize("cell", SECURE_CELLS, ids=lambda cell: cell.id)
+def test_a_process_dies_in_a_secure_sum(cell: secure.SecureCell, world: World) -> None:
+    outcome = secure.run_cell(world, cell)
+    assert document.record(cell, outcome) == document.expected(cell), outcome.why
+    world.processes.check()
+
+
+@pytest.mark.parametrize("condition", secure.CONDITIONS, ids=lambda condition: condition.id)
+def test_a_site_falls_silent_in_a_secure_sum(condition: Condition, world: World) -> None:
+    outcome = condition.run(world)
+    assert document.record(condition, outcome) == document.expected(condition), outcome.why
     world.processes.check()
 
 

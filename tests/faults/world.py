@@ -1,6 +1,7 @@
 """A whole federation on loopback whose every part can be killed and started again.
 
-Three clients: two are served by the Celery worker of the queue ``train``, one by a site agent.
+Three clients: two are served by the Celery worker of the queue ``train``, one by a site agent (and
+a fourth one by the worker, for runs that can do without one). All know one another's keys.
 All of them, and the worker of the queue ``coordinator``, reach the coordinator through the fault
 proxy, and so does the operator (the test). Processes stay up from cell to cell, because
 starting them is what takes time; every cell has a run of its own.
@@ -13,9 +14,9 @@ import secrets
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,15 +27,19 @@ from benchmarks.demo.sites import Client, Party, write_party
 from benchmarks.demo.small import clusters
 from benchmarks.demo.stack import ROOT, Stack, bare_environment
 from core.federation.plan import Plan
+from core.federation.secure_plan import SecurePlan
 from core.processes import Processes, wait_for
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
 from tests.faults.proxy import Proxy
 from tests.faults.services import Disk, Postgres, Valkey, postgres, valkey
 from tests.ledgers import Member
-from worker.agent.site import LEDGER_FILE
+from worker.agent import peers
+from worker.agent.site import LEDGER_FILE, Site
 from worker.agent.spend import SiteLedger
+from worker.agent.sum_identity import key_of
 from worker.answers import JsonObject, Retry
 from worker.client import CoordinatorClient
+from worker.config import load_site
 from worker.errors import ApiProblem, ClientError
 
 T = TypeVar("T")
@@ -42,7 +47,8 @@ T = TypeVar("T")
 COORDINATOR, REPLICA = "coordinator", "coordinator-2"
 TRAIN, SUM, AGENT = "worker-train", "worker-coordinator", "agent"
 OPERATOR = "operator"  # the test itself
-MANAGED = ("site-a", "site-b")
+MANAGED = ("site-a", "site-b", "site-d")
+SPARE = "site-d"  # takes part only in runs that ask for it
 
 # How fast the federation notices things. Short, so that a cell takes seconds; the order of
 # magnitude between them is that of the defaults.
@@ -58,12 +64,14 @@ SKETCHES, TRAINING = 1, 2
 ROUNDS = SKETCHES + TRAINING
 
 
-def a_plan(name: str, **of_round: Any) -> Plan:
+def a_plan(name: str, secure: SecurePlan | None = None, **of_round: Any) -> Plan:
     """A tiny plan. Its epsilon is small, so that the sites can take part in many runs."""
     plan = load_plan(Options(small=True))
     return plan.model_copy(
         update={
             "name": name,
+            "aggregation": "plain" if secure is None else "secure",
+            "secure": secure or SecurePlan(),
             "privacy": plan.privacy.model_copy(
                 update={"sketch_steps": SKETCHES, "rounds": TRAINING, "epsilon": 0.5}
             ),
@@ -90,7 +98,7 @@ class World:
     main: str = COORDINATOR  # which of the two coordinators is up
     tokens: dict[str, str] = field(default_factory=dict, repr=False)
     parties: dict[str, Party] = field(default_factory=dict)
-    members: list[Member] = field(default_factory=list)
+    everybody: list[Member] = field(default_factory=list)
     operator: CoordinatorClient = field(init=False, repr=False)
 
     @property
@@ -101,13 +109,18 @@ class World:
         return next(each for each in self.members if each.name == name)
 
     @property
+    def members(self) -> list[Member]:
+        """Of a run that does not say otherwise."""
+        return [each for each in self.everybody if each.name != SPARE]
+
+    @property
     def alone(self) -> Member:
         """The client whose site runs an agent."""
         return next(each for each in self.members if each.name not in MANAGED)
 
     def members_of(self, process: str) -> list[Member]:
         """The clients that the train worker, or the agent, works for."""
-        return [each for each in self.members if (each.name in MANAGED) == (process == TRAIN)]
+        return [each for each in self.everybody if (each.name in MANAGED) == (process == TRAIN)]
 
     # --- processes ---
 
@@ -181,8 +194,8 @@ class World:
         """Until no site has anything left to say, and every process is up and idle."""
         self.wait(
             "the sites to deliver or lose what they have begun",
-            lambda: True if not any(_unsettled(each) for each in self.members) else None,
-            state=lambda: str({each.name: _unsettled(each) for each in self.members}),
+            lambda: True if not any(_unsettled(each) for each in self.everybody) else None,
+            state=lambda: str({each.name: _unsettled(each) for each in self.everybody}),
         )
         self.wait_ready(self.main)
 
@@ -219,10 +232,12 @@ class World:
 
     # --- runs ---
 
-    def begin(self, **of_round: Any) -> str:
-        """A new run of all three clients, started; its id."""
-        plan = a_plan(f"run-{uuid.uuid4().hex[:12]}", **of_round)
-        names = [member.name for member in self.members]
+    def begin(
+        self, secure: SecurePlan | None = None, members: Sequence[Member] = (), **of_round: Any
+    ) -> str:
+        """A new run of these clients (the three members), started; its id."""
+        plan = a_plan(f"run-{uuid.uuid4().hex[:12]}", secure, **of_round)
+        names = [member.name for member in members or self.members]
         run = self.operator.create_run(plan, names)
         self.operator.start_run(str(run["id"]))
         return str(run["id"])
@@ -251,6 +266,19 @@ def _unsettled(member: Member) -> int:
         return len(ledger.unfinished(member.name)) + len(ledger.undelivered(member.name))
     finally:
         ledger.close()
+
+
+def _introduce(world: World) -> None:
+    """Every client's key is known to the coordinator, and pinned at all the others' sites."""
+    keys: dict[str, str] = {}
+    for name in (TRAIN, AGENT):
+        with CoordinatorClient(world.proxy.url(name), world.tokens[name]) as coordinator:
+            for member in world.members_of(name):
+                with Site.open(member.state) as site:
+                    keys[member.name] = key_of(site, member.name)
+                coordinator.put_identity_key(member.client_id, keys[member.name])
+    for party in world.parties.values():
+        peers.pin(load_site(party.config).client[0], keys)
 
 
 def _made(folder: Path, exits: ExitStack) -> World:
@@ -287,18 +315,18 @@ def _made(folder: Path, exits: ExitStack) -> World:
     generous = plan.model_copy(
         update={"privacy": plan.privacy.model_copy(update={"epsilon": 60.0})}
     )
-    clients = [Client(site_.name, site_, managed=i < 2) for i, site_ in enumerate(data.sites)]
-    world.parties[TRAIN] = write_party(
-        sites[TRAIN].folder / "managed", clients[:2], generous, data.space
-    )
-    world.parties[AGENT] = write_party(
-        sites[AGENT].folder / "alone", clients[2:], generous, data.space
-    )
+    of_sites = [*data.sites, replace(data.sites[0], name=SPARE)]
+    clients = [Client(each.name, each, managed=each.name in MANAGED) for each in of_sites]
+    for party, folder_name, managed in ((TRAIN, "managed", True), (AGENT, "alone", False)):
+        own = [each for each in clients if each.managed == managed]
+        world.parties[party] = write_party(
+            sites[party].folder / folder_name, own, generous, data.space
+        )
     world.wait_ready(COORDINATOR)
     ids, tokens = federation.enrol(world.operator, clients, generous, data.space)
-    world.tokens = {AGENT: tokens[clients[-1].name], TRAIN: stack.token("worker")}
+    world.tokens = {AGENT: tokens[clients[2].name], TRAIN: stack.token("worker")}
     world.tokens[SUM] = world.tokens[TRAIN]
-    world.members = [
+    world.everybody = [
         Member(
             each.name,
             ids[each.name],
@@ -307,6 +335,7 @@ def _made(folder: Path, exits: ExitStack) -> World:
         )
         for each in clients
     ]
+    _introduce(world)
     for name in (TRAIN, SUM, AGENT):
         world.start(name)
     return world

@@ -388,7 +388,7 @@ def test_a_backup_of_an_older_schema_is_carried_over(
 ) -> None:
     db = sqlite3.connect(copy / LEDGER_FILE, isolation_level=None)
     db.execute("DROP TRIGGER nothing_is_spent_before_reconciliation")
-    for table in ("restored", "reconciliation", "restoration", "consent"):
+    for table in ("restored", "reconciliation", "restoration", "consent", "sum_state"):
         db.execute(f"DROP TABLE {table}")
     db.execute("PRAGMA user_version = 2")
     db.close()

@@ -58,8 +58,8 @@ def test_headers_of_a_request() -> None:
     with connect(handler) as client:
         assert client.alive() == {"ok": True}
     assert seen[0].headers["Authorization"] == f"Bearer {TOKEN}"
-    assert seen[0].headers[PROTOCOL_HEADER] == "2"
-    assert seen[0].headers[RANGE_HEADER] == "1-2"
+    assert seen[0].headers[PROTOCOL_HEADER] == "3"
+    assert seen[0].headers[RANGE_HEADER] == "1-3"
     assert TOKEN not in repr(client)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import threading
@@ -325,7 +326,7 @@ def agent(
 
 
 def test_the_commands_of_a_site(
-    agent: Callable[..., Result], admin: CoordinatorClient, tmp_path: Path
+    agent: Callable[..., Result], admin: CoordinatorClient, federation: Federation, tmp_path: Path
 ) -> None:
     result = agent("check")
     assert (result.exit_code, "agent enrol CODE" in result.stdout) == (1, True), result.output
@@ -341,6 +342,9 @@ def test_the_commands_of_a_site(
     assert "Next: fedhypevae agent check" in done.stdout
     token = (tmp_path / "state" / "token").read_text().strip()
     assert token not in waits.output + done.output
+    key = json.loads(agent("identity", "show", "--json").output)["keys"][0]["key"]
+    kept = federation.sql("SELECT identity_key FROM clients WHERE name = 'site-a'")
+    assert kept == [(key,)], "whoever comes in tells the key of its secure sums"
     assert agent("check").exit_code == 0
     rotated = agent("rotate-token", "--overlap", "0")
     assert rotated.exit_code == 0, rotated.output

@@ -14,11 +14,12 @@ from core.wire.messages import ConsentDecision, PlanOffer
 from core.wire.protocol import CONSENT
 from worker import logs
 from worker.agent.policy import judge_plan
+from worker.agent.premise import members
 from worker.agent.records import Decision
 from worker.agent.spend import SiteLedger
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig
-from worker.errors import ApiProblem
+from worker.errors import ApiProblem, ConfigError
 
 _log = logs.get("worker.consent")
 Verb = Literal["approve", "refuse"]
@@ -44,6 +45,19 @@ def consider(
             "plan_awaits_consent", epsilon_plan=round(plan.epsilon_plan, 4),
             mend=f"See 'fedhypevae agent plans', then 'fedhypevae agent approve {plan.run_id}' "
             "or 'refuse'.",
+        )  # fmt: skip
+        return False
+    try:
+        sums = members(coordinator, plan.spec, config, joins=plan.joins)
+    except ConfigError as error:
+        log.error("keys_unreadable", reason=error.message, mend=error.mend)
+        return False
+    if sums is not None and sums.unpinned and config.peers is not None:
+        # A refusal would be for good, and these keys only wait for somebody to compare them.
+        log.warning(
+            "plan_awaits_keys", unpinned=sums.unpinned,
+            mend="Compare fingerprints with their people: 'fedhypevae agent identity peers "
+            f"{plan.run_id}', then 'fedhypevae agent approve {plan.run_id}'.",
         )  # fmt: skip
         return False
     verb: Verb = "approve"

@@ -17,11 +17,14 @@ from types import FrameType
 
 from core.training.compute import AUTO, Compute
 from core.wire.messages import PlanOffer
+from core.wire.secure import SumStep
 from worker import logs
+from worker.agent import sums
 from worker.agent.consent import consider
 from worker.agent.identity import configured
 from worker.agent.reconcile import reconcile
 from worker.agent.site import Site
+from worker.agent.sum_identity import register_softly
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig, SiteConfig
 from worker.delivery import Workplace, give_back
@@ -105,7 +108,7 @@ def run_agent(
     with stopper.listening(), Site.open(site_config.state_dir) as site:
         try:
             make_ready(compute)
-            client_id, config = _identified(coordinator, site_config, stopper)
+            client_id, config = _identified(coordinator, site_config, site, stopper)
             with site.lock(config.name):
                 _log.info("agent_started", client=config.name, coordinator=coordinator.base_url)
                 place = Workplace(site, coordinator, compute=compute, stop=stopper.event)
@@ -118,14 +121,16 @@ def run_agent(
 
 
 def _identified(
-    coordinator: CoordinatorClient, site_config: SiteConfig, stopper: Stopper
+    coordinator: CoordinatorClient, site_config: SiteConfig, site: Site, stopper: Stopper
 ) -> tuple[str, ClientConfig]:
     pauses = _pauses()
     while True:
         try:
             with stopper.idle():
                 me = coordinator.client("me")
-            return str(me["id"]), configured(me, site_config)
+                config = configured(me, site_config)
+                register_softly(coordinator, me, site)
+            return str(me["id"]), config
         except ClientError as error:
             _after(error, next(pauses), stopper)
 
@@ -192,6 +197,9 @@ def _serve(
         if order is None:
             pauses = _pauses()
             continue
+        if isinstance(order, SumStep):
+            pauses = _stepped(order, config, place, pauses, stopper)
+            continue
         _log.info(
             "work_received", client=config.name, run_id=order.run_id,
             round_number=order.round_number, attempt=order.attempt, kind=order.kind,
@@ -206,6 +214,26 @@ def _serve(
             pauses = _pauses()
         else:
             _pause(next(pauses), stopper)
+
+
+def _stepped(
+    step: SumStep,
+    config: ClientConfig,
+    place: Workplace,
+    pauses: Iterator[float],
+    stopper: Stopper,
+) -> Iterator[float]:
+    """Answer a step of a secure sum; the pauses from now on. What went wrong is offered again."""
+    try:
+        if sums.answer(step, config, place):
+            return _pauses()
+    except SiteStateError as error:
+        _mended(config, place, error, pauses, stopper)
+    except ClientError as error:
+        _after(error, next(pauses), stopper)
+    else:
+        _pause(next(pauses), stopper)
+    return pauses
 
 
 def _mended(

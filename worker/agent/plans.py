@@ -17,11 +17,13 @@ from rich.table import Table
 
 from core.errors import PlanRefused
 from core.federation.plan import RunSpec
+from core.privacy.views import View
 from core.wire.messages import PlanOffer
 from core.wire.protocol import CONSENT
 from worker.agent.consent import Verb, say
 from worker.agent.identity import configured
 from worker.agent.policy import judge_plan
+from worker.agent.premise import Members, members, sentence, views_here
 from worker.agent.price import Cost, cost
 from worker.agent.records import Decision
 from worker.agent.site import Site
@@ -45,6 +47,15 @@ class Shown:
     cost: Cost | None
     refusal: PlanRefused | None
     word: Decision | None
+    sums: Members | None = None
+    views: tuple[View, ...] = ()
+
+    @property
+    def premise(self) -> str | None:
+        """Of secure sums: against whom their price holds."""
+        if self.sums is None or not self.views:
+            return None
+        return sentence(self.spec, self.sums.clients, self.views)
 
     @property
     def rounds(self) -> int:
@@ -84,7 +95,7 @@ def shown(
             if name in mine and run in (None, called, spec.run_id)
         ]
     return [
-        _offered(site, mine[plan.client], plan)
+        _offered(site, mine[plan.client], plan, coordinator)
         for plan in coordinator.plans(client_id, state=state)
         if plan.client in mine and run in (None, plan.run, plan.run_id)
     ]
@@ -106,7 +117,9 @@ def _runs(coordinator: CoordinatorClient) -> list[tuple[str, RunSpec, list[str]]
         query["after"] = page["next"]
 
 
-def _offered(site: Site, config: ClientConfig, plan: PlanOffer) -> Shown:
+def _offered(
+    site: Site, config: ClientConfig, plan: PlanOffer, coordinator: CoordinatorClient
+) -> Shown:
     if plan.spec.digest != plan.spec_digest:
         raise ConsentError(
             f"the plan of run {plan.run} is not the one whose digest the coordinator names.",
@@ -121,6 +134,7 @@ def _offered(site: Site, config: ClientConfig, plan: PlanOffer) -> Shown:
         joins=plan.joins,
         state=plan.state,
         deadline=plan.deadline,
+        sums=members(coordinator, plan.spec, config, joins=plan.joins),
     )
 
 
@@ -133,17 +147,22 @@ def _of(
     joins: bool,
     state: str,
     deadline: datetime | None,
+    sums: Members | None = None,
 ) -> Shown:
     entries = site.ledger.entries(config.population)
     price, refusal = None, None
+    views: tuple[View, ...] = ()
     try:
-        judge_plan(spec, config, entries, joins=joins)
+        if sums is not None:
+            views = views_here(spec, config, sums.clients)
+        unpinned = () if sums is None else sums.unpinned
+        judge_plan(spec, config, entries, joins=joins, unpinned=unpinned)
     except PlanRefused as error:
         refusal = error
     if not spec.plan.privacy.caveat:
         price = cost(spec, config, entries, joins=joins)
     word = site.ledger.word(spec.run_id, config.name)
-    return Shown(run, spec, config, joins, state, deadline, price, refusal, word)
+    return Shown(run, spec, config, joins, state, deadline, price, refusal, word, sums, views)
 
 
 def decide(
@@ -196,6 +215,8 @@ def decide(
                 f"{config.population} goes from {plan.cost.spent:.4g} to {plan.cost.after:.4g} of "
                 f"{config.max_epsilon:g} at delta {config.delta:g}"
             )
+            if plan.premise is not None:
+                lines.append(f"{name}: {plan.premise}")
     return lines
 
 
@@ -214,6 +235,7 @@ def as_json(plans: Sequence[Shown]) -> list[dict[str, Any]]:
             "epsilon_after": plan.cost and plan.cost.after,
             "max_epsilon": plan.config.max_epsilon,
             "delta": plan.config.delta,
+            "views": [view.model_dump() for view in plan.views] or None,
             "policy": "allows" if plan.refusal is None else "refuses",
             "policy_field": plan.refusal and plan.refusal.field,
             "policy_reason": plan.refusal and plan.refusal.message,
@@ -249,6 +271,10 @@ def print_table(plans: Sequence[Shown]) -> None:
         )
     console.print(table)
     for plan in plans:
+        if plan.premise is not None:
+            console.print(
+                f"{plan.config.name}: {plan.run}: {plan.premise}", markup=False, highlight=False
+            )
         if plan.refusal is not None:
             console.print(
                 f"{plan.config.name}: {plan.run}: the policy refuses: {plan.refusal.message} "

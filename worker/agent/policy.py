@@ -19,6 +19,7 @@ from core.federation.selection import selected
 from core.privacy import accounting, budget
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import WorkOrder
+from core.wire.secure import SumStep
 from worker.agent.price import ahead, committed, own
 from worker.agent.records import AttemptKey, Decision, Entry, charged
 from worker.config import ClientConfig
@@ -50,18 +51,65 @@ def judge(
 
 
 def judge_plan(
-    spec: RunSpec, config: ClientConfig, entries: Sequence[Entry], *, joins: bool = False
+    spec: RunSpec,
+    config: ClientConfig,
+    entries: Sequence[Entry],
+    *,
+    joins: bool = False,
+    unpinned: Sequence[str] = (),
 ) -> None:
     """Return if a run's plan may be approved: what ``judge`` asks of its orders, as far as a spec
     tells, with the whole plan on top of what was spent. Raises ``PlanRefused``.
 
-    ``joins``: the client executes one sketch of a completed run instead of the plan's rounds.
+    ``joins``: the client executes one sketch of a completed run instead of the plan's rounds;
+    ``unpinned``: other clients of its secure sums whose keys are not pinned here.
     """
     _has_guarantee(spec)
     _same_run(spec.run_id, spec.digest, entries)
     _limits(spec, config, joins=joins)
+    if spec.plan.aggregation == "secure" and not joins:
+        _peers(spec, config, unpinned)
     _account(config, entries)
     _budget(spec, config, entries, ahead(spec, config, entries, joins=joins))
+
+
+def _peers(spec: RunSpec, config: ClientConfig, unpinned: Sequence[str]) -> None:
+    pin = (
+        "Compare fingerprints with their people: "
+        f"'fedhypevae agent identity peers {spec.run_id} --client {config.name}'."
+    )
+    if config.peers is None:
+        _refuse(
+            "its sums are secure ones, and no keys of other clients are pinned here",
+            "peers",
+            f'Add peers = "peers.json" to this [[client]]. {pin}',
+        )
+    if unpinned:
+        _refuse(
+            f"its sums are secure ones, and no key of {', '.join(unpinned)} is pinned here",
+            "peers",
+            pin,
+        )
+
+
+def judge_step(
+    step: SumStep, config: ClientConfig, entries: Sequence[Entry], word: Decision | None = None
+) -> None:
+    """Return if this client may take part in a step of a secure sum. A step spends nothing, but who
+    begins should be able to send a vector: what ``judge`` will ask of its order is asked now.
+    """
+    spec = step.spec
+    _has_guarantee(spec)
+    if step.client != config.name:
+        _refuse(f"the step is for {step.client!r}, not for {config.name!r}", "client")
+    if (step.spec_digest, step.run_id) != (spec.digest, spec.run_id):
+        _refuse("the step's run is not that of its spec", "spec_digest")
+    _agreed(step.run_id, step.spec_digest, config, word)
+    _same_run(step.run_id, step.spec_digest, entries)
+    _limits(spec, config, joins=False)
+    _account(config, entries)
+    if step.step == "keys":  # later steps open what was charged by then
+        _budget(spec, config, entries, ahead(spec, config, entries, joins=False))
 
 
 def _refuse(message: str, field: str, mend: str | None = None) -> NoReturn:
@@ -79,20 +127,29 @@ def _has_guarantee(spec: RunSpec) -> None:
 
 
 def _approved(order: WorkOrder, config: ClientConfig, word: Decision | None) -> None:
+    _agreed(order.run_id, order.spec_digest, config, word)
+    if config.consent == "ask" and word is not None and word.joins and order.kind != "join":
+        _refuse(
+            f"a join was approved at this site, not a {order.kind} round", "consent",
+            _look(order.run_id),
+        )  # fmt: skip
+
+
+def _look(run_id: str) -> str:
+    return f"Look at it with 'fedhypevae agent plans', then 'fedhypevae agent approve {run_id}'."
+
+
+def _agreed(run_id: str, spec_digest: str, config: ClientConfig, word: Decision | None) -> None:
     """A person's no holds at once and in every mode; a yes is needed where the site asks one."""
-    look = (
-        f"Look at it with 'fedhypevae agent plans', then 'fedhypevae agent approve {order.run_id}'."
-    )
+    look = _look(run_id)
     if word is not None and word.decision == "refuse":
         _refuse("a person of this site has refused this run", "consent", look)
     if config.consent == "policy":
         return
     if word is None:
         _refuse("no person of this site has approved this run", "consent", look)
-    if word.spec_digest != order.spec_digest:
+    if word.spec_digest != spec_digest:
         _refuse("what was approved at this site is another spec of this run", "consent", look)
-    if word.joins and order.kind != "join":
-        _refuse(f"a join was approved at this site, not a {order.kind} round", "consent", look)
 
 
 def _same_order(order: WorkOrder, config: ClientConfig) -> None:
@@ -109,6 +166,14 @@ def _same_order(order: WorkOrder, config: ClientConfig) -> None:
         kind, planned = spec.kind(order.round_number), spec.event(order.round_number)
     except ValueError as error:
         _refuse(str(error), "round_number")
+    if spec.is_secure(order.round_number) != (order.sum is not None):
+        _refuse(
+            "the plan's sums are secure ones, and the order is for an update that the coordinator "
+            "would see"
+            if order.sum is None
+            else "the order is for a secure sum, which the plan does not have",
+            "sum",
+        )
     if order.kind != kind:
         _refuse(f"round {order.round_number} is a {kind} round, not a {order.kind} one", "kind")
     if order.event != planned:

@@ -72,11 +72,14 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
             f"clients {', '.join(account['clients'])}: "
             f"epsilon {account['epsilon_total']:.4f} of {account['max_epsilon']:g} "
             f"at delta {account['delta']:g} (executed {account['epsilon_committed']:.4f}); "
-            f"{states['commit']} committed, {states['lost']} lost, {states['open']} open",
+            f"{states['commit']} committed, {states['lost']} lost, {states['open']} open"
+            + _premise(account["entries"]),
             markup=False,
             highlight=False,
         )
-        table = Table("at", "kind", "run", "round", "attempt", "client", "noise", "rate", "steps")
+        table = Table(
+            "at", "kind", "run", "round", "attempt", "client", "noise", "rate", "steps", "collude"
+        )
         for entry in account["entries"]:
             event = entry["event"]
             table.add_row(
@@ -89,8 +92,21 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
                 f"{event['noise_multiplier']:.4g}",
                 f"{event['sample_rate']:g}",
                 str(event["steps"]),
+                str(event.get("collude", "")),
             )
         console.print(table)
+
+
+def _premise(entries: Sequence[dict[str, Any]]) -> str:
+    """What epsilon rests on, where some of it was spent in secure sums."""
+    allowed = {e["event"]["collude"] for e in entries if "collude" in e["event"]}
+    if not allowed:
+        return ""
+    few = " or ".join(str(each) for each in sorted(allowed))
+    return (
+        f"; secure sums among them: epsilon holds while no more than {few} of a round's other "
+        "clients work with the coordinator"
+    )
 
 
 def verdict(client: str, found: Comparison) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-VERSION = 4
+VERSION = 5
 
 # Tables whose rows stay as they are. ``payload`` may lose a row, but only once it was delivered,
 # ``kept`` once it is of no more use.
@@ -193,6 +193,27 @@ CONSENT = (
     _append_only("consent", "DELETE"),
 )
 
+# A client's secrets in the secure sum of one round: one session, ever. ``state`` is gone once the
+# sum was opened, or the ledger was restored from a backup (which may have forgotten a mask).
+SUMS = (
+    """CREATE TABLE sum_state (
+    run_id      TEXT NOT NULL,
+    round       INTEGER NOT NULL,
+    client      TEXT NOT NULL,
+    session     TEXT NOT NULL,
+    state       TEXT,
+    masked      INTEGER NOT NULL CHECK (masked IN (0, 1)),
+    at          TEXT NOT NULL,
+    PRIMARY KEY (run_id, round, client)
+) STRICT""",
+    """CREATE TRIGGER one_session_of_a_sum BEFORE UPDATE ON sum_state
+WHEN NEW.run_id <> OLD.run_id OR NEW.round <> OLD.round OR NEW.client <> OLD.client
+  OR NEW.session <> OLD.session OR NEW.masked < OLD.masked
+  OR (OLD.state IS NULL AND NEW.state IS NOT NULL)
+BEGIN SELECT RAISE(ABORT, 'a round has one session, and a vector is masked once'); END""",
+    _append_only("sum_state", "DELETE"),
+)
+
 # Version -> the statements that lead to the next one.
 MIGRATIONS = {
     1: (*KEPT, _append_only("kept", "UPDATE")),
@@ -205,6 +226,7 @@ MIGRATIONS = {
         ),
     ),
     3: CONSENT,
+    4: SUMS,
 }
 
 
@@ -215,7 +237,9 @@ def script() -> str:
         for verb, tables in (("UPDATE", UNCHANGEABLE), ("DELETE", APPEND_ONLY))
         for table in tables
     ]
-    rest = "".join(f"{statement};\n" for statement in (*KEPT, *RESTORED, *triggers, *CONSENT))
+    rest = "".join(
+        f"{statement};\n" for statement in (*KEPT, *RESTORED, *triggers, *CONSENT, *SUMS)
+    )
     return f"{TABLES}\n{rest}PRAGMA user_version = {VERSION};\n"
 
 

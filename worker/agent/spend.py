@@ -29,8 +29,10 @@ import uuid_utils
 
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent
+from core.secagg.messages import Session
+from core.secagg.participant import State
 from core.wire.messages import WorkOrder
-from worker.agent import consents, restoration, schema, standing, state
+from worker.agent import consents, restoration, schema, standing, state, sum_states
 from worker.agent.records import (
     Attempt,
     AttemptKey,
@@ -41,6 +43,7 @@ from worker.agent.records import (
     charged,
 )
 from worker.agent.restoration import Charge
+from worker.agent.sum_states import Sums
 from worker.cache import digest_of_bytes
 from worker.config import ClientConfig
 from worker.errors import AttemptKnown, DataChanged, SiteStateError
@@ -62,6 +65,7 @@ class SiteLedger:
             self._db.execute("PRAGMA foreign_keys = ON")
             self._db.execute("PRAGMA recursive_triggers = ON")  # else REPLACE slips past DELETE
             self._prepare(site_id)
+            self.sums = Sums(self._db, self._transaction)
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise SiteStateError(
@@ -200,8 +204,17 @@ class SiteLedger:
                     mend="Put the old file back, or wait for a run that starts after the change.",
                 )
 
-    def commit(self, key: AttemptKey, body: bytes, kept: bytes | None = None) -> StoredUpdate:
-        """Noise was drawn: book it and keep the bytes, in one transaction, before sending."""
+    def commit(
+        self,
+        key: AttemptKey,
+        body: bytes,
+        kept: bytes | None = None,
+        masked: tuple[Session, State] | None = None,
+    ) -> StoredUpdate:
+        """Noise was drawn: book it and keep the bytes, in one transaction, before sending.
+
+        ``masked``: of a secure sum, the client's state once its vector was masked.
+        """
         update_id, digest = str(uuid_utils.uuid7()), digest_of_bytes(body)
         with self._transaction():
             self._outcome("commit", key)
@@ -212,6 +225,8 @@ class SiteLedger:
             self._db.execute("INSERT INTO payload VALUES (?, ?)", (update_id, body))
             if kept is not None:
                 state.store(self._db, key, kept)
+            if masked is not None:
+                sum_states.keep(self._db, masked[0], key.client, masked[1])
         stored = self.update_of(key)
         if stored is None:
             raise SiteStateError(f"attempt {key} vanished from the ledger while it was committed.")
@@ -241,6 +256,7 @@ class SiteLedger:
         completed."""
         with self._transaction():
             restoration.mark(self._db, backup_made_at, _now())
+            sum_states.wipe_all(self._db)
 
     def complete(self, population: str, unit: str, charges: Sequence[Charge]) -> int:
         """Charge, as lost, what a restored ledger lacks; how many. Once per restoration."""

@@ -33,6 +33,8 @@ def enrol_site(
     happened: the same command goes on.
     """
     from worker.agent import enrol
+    from worker.agent.site import Site
+    from worker.agent.sum_identity import register_softly
     from worker.client import CoordinatorClient
     from worker.credentials import TokenFile
 
@@ -64,6 +66,13 @@ def enrol_site(
         print(enrol.as_table(client))
     else:
         print("Next: fedhypevae agent check, then fedhypevae agent run.")
+    if site is not None and not wrong:
+        with (
+            told(),
+            CoordinatorClient(settings.coordinator_url, keep) as coordinator,
+            Site.open(site.state_dir) as opened,
+        ):
+            register_softly(coordinator, client, opened)
 
 
 def rotate_token(

@@ -13,6 +13,15 @@ from core.wire.messages import (
     WorkFailure,
     WorkOrder,
 )
+from core.wire.secure import (
+    CONTENT_TYPE_MASKED,
+    IdentityKey,
+    Peer,
+    StepAnswer,
+    StepDecline,
+    StepReceipt,
+    SumStep,
+)
 from worker import parsing
 from worker.answers import A_WHILE, BRIEFLY, ONCE, JsonObject
 from worker.operations.base import Operations, path_part
@@ -66,9 +75,9 @@ class SiteWork(Operations):
         wait_s: float = 25.0,
         run_id: str | None = None,
         seen: Sequence[str] = (),
-    ) -> WorkOrder | PlanOffer | None:
-        """Long poll for this client's next order (of one run), or for a plan that awaits its
-        site's word and is not among ``seen``; None if there is neither in time.
+    ) -> WorkOrder | SumStep | PlanOffer | None:
+        """Long poll for this client's next order (of one run), for a step of a secure sum, or for a
+        plan that awaits its site's word and is not among ``seen``; None if there is none in time.
 
         A coordinator of protocol 1 sends orders only. Not retried here: the agent's loop reconnects
         for ever and says so.
@@ -102,15 +111,50 @@ class SiteWork(Operations):
         self._send("POST", path, lease=lease_token, json=failure, retry=A_WHILE)
 
     def put_update(
-        self, *, run_id: str, round_number: int, update_id: str, lease_token: str, body: bytes
+        self,
+        *,
+        run_id: str,
+        round_number: int,
+        update_id: str,
+        lease_token: str,
+        body: bytes,
+        masked: bool = False,
     ) -> UpdateReceipt:
-        """Post an update; safe to repeat with the same id and bytes, for ever."""
+        """Post an update, or the masked vector of a secure sum; safe to repeat with the same id and
+        bytes, for ever.
+        """
         answer = self._send(
             "PUT",
             f"/v1/runs/{path_part(run_id)}/rounds/{round_number}/updates/{path_part(update_id)}",
             lease=lease_token,
             content=body,
-            headers={"Content-Type": CONTENT_TYPE_TENSORS},
+            headers={"Content-Type": CONTENT_TYPE_MASKED if masked else CONTENT_TYPE_TENSORS},
             retry=BRIEFLY,  # ``worker.delivery`` repeats the call for as long as it takes
         )
         return parsing.message(UpdateReceipt, answer)
+
+    # --- secure sums ---
+
+    def sum_step(self, step_id: str) -> SumStep:
+        """A step that a message has announced."""
+        path = f"/v1/secure-steps/{path_part(step_id)}"
+        return parsing.message(SumStep, self._send("GET", path, retry=BRIEFLY))
+
+    def answer_step(self, step_id: str, answer: StepAnswer) -> StepReceipt:
+        """Safe to repeat with the same answer."""
+        path = f"/v1/secure-steps/{path_part(step_id)}"
+        return parsing.message(StepReceipt, self._send("PUT", path, json=answer, retry=A_WHILE))
+
+    def decline_step(self, step_id: str, decline: StepDecline) -> None:
+        path = f"/v1/secure-steps/{path_part(step_id)}/decline"
+        self._send("POST", path, json=decline, retry=A_WHILE)
+
+    def put_identity_key(self, client_id: str, key: str) -> None:
+        """Tell by which key others shall know this client. Another one than before is refused."""
+        path = f"/v1/clients/{path_part(client_id)}/identity-key"
+        self._send("PUT", path, json=IdentityKey(key=key), retry=A_WHILE)
+
+    def peers(self, run_id: str) -> list[Peer]:
+        """A run's clients and the keys that the coordinator has for them."""
+        answer = self._send("GET", f"/v1/runs/{path_part(run_id)}/peers")
+        return parsing.messages(Peer, answer)

@@ -123,6 +123,11 @@ def test_aggregated_noise_leaves_the_neutral_code(
 ) -> None:
     asked = ["--noise", "aggregated", "--methods", "class-means", "ours", "sketch"]
     asked += ["--epsilons", "8", "--seeds", "1"]
+    assert main(arguments(file, tmp_path / "r", *asked, "--collude", "3")) == 2
+    refused = capsys.readouterr().err
+    assert "--collude" in refused
+    assert "there are 3 sites" in refused
+    asked += ["--collude", "1"]
     assert main(arguments(file, tmp_path / "r", *asked, "--jobs", "1")) == 0
     line = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     for method in ("ours", "sketch"):

@@ -1,0 +1,89 @@
+"""``make bench-secagg``: client and coordinator time and bytes beside plain mode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from functools import partial
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from benchmarks.clipping import machine
+from benchmarks.last_line import RESULTS, Target, at_most, finish
+from benchmarks.options import OptionParser
+from benchmarks.secagg.cells import Cell, measure
+
+LENGTHS = (10_000, 100_000, 1_000_000, 10_000_000)
+SITES = (10, 100, 1_000)
+MOST = 100_000_000  # coordinates of all sites together that are really summed
+AT = (100, 1_000_000)
+GOALS = {"client": 5.0, "bytes": 1.5, "coordinator": 3.0}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = OptionParser(prog="python -m benchmarks.secagg", description=__doc__)
+    parser.add_argument("--most", type=int, default=MOST, help="Coordinates of all sites together.")
+    most = parser.parse_args(arguments).most
+    console, begun = Console(), time.monotonic()
+    facts = machine.facts()
+    cells: dict[tuple[int, int], Cell] = {}
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("secure aggregation", total=len(SITES) * len(LENGTHS))
+        for sites in SITES:
+            for length in LENGTHS:
+                name = f"{sites} sites, {length:,} coordinates"
+                if sites * length <= most:
+                    say = partial(_say, progress, task, name)
+                    cells[sites, length] = measure(sites, length, say)
+                else:
+                    largest = max(at for at in LENGTHS if (sites, at) in cells and at < length)
+                    cells[sites, length] = cells[sites, largest].stretched(length)
+                progress.advance(task)
+    console.print(
+        f"{facts['cpu']}, {facts['cores']} cores; load before: {facts['load']}; "
+        f"{(time.monotonic() - begun) / 60:.1f} min; processor time, 5 % of the sites vanish",
+        highlight=False,
+    )
+    console.print(_table(cells.values()))
+    finish(console, RESULTS, "secagg", _figures(cells.values()), _targets(cells), facts)
+    return 0
+
+
+def _say(progress: Progress, task: TaskID, name: str, step: str) -> None:
+    progress.update(task, description=f"{name}: {step}")
+
+
+def _table(cells: Collection[Cell]) -> Table:
+    table = Table(
+        "sites", "coordinates", "neighbours", "bits", "client s", "x plain", "coordinator s",
+        "x plain", "bytes x plain", "", box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
+    for cell in cells:
+        ratio = cell.ratios
+        table.add_row(
+            f"{cell.sites:,}", f"{cell.length:,}", str(cell.neighbours), str(cell.bits),
+            f"{cell.client_s:.3f}", f"{ratio['client']:.2f}", f"{cell.coordinator_s:.3f}",
+            f"{ratio['coordinator']:.2f}", f"{ratio['bytes']:.3f}",
+            "extrapolated" if cell.extrapolated else "",
+        )  # fmt: skip
+    return table
+
+
+def _figures(cells: Collection[Cell]) -> dict[str, float]:
+    found = {}
+    for cell in cells:
+        at = f"m{cell.sites}_p{cell.length}"
+        mark = "_extrapolated" if cell.extrapolated else ""
+        for name, value in cell.ratios.items():
+            found[f"{at}_{name}_ratio{mark}"] = round(value, 4)
+        found[f"{at}_client_s{mark}"] = round(cell.client_s, 5)
+        found[f"{at}_coordinator_s{mark}"] = round(cell.coordinator_s, 5)
+    return found
+
+
+def _targets(cells: dict[tuple[int, int], Cell]) -> dict[str, Target]:
+    ratios = cells[AT].ratios
+    return {f"{name}_ratio": at_most(ratios[name], goal) for name, goal in GOALS.items()}

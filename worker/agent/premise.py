@@ -1,0 +1,70 @@
+"""Against whom the price of a plan of secure sums holds, by the site's own accountant.
+
+Whose sums they are, the coordinator says; that each of these is somebody else than the coordinator,
+the keys that this site's people have pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.errors import PlanRefused
+from core.federation.plan import RoundKind, RunSpec
+from core.privacy.views import Release, View, release_of, views
+from core.secagg.graph import NoThresholds
+from worker.agent import peers
+from worker.client import CoordinatorClient
+from worker.config import ClientConfig
+
+
+@dataclass(frozen=True)
+class Members:
+    """Of a run of secure sums: how many clients it asks, this one included, and whose keys are not
+    pinned here.
+    """
+
+    clients: int
+    unpinned: tuple[str, ...]
+
+
+def members(
+    coordinator: CoordinatorClient, spec: RunSpec, config: ClientConfig, *, joins: bool
+) -> Members | None:
+    """None for a plan without secure sums; a client that ``joins`` later takes part in none.
+    Raises ``ClientError``, ``ConfigError``.
+    """
+    if joins or spec.plan.aggregation != "secure":
+        return None
+    names = [peer.client for peer in coordinator.peers(spec.run_id)]
+    return Members(len(names), tuple(peers.unknown_of(config, names)))
+
+
+def views_here(spec: RunSpec, config: ClientConfig, clients: int) -> tuple[View, ...]:
+    """What all of the plan costs one of ``clients`` against whom, at this client's delta. For
+    adding or removing one unit. Raises ``PlanRefused`` where no secure sum of so many is possible.
+    """
+    known: dict[RoundKind, Release] = {}
+    releases = []
+    try:
+        for number in range(spec.last_round + 1):
+            kind = spec.kind(number)
+            if kind not in known:  # rounds of one kind have one grid
+                known[kind] = release_of(spec, number, clients)
+            releases.append(known[kind])
+    except (ValueError, NoThresholds) as error:
+        raise PlanRefused(
+            f"no secure sum of {clients} clients is possible: {error}", field="plan.secure"
+        ) from None
+    return views(releases, config.delta)
+
+
+def sentence(spec: RunSpec, clients: int, found: Sequence[View]) -> str:
+    """For whoever consents: the number that is charged, and what it is without its premise."""
+    epsilon = {view.who: view.epsilon for view in found}
+    return (
+        f"its sums are secure ones: epsilon {epsilon['booked']:.4g} holds against the coordinator "
+        f"and up to {spec.plan.secure.collude} colluding clients of {clients}; it is "
+        f"{epsilon['coordinator']:.4g} against the coordinator alone, {epsilon['client']:.4g} "
+        f"against one other client, {epsilon['everybody']:.4g} against everybody else together"
+    )
