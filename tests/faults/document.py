@@ -80,8 +80,10 @@ masked vectors and the transcript that opens their sum. Besides:
 
 * whatever was sent more than once (keys, shares, signatures, openings, masked vectors) was the
   same, byte for byte, each time;
-* no site has masked two vectors in one session: nothing may be lost on the way, because there is no
-  second attempt.
+* no site has masked two vectors in one session; an attempt that dies before it has masked may be
+  followed by another one.
+
+Where one site may be missing, *resumed* speaks of the others; the missing one is charged nothing.
 """
 
 _FOOT = """
@@ -99,7 +101,8 @@ def render(outcomes: Mapping[str, str]) -> str:
     ]
     sums = {(cell.process, cell.moment): outcomes[cell.id] for cell in secure.CELLS}
     of_sums = [
-        [PROCESSES[who], *(sums[who, when] for when in secure.MOMENTS)] for who in secure.PROCESSES
+        [PROCESSES[who], *(sums.get((who, when), NONE) for when in secure.MOMENTS)]
+        for who in secure.PROCESSES
     ]
     silent = [[each.text, each.moment, outcomes[each.id]] for each in secure.CONDITIONS]
     other = [[each.text, each.moment, outcomes[each.id]] for each in CONDITIONS]

@@ -12,7 +12,7 @@ from tests import ledgers
 from tests.faults.cells import ALL_COORDINATORS, ONE_OF_TWO, POSTGRES, VALKEY
 from tests.faults.conditions import Condition
 from tests.faults.proxy import PUT_STEP, PUT_UPDATE, Fault
-from tests.faults.strikes import Outcome, conclude, strike
+from tests.faults.strikes import Outcome, conclude, freeze_in_training, strike
 from tests.faults.world import AGENT, TRAIN, World
 from tests.ledgers import Account, Member
 from worker.agent.site import LEDGER_FILE
@@ -20,40 +20,43 @@ from worker.agent.site import LEDGER_FILE
 TERMS = SecurePlan(drop=0, collude=1, step_s=30.0)
 _LONG = {"lease_s": 20.0}
 NOTHING = Account(set(), set(), set(), set())
+_SHARES = b'"shares":['
 _STEP_S = 3.0  # of a site that is given up
 
 # --- columns: when ---
 
-KEYS, SHARES = "keys-counted", "shares-sending"
+KEYS, SHARES, MASKING = "keys-counted", "shares-sending", "vector-making"
 SENDING, COUNTED, OPENING = "vector-sending", "vector-counted", "opening-sending"
 
 MOMENTS = {
     KEYS: "the site's keys count, it has not read the receipt",
     SHARES: "the shares are kept at the site and on their way",
+    MASKING: "the site has reserved in its ledger and makes its vector",
     SENDING: "the masked vector is committed at the site and on its way",
     COUNTED: "the masked vector counts, the site has not read the receipt",
     OPENING: "the site's opening is kept and on its way",
 }
 
 
-def fault_at(moment: str, party: str) -> Fault:
-    """The request at which this moment is."""
+def fault_at(moment: str, party: str) -> Fault | None:
+    """The request at which this moment is; None where none is held."""
     return {
         KEYS: Fault(party, PUT_STEP, "hold-after", body_has=b'"advert":{'),
-        SHARES: Fault(party, PUT_STEP, "hold-before", body_has=b'"shares":['),
+        SHARES: Fault(party, PUT_STEP, "hold-before", body_has=_SHARES),
         SENDING: Fault(party, PUT_UPDATE, "hold-before", path_has="/rounds/1/"),
         COUNTED: Fault(party, PUT_UPDATE, "hold-after", path_has="/rounds/1/"),
         OPENING: Fault(party, PUT_STEP, "hold-before", body_has=b'"opening":{'),
-    }[moment]
+    }.get(moment)
 
 
 # --- rows: what dies ---
 
 PROCESSES = (ALL_COORDINATORS, ONE_OF_TWO, TRAIN, AGENT, VALKEY, POSTGRES)
-# The others are played where the document is written (``make fault-matrix``).
+# The train worker answers with the agent's code; what differs is how it is asked. The others are
+# played where the document is written (``make fault-matrix``).
 _ALWAYS = {
-    TRAIN: tuple(MOMENTS),
     AGENT: tuple(MOMENTS),
+    TRAIN: (SHARES, SENDING),
     ALL_COORDINATORS: (KEYS, SENDING, OPENING),
     POSTGRES: (OPENING,),
 }
@@ -61,8 +64,8 @@ _ALWAYS = {
 
 @dataclass(frozen=True)
 class SecureCell:
-    """One process, one moment of a secure sum. Nothing may be lost: a vector is masked once, so an
-    attempt that was spent for nothing would fail the run.
+    """One process, one moment of a secure sum. ``lost``: reservations spent for nothing. There is
+    none after the masking: a session has one vector of each client, sent again until it counts.
     """
 
     process: str
@@ -84,20 +87,31 @@ class SecureCell:
         return self.moment in _ALWAYS.get(self.process, ())
 
 
-CELLS = tuple(SecureCell(process, moment) for process in PROCESSES for moment in MOMENTS)
+# Whoever makes no vector is killed idle then, as in the plain matrix' "training".
+CELLS = tuple(
+    SecureCell(process, moment, lost=int(moment == MASKING))
+    for process in PROCESSES
+    for moment in MOMENTS
+    if moment != MASKING or process in (TRAIN, AGENT)
+)
 
 
 def run_cell(world: World, cell: SecureCell) -> Outcome:
     """One run of secure sums with one fault in it, to its end; what came out, checked."""
     if cell.process == ONE_OF_TWO:
         world.add_coordinator()
-    fault = world.proxy.plan(fault_at(cell.moment, cell.party))
+    fault = fault_at(cell.moment, cell.party)
+    if fault is not None:
+        world.proxy.plan(fault)
     run_id = world.begin(TERMS, **_LONG)
-    assert fault.reached(), world.situation(run_id)
-    again = strike(world, cell.process)
-    if cell.process == fault.party:
-        fault.drop()  # what a dead process had in flight is lost with it
+    if fault is None:
+        freeze_in_training(world, cell.party)
     else:
+        assert fault.reached(), world.situation(run_id)
+    again = strike(world, cell.process)
+    if fault is not None and cell.process == fault.party:
+        fault.drop()  # what a dead process had in flight is lost with it
+    elif fault is not None:
         fault.forward()
     again()
     return concluded(world, run_id, world.members)
@@ -131,7 +145,7 @@ def _masked(member: Member, run_id: str) -> list[int]:
 
 def _silent(world: World, members: Sequence[Member], drop: int) -> Outcome:
     """The agent is stopped while its shares are on their way, until the run has ended."""
-    fault = world.proxy.plan(fault_at(SHARES, AGENT))
+    fault = world.proxy.plan(Fault(AGENT, PUT_STEP, "hold-before", body_has=_SHARES))
     terms = SecurePlan(drop=drop, collude=1, step_s=_STEP_S)
     run_id = world.begin(terms, members, **_LONG)
     assert fault.reached(), world.situation(run_id)

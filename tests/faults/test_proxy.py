@@ -163,3 +163,26 @@ def test_requests_go_to_the_upstreams_in_turn(proxy: Proxy, upstream: Upstream, 
         for _ in range(4):
             assert put("a").result().status_code == 201
         assert (len(upstream.bodies), len(other.bodies)) == (2, 2)
+
+
+def test_only_a_request_with_the_body_that_was_meant(proxy: Proxy) -> None:
+    fault = proxy.plan(Fault("a", LINE, "hold-before", body_has=b"second"))
+    url = proxy.url("a")
+    assert httpx.put(f"{url}/thing", content=b"the first").status_code == 201
+    assert not fault.is_reached
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(httpx.put, f"{url}/thing", content=b"the second")
+        assert fault.reached()
+        fault.drop()
+        with pytest.raises(httpx.TransportError):
+            sent.result(10)
+
+
+def test_bodies_that_differ_are_known_apart_and_the_same_twice_is_one(proxy: Proxy) -> None:
+    for path, body in (("thing/a", b"1"), ("thing/a", b"1"), ("thing/b", b"1"), ("thing/b", b"2")):
+        httpx.put(f"{proxy.url('a')}/{path}", content=body)
+    httpx.put(f"{proxy.url('a')}/other", content=b"3")
+    assert {path: len(found) for path, found in proxy.put("/thing/").items()} == {
+        "/thing/a": 1,
+        "/thing/b": 2,
+    }
