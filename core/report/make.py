@@ -23,8 +23,8 @@ from core.synthesis.sampler import Generator
 class Known:
     """``reserved``: (client, unit, its account's reservations for the run up to this round).
     ``founding``: whose first sketches the model holds, by the names that it has for them;
-    ``joins``: published join rounds up to this one; ``summed``: of a secure sketch, how many clients
-    it asked and how many are in it.
+    ``joins``: published join rounds up to this one; ``summed``: of a secure sketch, how many
+    clients it asked and how many are in it.
     """
 
     facts: ModelFacts
