@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from core.receipts.checking import signed_of
 from core.receipts.opening import made_with
 from core.receipts.reading import read_rows
+from core.secagg.identity import fingerprint
 from core.synthesis.formats import FORMATS
 from core.terminal import printable
 from core.wire.messages import ConsentDecision
@@ -385,3 +386,26 @@ def test_no_settings_no_coordinator_and_plain_http(monkeypatch: pytest.MonkeyPat
 
 def test_what_the_other_side_sends_steers_no_terminal() -> None:
     assert printable("a\x1b[2Jb\r") == "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}"
+
+
+def test_keys_of_secure_sums_are_set_for_managed_clients_and_removed(
+    call: Call, federation: real.Federation
+) -> None:
+    federation.enrol("site-a", "site-a/all")
+    federation.operator.enrol_client(
+        name="ward", space="tiny", site="ward", population="ward/all", unit="record",
+        managed=True, epsilon=2.0, delta=1e-5,
+    )  # fmt: skip
+    key = "5f" * 32
+    said = call("admin", "clients", "identity-key", "ward", key, "--yes").output
+    assert fingerprint(key) in said
+    call("admin", "clients", "identity-key", "ward", key, "--yes")  # the same again
+    other = call("admin", "clients", "identity-key", "ward", "60" * 32, "--yes", code=1).output
+    assert "has another identity key" in other
+    assert "--remove" in call("admin", "clients", "identity-key", "ward", code=2).output
+    short = call("admin", "clients", "identity-key", "ward", "5f", code=2).output
+    assert "64 hexadecimal" in short
+    own = call("admin", "clients", "identity-key", "site-a", key, "--yes", code=1).output
+    assert "not yours to speak for" in own
+    call("admin", "clients", "identity-key", "ward", "--remove", "--yes")
+    call("admin", "clients", "identity-key", "ward", "60" * 32, "--yes")

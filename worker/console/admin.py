@@ -22,6 +22,7 @@ from worker.console.base import (
     show_list,
 )
 from worker.console.enrolments import enrolments_app
+from worker.console.identity_keys import identity_key
 from worker.paging import every
 
 admin_app = app(
@@ -131,6 +132,9 @@ def clients_revoke(
         show_json(done)
     else:
         typer.echo(f"client {printable(done['name'])} is revoked")
+
+
+clients_app.command("identity-key")(identity_key)
 
 
 # --- tokens ---

@@ -29,6 +29,10 @@ class Administration(Operations):
 
     # --- clients ---
 
+    def remove_identity_key(self, client_id: str) -> None:
+        """So that the client's site can register another. Refused while it signs in a run."""
+        self._send("DELETE", f"/v1/clients/{path_part(client_id)}/identity-key")
+
     def enrol_client(
         self,
         *,
