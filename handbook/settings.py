@@ -51,7 +51,7 @@ _WORDS = {
     "space_digest": "Accept one embedding space only (`GET /v1/spaces` says its digest).",
     "consent": "`policy`: these limits are the answer. `ask`: a person approves each run.",
     "peers": "File of keys of the other clients in secure sums, pinned by your people: "
-    "`fedhypevae agent identity peers`. Without it, plans with secure sums are refused.",
+    "`fedhypevae agent identity peers`. Without it, plans with secure sums are refused for good.",
     "site": "Table `[site]`.",
     "client": "Tables `[[client]]`, one or more.",
 }

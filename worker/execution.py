@@ -133,6 +133,7 @@ def recover(config: ClientConfig, place: Workplace) -> None:
     ``NotReconciled`` for a restored ledger that was not completed: it does not know what is over.
     """
     place.site.ledger.require_reconciled(config.population)
+    place.site.ledger.sums.wipe_old()
     for attempt in place.site.ledger.unfinished(config.name):
         place.site.ledger.lose(attempt.key)
         _log.warning("attempt_lost", **attempt.key._asdict(), reason="the process had died")

@@ -134,7 +134,10 @@ def _step(task: Any, step_id: str) -> str:
         step = coordinator().sum_step(step_id)
         config = site_config().named(step.client)
         if config is None:
-            _log.error("client_not_configured", client=step.client, step_id=step_id)
+            _log.error(
+                "client_not_configured", client=step.client, step_id=step_id,
+                mend="Add a [[client]] to the site configuration of this worker.",
+            )  # fmt: skip
             coordinator().decline_step(step_id, StepDecline(code="site-not-ready"))
             return "declined"
         with (
@@ -145,8 +148,11 @@ def _step(task: Any, step_id: str) -> str:
     except ClientError as error:
         return _not_claimed(task, error, step_id=step_id)
     except SiteStateError as error:
-        _log.error("site_not_usable", step_id=step_id, code=error.code, reason=error.message)
-        return error.code
+        _log.error(
+            "site_not_usable", step_id=step_id, code=error.code, reason=error.message,
+            mend=error.mend,
+        )  # fmt: skip
+        return error.code  # the step is announced again while it waits
 
 
 def _aggregate(task: Any, job_id: str) -> str:

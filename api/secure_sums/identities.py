@@ -30,6 +30,10 @@ from core.wire.secure import Peer
 
 log = structlog.get_logger(__name__)
 REGISTER = "On the site's machine: fedhypevae agent identity register."
+REGISTER_MANAGED = (
+    "fedhypevae admin clients identity-key NAME KEY, with what 'fedhypevae agent identity show' "
+    "prints on the machine of its worker."
+)
 _UNDER_WAY = ("running", "paused")
 
 
@@ -60,8 +64,8 @@ async def register(session: AsyncSession, who: Principal, client_id: UUID, key: 
             f"{client.name!r} has another identity key here",
             field="key",
             mend="If the site has a new key, an administrator removes the old one: "
-            f"DELETE /v1/clients/{client.id}/identity-key. Other sites then ask for its "
-            "fingerprint again.",
+            f"fedhypevae admin clients identity-key {client.name} --remove. Other sites then ask "
+            "for its fingerprint again.",
         )
     return peer(client)
 
@@ -126,7 +130,7 @@ def check(plan: Plan, members: Sequence[Client]) -> None:
             raise Conflict(
                 f"{client.name!r} has registered no identity key, and the plan's sums are secure",
                 field=f"clients.{position}",
-                mend=REGISTER,
+                mend=REGISTER_MANAGED if client.managed else REGISTER,
             )
 
 

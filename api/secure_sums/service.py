@@ -190,7 +190,7 @@ def _check(asked: Asked, fixed: Known, body: StepAnswer) -> None:
         _of(body.confirmation.site, name)
         fixed.collector.must_be_survivor(name)
         view = Confirmation.signed(fixed.session, fixed.roster, fixed.sharers, fixed.survivors)
-        _signed(asked, body.confirmation.signature, view, "list of vectors")
+        _signed(asked, body.confirmation.signature, view, "words on the list of vectors")
     elif body.opening is not None:
         _of(body.opening.site, name)
         fixed.collector.must_take_opening(body.opening)

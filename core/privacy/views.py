@@ -62,9 +62,11 @@ def release_of(spec: RunSpec, round_number: int, clients: int) -> Release:
     return Release(event, grid_of(spec, round_number, clients))
 
 
-def views_of_plan(spec: RunSpec, clients: int, up_to: int | None = None) -> tuple[View, ...]:
-    """Views of all that the plan asks of one of ``clients`` founding clients, at its delta; of a
-    secure plan ``up_to`` this round, if one is given.
+def views_of_plan(
+    spec: RunSpec, clients: int, up_to: int | None = None, delta: float | None = None
+) -> tuple[View, ...]:
+    """Views of all that the plan asks of one of ``clients`` founding clients, at its delta or
+    another; of a secure plan ``up_to`` this round, if one is given.
 
     Raises ``ValueError`` where no secure sum of so many clients exists.
     """
@@ -78,7 +80,7 @@ def views_of_plan(spec: RunSpec, clients: int, up_to: int | None = None) -> tupl
         releases.append(done[key])
     if not any(each.grid for each in releases):
         releases = [Release(event) for event in spec.events()]
-    return views(releases, spec.plan.privacy.delta)
+    return views(releases, spec.plan.privacy.delta if delta is None else delta)
 
 
 def views_of_secure(spec: RunSpec, clients: int, up_to: int | None = None) -> tuple[View, ...]:

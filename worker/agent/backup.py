@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from core.backups import new_backup
 from core.errors import NoPlaceForBackup
 from core.files import flush, put_private
-from worker.agent import schema
+from worker.agent import schema, sum_states
 from worker.agent.site import LEDGER_FILE, SECRET_FILE, Site, opening, read_secret, write_secret
 from worker.agent.spend import SiteLedger
 from worker.errors import BackupError
@@ -122,6 +122,9 @@ def _write(state_dir: Path, folder: Path) -> Manifest:
     os.close(os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with Site.open(state_dir) as site, closing(sqlite3.connect(ledger)) as copy:
         site.ledger.copy_to(copy)
+        copy.execute("PRAGMA secure_delete = ON")
+        sum_states.wipe_all(copy)  # what unmasks a vector is of no use to who restores
+        copy.commit()
         copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
     _copy(state_dir / SECRET_FILE, secret)
     entries, site_id = _look_inside(folder)

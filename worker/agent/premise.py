@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.errors import PlanRefused
-from core.federation.plan import RoundKind, RunSpec
-from core.privacy.views import Release, View, release_of, views
-from core.secagg.graph import NoThresholds
+from core.federation.plan import RunSpec
+from core.privacy.views import View, views_of_plan
 from worker.agent import peers
 from worker.client import CoordinatorClient
 from worker.config import ClientConfig
@@ -44,19 +43,12 @@ def views_here(spec: RunSpec, config: ClientConfig, clients: int) -> tuple[View,
     """What all of the plan costs one of ``clients`` against whom, at this client's delta. For
     adding or removing one unit. Raises ``PlanRefused`` where no secure sum of so many is possible.
     """
-    known: dict[RoundKind, Release] = {}
-    releases = []
     try:
-        for number in range(spec.last_round + 1):
-            kind = spec.kind(number)
-            if kind not in known:  # rounds of one kind have one grid
-                known[kind] = release_of(spec, number, clients)
-            releases.append(known[kind])
-    except (ValueError, NoThresholds) as error:
+        return views_of_plan(spec, clients, delta=config.delta)
+    except ValueError as error:
         raise PlanRefused(
             f"no secure sum of {clients} clients is possible: {error}", field="plan.secure"
         ) from None
-    return views(releases, config.delta)
 
 
 def sentence(spec: RunSpec, clients: int, found: Sequence[View]) -> str:

@@ -63,6 +63,7 @@ class SiteLedger:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.execute("PRAGMA secure_delete = ON")  # secrets that are wiped are gone
             self._db.execute("PRAGMA recursive_triggers = ON")  # else REPLACE slips past DELETE
             self._prepare(site_id)
             self.sums = Sums(self._db, self._transaction)

@@ -68,7 +68,8 @@ def offered(coordinator: CoordinatorClient, run: str, config: ClientConfig) -> l
             raise ConfigError(
                 f"{peer.client!r} has told the coordinator no key yet.",
                 field="peers",
-                mend="Its site runs 'fedhypevae agent identity register'; then try again.",
+                mend="Its site runs 'fedhypevae agent identity register', or for a managed client "
+                "the administrator 'fedhypevae admin clients identity-key'; then try again.",
             )
         if known.get(peer.client, peer.key) != peer.key:
             raise ConfigError(
@@ -92,7 +93,11 @@ def trusted(
     """
     names = {peer.client for peer in found}
     if strangers := sorted(set(told) - names):
-        raise ConfigError(f"{', '.join(strangers)}: no other client of this run.", field="--trust")
+        raise ConfigError(
+            f"{', '.join(strangers)}: no other client of this run.",
+            field="--trust",
+            mend=f"Its other clients are {', '.join(sorted(names))}.",
+        )
     chosen = {}
     for peer in found:
         given = told.get(peer.client)

@@ -1,8 +1,8 @@
 """What a client must not forget of a secure sum: secrets, what it said, whether it has masked.
 
 One row for each round and client, of one session, for ever; ``masked`` never goes back. The secrets
-are wiped once they are of no more use: when the sum was opened, when a later round of the run has
-begun, when the ledger was restored from a backup, or after ``_FORGET``.
+are wiped once they are of no more use: when the opening was answered, when a later round of the run
+has begun, when the ledger was restored from a backup, or at a start after ``_FORGET``.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def keep(db: sqlite3.Connection, session: Session, client: str, state: State) ->
          state.model_dump_json(), int(state.masked), now.isoformat(timespec="milliseconds")),
     )  # fmt: skip
     db.execute(
-        "UPDATE sum_state SET state = NULL WHERE state IS NOT NULL AND client = ?"
-        " AND ((run_id = ? AND round < ?) OR at < ?)",
-        (client, session.run_id, session.round_number, (now - _FORGET).isoformat()),
+        "UPDATE sum_state SET state = NULL WHERE state IS NOT NULL AND client = ? AND run_id = ?"
+        " AND round < ?",
+        (client, session.run_id, session.round_number),
     )
 
 
@@ -99,4 +99,12 @@ class Sums:
             self._db.execute(
                 f"UPDATE sum_state SET state = NULL WHERE {_KEY}",  # noqa: S608
                 (run_id, round_number, client),
+            )
+
+    def wipe_old(self) -> None:
+        """Of sums of which nothing was heard for long: their rounds have failed or were stopped."""
+        until = (datetime.now(UTC) - _FORGET).isoformat(timespec="milliseconds")
+        with self._transaction():
+            self._db.execute(
+                "UPDATE sum_state SET state = NULL WHERE state IS NOT NULL AND at < ?", (until,)
             )

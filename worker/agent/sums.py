@@ -8,6 +8,7 @@ again gets the same answer again, from the state that was kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from core.errors import PlanRefused
 from core.federation.plan import RunSpec
@@ -56,7 +57,8 @@ def answer(step: SumStep, config: ClientConfig, place: Workplace) -> bool:
     except (PlanRefused, Refused, ConfigError, SumOver) as refusal:
         # Why stays here: the coordinator learns that it need not wait.
         log.error("step_refused", reason=str(refusal))
-        _decline(step, place, log)
+        mendable = isinstance(refusal, ConfigError)
+        _decline(step, place, log, "site-not-ready" if mendable else "plan-refused")
         return False
     try:
         place.coordinator.answer_step(step.step_id, said)
@@ -64,6 +66,8 @@ def answer(step: SumStep, config: ClientConfig, place: Workplace) -> bool:
         if not problem.final:
             raise
         log.warning("step_not_taken", problem=problem.problem, reason=problem.detail)
+        if step.step == "open":
+            ledger.sums.wipe(step.run_id, step.round_number, config.name)
         return False
     if step.step == "open":
         ledger.sums.wipe(step.run_id, step.round_number, config.name)
@@ -83,9 +87,14 @@ def _said(step: SumStep, me: Participant) -> StepAnswer:
             return StepAnswer(opening=me.open(step.confirmations))
 
 
-def _decline(step: SumStep, place: Workplace, log: logs.Logger) -> None:
+def _decline(
+    step: SumStep,
+    place: Workplace,
+    log: logs.Logger,
+    code: Literal["site-not-ready", "plan-refused"],
+) -> None:
     try:
-        place.coordinator.decline_step(step.step_id, StepDecline(code="plan-refused"))
+        place.coordinator.decline_step(step.step_id, StepDecline(code=code))
     except ApiProblem as problem:
         if not problem.final:
             raise

@@ -1,4 +1,4 @@
-"""``fedhypevae admin clients identity-key``: the key by which sites know a client in secure sums."""
+"""``fedhypevae admin clients identity-key``: by which key sites know a client in secure sums."""
 
 from __future__ import annotations
 
