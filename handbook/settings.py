@@ -52,6 +52,8 @@ _WORDS = {
     "consent": "`policy`: these limits are the answer. `ask`: a person approves each run.",
     "peers": "File of keys of the other clients in secure sums, pinned by your people: "
     "`fedhypevae agent identity peers`. Without it, plans with secure sums are refused for good.",
+    "max_epsilon_everybody": "Refuse runs of secure sums whose ε against everybody else together "
+    "is larger.",
     "site": "Table `[site]`.",
     "client": "Tables `[[client]]`, one or more.",
 }

@@ -187,6 +187,8 @@ class ClientConfig(_Table):
     consent: Literal["policy", "ask"] = "policy"
     # Keys of the other clients of secure sums, pinned by this site's people (``agent identity``).
     peers: Path | None = None
+    # Of runs of secure sums: epsilon against everybody else together, without any premise.
+    max_epsilon_everybody: float | None = Field(default=None, gt=0)
 
 
 class SiteConfig(_Table):

@@ -132,14 +132,21 @@ async def check_budgets(
 
 
 async def specify(
-    ctx: Context, plan: Plan, space: EmbeddingSpace, clients: int
+    ctx: Context,
+    plan: Plan,
+    space: EmbeddingSpace,
+    clients: int,
+    names: Sequence[str] | None = None,
 ) -> tuple[RunSpec, float]:
-    """The specification and its epsilon. Seconds of work, on a thread, in no transaction."""
+    """The specification and its epsilon; of secure sums it names who is in them. Seconds of work,
+    on a thread, in no transaction.
+    """
     async with ctx.heavy:
         try:
             spec = await asyncio.to_thread(
-                spec_for, str(uuid7()), plan, space, clients, _noise_mode(plan)
-            )
+                spec_for, str(uuid7()), plan, space, clients, _noise_mode(plan),
+                names if plan.aggregation == "secure" else None,
+            )  # fmt: skip
         except ValidationError as error:
             # The one rule of a specification that a plan alone cannot break: sizes with this space.
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")

@@ -152,7 +152,9 @@ async def create(
         if await repository.by_name(session, body.plan.name) is not None:
             raise RunNameTaken(f"a run {body.plan.name!r} exists already", field="plan.name")
     contract = EmbeddingSpace.model_validate(space.body)
-    spec, planned = await admission.specify(ctx, body.plan, contract, len(body.clients))
+    spec, planned = await admission.specify(
+        ctx, body.plan, contract, len(body.clients), body.clients
+    )
     async with ctx.database.write() as session:
         if before := await replay(session, who, key, _OPERATION, body):
             return RunView.model_validate(before), True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,21 +14,23 @@ from api.db.secure_models import SecureSum
 from api.rounds.moment import Moment
 from api.secure_sums import known, progress, repository
 from api.updates.repository import remember_object
+from api.work import assignment
 from core.federation.rounds import AskStep
 from core.federation.secure_sum import session_of
 from core.secagg.messages import Session, Transcript
 
 
-def session_for(at: Moment, wanted: AskStep) -> Session:
+def session_for(at: Moment, wanted: AskStep, inputs: Sequence[str] = ()) -> Session:
     """The session of the round's sum over these clients. Raises ``ValueError`` if there is none."""
-    return session_of(at.spec, at.row.number, wanted.clients)
+    return session_of(at.spec, at.row.number, wanted.clients, inputs)
 
 
 async def ask(at: Moment, wanted: AskStep) -> None:
     """Put a step before these clients; with ``keys`` the session is written down."""
     session, run_id, number = at.session, at.run.id, at.row.number
     if wanted.step == "keys":
-        made = session_for(at, wanted)
+        inputs = await assignment.inputs_of(session, run_id, at.spec, number)
+        made = session_for(at, wanted, [each.digest for each in inputs])
         session.add(
             SecureSum(run_id=run_id, round_number=number, session=made.model_dump(mode="json"))
         )

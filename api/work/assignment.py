@@ -67,21 +67,28 @@ async def common(database: Database, work: Attempt) -> Common:
     return known
 
 
+async def inputs_of(
+    session: AsyncSession, run_id: UUID, spec: RunSpec, number: int
+) -> tuple[ObjectRef, ...]:
+    """What the orders of a round read besides records: the model before it."""
+    if spec.kind(number) not in ("spread", "train", "validate", "report"):
+        return ()
+    model = await rounds.model(session, run_id, None, before=number)
+    if model is None:
+        raise NotFound("the model of the round before vanished")
+    return (
+        ObjectRef(role="frame", digest=model.frame.digest, size=model.frame.size),
+        ObjectRef(role="weights", digest=model.weights.digest, size=model.weights.size),
+    )
+
+
 async def _read(session: AsyncSession, run_id: UUID, number: int) -> Common:
     run = await runs.one(session, run_id)
     if run is None:
         raise NotFound("the run vanished")
     spec = spec_of(run)
     kind = spec.kind(number)
-    inputs: tuple[ObjectRef, ...] = ()
-    if kind in ("spread", "train", "validate", "report"):  # a sketch reads nothing but records
-        model = await rounds.model(session, run_id, None, before=number)
-        if model is None:
-            raise NotFound("the model of the round before vanished")
-        inputs = (
-            ObjectRef(role="frame", digest=model.frame.digest, size=model.frame.size),
-            ObjectRef(role="weights", digest=model.weights.digest, size=model.weights.size),
-        )
+    inputs = await inputs_of(session, run_id, spec, number)
     return Common(
         spec=spec,
         spec_digest=run.spec_digest,

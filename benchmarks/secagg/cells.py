@@ -91,7 +91,7 @@ def measure(sites: int, length: int, say: Callable[[str], None]) -> Cell:
         contributions=sites, largest=float(UNITS),
     )  # fmt: skip
     session = Session(
-        run_id="bench", round_number=1, attempt=1,
+        plan="bench", run_id="bench", round_number=1, attempt=1,
         sites=tuple(f"site-{at:04}" for at in range(sites)),
         drop=drop, collude=collude, length=length, bits=grid.bits,
     )  # fmt: skip

@@ -188,6 +188,23 @@ class RunSpec(Frozen):
         "share of them only.",
     )
 
+    founding_names: tuple[Name, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100_000,
+        exclude_if=omitted_if(None),
+        description="Of a run of secure sums: its founding clients. Nobody else is in its sums.",
+    )
+
+    @model_validator(mode="after")
+    def _names_are_of_secure_sums(self) -> RunSpec:
+        names = self.founding_names
+        if names is None:
+            return self
+        if self.plan.aggregation != "secure" or len(set(names)) != len(names):
+            raise ValueError("founding_names: distinct names, of a run of secure sums")
+        return self
+
     @model_validator(mode="after")
     def _selection_is_among_somebody(self) -> RunSpec:
         selects = self.plan.round.client_fraction < 1.0

@@ -16,6 +16,7 @@ docs/decisions/0014-budget-rule.md has the argument and the measurements.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from core.federation.plan import (
@@ -45,12 +46,17 @@ _ALMOST_ALL = 0.9  # above this the rest would be lost in noise: no moments at a
 
 
 def spec_for(
-    run_id: str, plan: Plan, space: EmbeddingSpace, clients: int, noise_mode: NoiseMode = "local"
+    run_id: str,
+    plan: Plan,
+    space: EmbeddingSpace,
+    clients: int,
+    noise_mode: NoiseMode = "local",
+    names: Sequence[str] | None = None,
 ) -> RunSpec:
     """The specification of a run: what the plan leaves to the rule is chosen, noise calibrated.
 
-    ``clients`` take part. Raises ``ValueError`` if no noise meets the plan, or for a plan that
-    does not fit the space.
+    ``clients`` take part; ``names``: who they are, for a run of secure sums. Raises ``ValueError``
+    if no noise meets the plan, or for a plan that does not fit the space.
     """
     privacy = resolved(plan.privacy, space, clients, noise_mode)
     if privacy.rounds > 0 and privacy.validation_share is None:
@@ -66,6 +72,7 @@ def spec_for(
             privacy, participations(plan.round, privacy.rounds, clients) if selects else None
         ),
         founding_clients=clients if selects else None,
+        founding_names=None if names is None else tuple(names),
     )
 
 

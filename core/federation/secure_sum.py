@@ -55,10 +55,16 @@ def noise_gain(spec: RunSpec, round_number: int, clients: int, survivors: int) -
     return math.sqrt(survivors) * grid.noise_std / promised
 
 
-def session_of(spec: RunSpec, round_number: int, clients: Sequence[str]) -> Session:
-    """The session in which these clients (names) are asked. Raises ``ValueError``."""
+def session_of(
+    spec: RunSpec, round_number: int, clients: Sequence[str], inputs: Sequence[str] = ()
+) -> Session:
+    """The session in which these clients (names) are asked; ``inputs``: digests of the objects that
+    their orders will name. Raises ``ValueError``.
+    """
     grid = grid_of(spec, round_number, len(clients))
     return Session(
+        plan=spec.digest,
+        inputs=tuple(inputs),
         run_id=spec.run_id,
         round_number=round_number,
         attempt=1,  # a round whose sum fails is not tried again
@@ -71,18 +77,25 @@ def session_of(spec: RunSpec, round_number: int, clients: Sequence[str]) -> Sess
 
 
 def check_session(spec: RunSpec, round_number: int, session: Session) -> None:
-    """At a site: the session is the one that the plan implies for these clients. Raises
-    ``PlanRefused``: with other thresholds or another grid the sum would promise less.
+    """At a site: the session is the one that the plan implies for these clients, and they are
+    founding clients of the run. Raises ``PlanRefused``: with other thresholds, another grid or
+    other clients the sum would promise less.
     """
-    if not spec.is_secure(round_number):
-        raise PlanRefused(f"round {round_number} of this plan has no secure sum", field="session")
     try:
-        expected = session_of(spec, round_number, session.sites)
+        if not spec.is_secure(round_number):
+            raise ValueError(f"round {round_number} of this plan has none")
+        expected = session_of(spec, round_number, session.sites, session.inputs)
     except ValueError as error:
         raise PlanRefused(f"no secure sum is possible: {error}", field="session") from None
     if session != expected:
         raise PlanRefused(
             "the session is not the one that the plan implies for its clients", field="session"
+        )
+    strangers = sorted(set(session.sites) - set(spec.founding_names or ()))
+    if strangers:
+        raise PlanRefused(
+            f"the plan does not name {', '.join(strangers)} among its founding clients",
+            field="session.sites",
         )
 
 

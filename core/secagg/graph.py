@@ -1,26 +1,27 @@
 """Who shares masks with whom, and how many may be missing or dishonest.
 
-Few sites: everybody with everybody. Many: a ring in an order that nobody could choose (it is drawn
-from all public keys of the round), each with the k nearest: k grows with log M, and so does what a
-site does. ``Thresholds.of`` looks for the smallest k with which, with probability 1 - 2^-SECURITY
-over that order (Bell et al. 2020, section 3; union bounds),
+Few sites: everybody with everybody. Many: a ring in an order drawn from all public keys of the
+round, each with its k nearest (Bell et al. 2020 draw it so). The coordinator sees the ring before
+it says who has gone missing, and with colluders' keys it can draw it as often as it likes; so
+nothing here rests on luck. k is larger than ``drop + collude``, and then, for every order and every
+choice of the missing and the dishonest,
 
 * no site has ``threshold`` dishonest neighbours, who could together open its secrets;
 * every site keeps ``threshold`` neighbours that answer at the end, so that the sum can be opened;
-* honest sites that answer stay connected, so that nothing but their sum can be opened.
+* honest sites that answer stay connected, so that nothing but their sum can be opened: a ring of
+  the k nearest falls apart only where k / 2 in a row are gone at two places.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
 
-SECURITY = 40  # bits: of failing for want of luck, not of what a computation could break
 ALL_WITH_ALL = 32
 
 
@@ -66,11 +67,11 @@ class Thresholds:
             )
         if sites <= ALL_WITH_ALL:
             return _complete(sites, drop, collude)
-        for neighbours in range(2, sites - 1, 2):
-            threshold = _threshold(sites, neighbours, drop, collude)
-            if threshold is not None:
-                return cls(sites, neighbours, threshold, sites - drop)
-        return _complete(sites, drop, collude)
+        neighbours = _even(max(drop + collude + 1, 2 * math.ceil(math.log2(sites))))
+        if neighbours >= sites - 1:
+            return _complete(sites, drop, collude)
+        threshold = _between(collude, neighbours - drop)
+        return cls(sites, neighbours, threshold, sites - drop)
 
 
 def _complete(sites: int, drop: int, collude: int) -> Thresholds:
@@ -84,26 +85,8 @@ def _between(collude: int, answering: int) -> int:
     return max(collude + 1, answering // 2 + 1)
 
 
-def _threshold(sites: int, neighbours: int, drop: int, collude: int) -> int | None:
-    """A threshold that works for rings of this degree, or None."""
-    others, limit = sites - 1, 2.0**-SECURITY / (3 * sites)
-    # Neighbours of a site are a uniform sample of the others.
-    colluding = stats.hypergeom(others, collude, neighbours)
-    missing = stats.hypergeom(others, drop, neighbours)
-    c = int(colluding.isf(limit)) if collude else 0
-    d = int(missing.isf(limit)) if drop else 0
-    while collude and colluding.sf(c) > limit:
-        c += 1
-    while drop and missing.sf(d) > limit:
-        d += 1
-    threshold = _between(c, neighbours - d)
-    if threshold > neighbours - d:
-        return None
-    # A ring of degree k falls apart only where k / 2 in a row are gone.
-    gone = (drop + collude) / sites
-    if sites * gone ** (neighbours // 2) > limit * sites:
-        return None
-    return threshold
+def _even(number: int) -> int:
+    return number + number % 2
 
 
 def ring(keys: Sequence[bytes]) -> list[int]:

@@ -37,8 +37,13 @@ class Session(_Message):
     run, round or attempt can be played back into it.
 
     ``sites``: who was asked, in order. At most ``drop`` of them may be missing from the sum; at
-    most ``collude`` work with the coordinator, whoever looks at the sum among them.
+    most ``collude`` work with the coordinator, whoever looks at the sum among them. ``plan`` is the
+    digest of what they have agreed to, ``inputs`` those of what they compute on: who was shown
+    another plan, or given another model, is in another session, and no signature of it counts here.
     """
+
+    plan: str = Field(min_length=1, max_length=71)
+    inputs: tuple[Annotated[str, Field(min_length=1, max_length=71)], ...] = ()
 
     run_id: str = Field(min_length=1, max_length=64)
     round_number: int = Field(ge=0)

@@ -55,7 +55,7 @@ def noised_sum(
         largest=n_max * bound,
     )  # fmt: skip
     session = Session(
-        run_id=run_id, round_number=round_number, attempt=1, sites=tuple(names),
+        plan="simulated", run_id=run_id, round_number=round_number, attempt=1, sites=tuple(names),
         drop=terms.drop, collude=terms.collude, length=length, bits=grid.bits,
     )  # fmt: skip
     identities = {name: Ed25519PrivateKey.generate() for name in names}

@@ -19,7 +19,7 @@ def session(count: int, *, drop: int = 1, collude: int = 1, length: int = 7, bit
             **more: int) -> Session:  # fmt: skip
     return Session.model_validate(
         {
-            "run_id": "run", "round_number": 0, "attempt": 1,
+            "plan": "plan", "run_id": "run", "round_number": 0, "attempt": 1,
             "sites": [f"site-{at:03}" for at in range(count)],
             "drop": drop, "collude": collude, "length": length, "bits": bits, **more,
         }

@@ -26,6 +26,7 @@ from tests.core.worlds import SECRET, clusters
 from tests.core.worlds import spec as plain_spec
 
 Integers = NDArray[np.int64]
+MOST_CLIENTS = 12
 
 
 def secure_spec(
@@ -43,7 +44,10 @@ def secure_spec(
     )
     terms = {"aggregation": "secure", "secure": {"drop": drop, "collude": collude}}
     plan = Plan.model_validate(plain.plan.model_dump() | terms)
-    return RunSpec(run_id=plain.run_id, plan=plan, space=plain.space, noise=noise)
+    return RunSpec(
+        run_id=plain.run_id, plan=plan, space=plain.space, noise=noise,
+        founding_names=names_of(MOST_CLIENTS),
+    )  # fmt: skip
 
 
 def names_of(clients: int) -> tuple[str, ...]:

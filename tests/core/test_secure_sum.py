@@ -145,13 +145,13 @@ def test_a_session_that_differs_anywhere_is_refused(change: dict[str, object]) -
 
 def test_a_site_refuses_orders_without_their_sum_and_seeded_noise() -> None:
     data = some_data(1)["site-0"]
-    session = session_of(SPEC, 0, names_of(CLIENTS))
     with pytest.raises(PlanRefused, match="no secure sum"):
         contribution(order_of(SPEC, 0, "site-0", None), data, {}, secret=SECRET, bits=csprng())
     production = SPEC.model_copy(
         update={"plan": SPEC.plan.model_copy(update={"purpose": "production"})}
     )
-    order = order_of(production, 0, "site-0", SumOrder(session=session, inbox=(), sharers=()))
+    theirs = session_of(production, 0, names_of(CLIENTS))
+    order = order_of(production, 0, "site-0", SumOrder(session=theirs, inbox=(), sharers=()))
     with pytest.raises(PlanRefused, match="seeded"):
         contribution(order, data, {}, secret=SECRET, bits=seeded(1))
 

@@ -41,13 +41,19 @@ from worker.execution import Outcome, perform
 NAMES = ("site-a", "site-b", "site-c", "site-d")
 
 
-def secure_spec(*, drop: int = 1, collude: int = 1, run_id: str = "run-1") -> RunSpec:
+def secure_spec(
+    *,
+    drop: int = 1,
+    collude: int = 1,
+    run_id: str = "run-1",
+    names: tuple[str, ...] = NAMES,
+) -> RunSpec:
     plain = make_spec(run_id=run_id, rounds=0, sketch_share=None, sample_rate=1.0)
     plan = plain.plan.model_validate(
         plain.plan.model_dump()
         | {"aggregation": "secure", "secure": {"drop": drop, "collude": collude}}
     )
-    return plain.model_copy(update={"plan": plan})
+    return plain.model_copy(update={"plan": plan, "founding_names": names})
 
 
 @dataclass

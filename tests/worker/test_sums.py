@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import time
 from pathlib import Path
 
 import httpx
@@ -12,20 +13,21 @@ import pytest
 
 from core.data import load
 from core.errors import PlanRefused
-from core.federation.secure_sum import check_sum, grid_of
+from core.federation.secure_sum import check_sum, grid_of, session_of
 from core.models.layout import NULL_COORDINATES
 from core.privacy.coins import CoinStream
 from core.secagg.collector import TooFew
 from core.secagg.participant import State
 from core.training.local import clipped_total
+from core.wire.messages import ObjectRef
 from core.wire.secure import SumStep
 from tests.worker.sum_world import NAMES, World, other_session, secure_spec
 from tests.worker.support import Killed, make_config, make_plan, make_spec
 from worker.agent import peers, sums
 from worker.agent.policy import judge_plan
-from worker.agent.records import AttemptKey
+from worker.agent.records import AttemptKey, Decision
 from worker.agent.spend import SiteLedger
-from worker.errors import ConfigError, SumOver
+from worker.errors import ConfigError, NotReconciled, SumOver
 from worker.execution import Outcome, perform, recover
 
 
@@ -76,7 +78,7 @@ def test_a_sum_is_that_of_the_clipped_sums_with_its_noise_once(world: World) -> 
 @pytest.mark.parametrize("missing_at", ["shares", "vector", "confirm", "open"])
 def test_one_site_may_go_missing_at_every_step(tmp_path: Path, missing_at: str) -> None:
     names = (*NAMES, "site-e")
-    world = World(tmp_path, secure_spec(drop=1, collude=1), names)
+    world = World(tmp_path, secure_spec(drop=1, collude=1, names=names), names)
     rest = names[1:]
     world.all_answer("keys")
     late = rest if missing_at == "shares" else names
@@ -251,7 +253,9 @@ def test_somebody_whose_key_is_not_pinned_takes_no_part(world: World) -> None:
     assert path is not None
     path.unlink()
     assert not world.answer("site-a", "keys")
-    peers.pin(world.configs["site-a"], dict.fromkeys(NAMES[1:], "11" * 32))
+    peers.pin(
+        world.configs["site-a"], {name: f"{at}{at}" * 32 for at, name in enumerate(NAMES) if at}
+    )
     world.all_answer("keys")
     assert not world.answer("site-a", "shares"), "signed by other keys than those that are pinned"
     assert world.coordinator.declined == ["site-a:keys", "site-a:shares"]
@@ -303,6 +307,10 @@ def test_a_restored_ledger_goes_on_with_no_sum(world: World) -> None:
         site.ledger.mark_restored("2026-03-01T00:00:00Z")
         with pytest.raises(SumOver):
             site.ledger.sums.keep(world.session, "site-a", _any_state())
+    with pytest.raises(NotReconciled):
+        world.answer("site-a", "shares")
+    with world.site("site-a") as site:
+        site.ledger.complete("site-a/all", "record", [])
     assert not world.answer("site-a", "shares")
 
 
@@ -353,3 +361,66 @@ def test_a_pinned_key_is_not_changed_without_a_person(world: World) -> None:
         peers.pinned(config)
     with pytest.raises(ConfigError, match="names no file"):
         peers.pin(make_config(Path("records.npz")), {"site-b": "22" * 32})
+    with pytest.raises(ConfigError, match="site-c, site-d have one and the same key"):
+        peers.pin(config.model_copy(update={"peers": config.peers.with_name("other.json")}), {
+            "site-c": "33" * 32, "site-d": "33" * 32,
+        })  # fmt: skip
+
+
+# --- what everybody in a sum must have in common ---
+
+
+def test_who_was_shown_another_plan_is_in_another_session(world: World) -> None:
+    """The known wrong version names the run and not its plan: a coordinator shows the others one
+    with less noise, and all signatures fit.
+    """
+    noise = world.spec.noise.model_copy(update={"sketch_multiplier": 1.0})
+    weaker = world.spec.model_copy(update={"noise": noise})
+    theirs = session_of(weaker, 0, NAMES)
+    assert theirs.bits == world.session.bits, "nothing else would tell them apart"
+    assert theirs.digest != world.session.digest
+    assert not world.answer("site-a", "keys", session=theirs)
+    assert world.coordinator.declined == ["site-a:keys"]
+
+
+def test_a_client_that_the_plan_does_not_name_is_in_no_sum(world: World) -> None:
+    more = (*NAMES, "site-x")
+    peers.pin(world.configs["site-a"], {"site-x": "77" * 32})
+    assert not world.answer("site-a", "keys", session=session_of(world.spec, 0, more))
+    unnamed = world.spec.model_copy(update={"founding_names": None})
+    assert not world.answer(
+        "site-b", "keys", spec=unnamed, spec_digest=unnamed.digest,
+        session=session_of(unnamed, 0, NAMES),
+    )  # fmt: skip
+
+
+def test_all_work_on_one_model(world: World) -> None:
+    """Else one site could be given the true one, and the others one whose gradients vanish."""
+    _up_to_vectors(world)
+    ref = ObjectRef(role="frame", digest="sha256:" + "1" * 64, size=1)
+    assert world.send("site-a", inputs=(ref,)) is Outcome.PLAN_REFUSED
+    with world.site("site-a") as site:
+        assert site.ledger.entries() == []
+
+
+def test_a_site_whose_ledger_was_restored_waits_for_a_new_run(world: World) -> None:
+    """A backup of before the keys knows nothing of what was signed since."""
+    with world.site("site-a") as site:
+        site.ledger.mark_restored("2026-03-01T00:00:00Z")
+        site.ledger.complete("site-a/all", "record", [])
+    assert not world.answer("site-a", "keys")
+    with world.site("site-a") as site:
+        time.sleep(0.002)  # the ledger's clock ticks in milliseconds
+        site.ledger.decide(
+            Decision("run-1", "site-a", world.spec.digest, False, "approve", "person", "")
+        )
+    assert world.answer("site-a", "keys"), "approved since: nothing of it can be forgotten"
+
+
+def test_a_site_may_bound_what_no_premise_protects(world: World) -> None:
+    config = world.configs["site-a"].model_copy(update={"max_epsilon_everybody": 2.0})
+    with pytest.raises(PlanRefused, match="against everybody else together it costs epsilon"):
+        judge_plan(world.spec, config, [])
+    world.configs["site-a"] = config
+    assert not world.answer("site-a", "keys")
+    judge_plan(world.spec, config.model_copy(update={"max_epsilon_everybody": 90.0}), [])

@@ -48,7 +48,7 @@ def consider(
         )  # fmt: skip
         return False
     try:
-        sums = members(coordinator, plan.spec, config, joins=plan.joins)
+        sums = members(plan.spec, config, joins=plan.joins)
     except ConfigError as error:
         log.error("keys_unreadable", reason=error.message, mend=error.mend)
         return False

@@ -26,13 +26,22 @@ def pinned(config: ClientConfig) -> dict[str, str]:
     if config.peers is None or not config.peers.exists():
         return {}
     try:
-        return _FILE.validate_json(config.peers.read_bytes())
+        found = _FILE.validate_json(config.peers.read_bytes())
     except (OSError, ValidationError) as error:
         raise ConfigError(
             f"{config.peers} is no file of pinned keys ({type(error).__name__}).",
             field=_FIELD,
             mend="Pin the keys again with 'fedhypevae agent identity peers'.",
         ) from None
+    _once(found, f"Ask their people which of them it is, and mend {config.peers}.")
+    return found
+
+
+def _once(known: Mapping[str, str], mend: str) -> None:
+    """Two names with one key are one party that counts twice."""
+    twice = sorted(name for name, key in known.items() if list(known.values()).count(key) > 1)
+    if twice:
+        raise ConfigError(f"{', '.join(twice)} have one and the same key.", field=_FIELD, mend=mend)
 
 
 def pin(config: ClientConfig, keys: Mapping[str, str]) -> None:
@@ -53,6 +62,7 @@ def pin(config: ClientConfig, keys: Mapping[str, str]) -> None:
             field=_FIELD,
             mend=f"If its people confirm the new fingerprint, take it out of {config.peers} first.",
         )
+    _once({**known, **keys}, "Ask their people. Nothing was pinned.")
     body = json.dumps({**known, **keys}, indent=2, sort_keys=True).encode() + b"\n"
     keep_private(config.peers, body, replace=True)
 

@@ -134,7 +134,7 @@ def _offered(
         joins=plan.joins,
         state=plan.state,
         deadline=plan.deadline,
-        sums=members(coordinator, plan.spec, config, joins=plan.joins),
+        sums=members(plan.spec, config, joins=plan.joins),
     )
 
 

@@ -20,6 +20,7 @@ from core.privacy import accounting, budget
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import WorkOrder
 from core.wire.secure import SumStep
+from worker.agent import sum_policy
 from worker.agent.price import ahead, committed, own
 from worker.agent.records import AttemptKey, Decision, Entry, charged
 from worker.config import ClientConfig
@@ -68,28 +69,10 @@ def judge_plan(
     _same_run(spec.run_id, spec.digest, entries)
     _limits(spec, config, joins=joins)
     if spec.plan.aggregation == "secure" and not joins:
-        _peers(spec, config, unpinned)
+        sum_policy.peers_pinned(spec, config, unpinned)
+        sum_policy.without_premise(spec, config)
     _account(config, entries)
     _budget(spec, config, entries, ahead(spec, config, entries, joins=joins))
-
-
-def _peers(spec: RunSpec, config: ClientConfig, unpinned: Sequence[str]) -> None:
-    pin = (
-        "Compare fingerprints with their people: "
-        f"'fedhypevae agent identity peers {spec.run_id} --client {config.name}'."
-    )
-    if config.peers is None:
-        _refuse(
-            "its sums are secure ones, and no keys of other clients are pinned here",
-            "peers",
-            f'Add peers = "peers.json" to this [[client]]. {pin}',
-        )
-    if unpinned:
-        _refuse(
-            f"its sums are secure ones, and no key of {', '.join(unpinned)} is pinned here",
-            "peers",
-            pin,
-        )
 
 
 def judge_step(
@@ -107,6 +90,7 @@ def judge_step(
     _agreed(step.run_id, step.spec_digest, config, word)
     _same_run(step.run_id, step.spec_digest, entries)
     _limits(spec, config, joins=False)
+    sum_policy.without_premise(spec, config)
     _account(config, entries)
     if step.step == "keys":  # later steps open what was charged by then
         _budget(spec, config, entries, ahead(spec, config, entries, joins=False))

@@ -1,7 +1,7 @@
 """Against whom the price of a plan of secure sums holds, by the site's own accountant.
 
-Whose sums they are, the coordinator says; that each of these is somebody else than the coordinator,
-the keys that this site's people have pinned.
+Whose sums they are, the plan says; that each of these is somebody else than the coordinator, the
+keys that this site's people have pinned.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from core.errors import PlanRefused
 from core.federation.plan import RunSpec
 from core.privacy.views import View, views_of_plan
 from worker.agent import peers
-from worker.client import CoordinatorClient
 from worker.config import ClientConfig
 
 
@@ -27,15 +26,13 @@ class Members:
     unpinned: tuple[str, ...]
 
 
-def members(
-    coordinator: CoordinatorClient, spec: RunSpec, config: ClientConfig, *, joins: bool
-) -> Members | None:
+def members(spec: RunSpec, config: ClientConfig, *, joins: bool) -> Members | None:
     """None for a plan without secure sums; a client that ``joins`` later takes part in none.
-    Raises ``ClientError``, ``ConfigError``.
+    Raises ``ConfigError``.
     """
     if joins or spec.plan.aggregation != "secure":
         return None
-    names = [peer.client for peer in coordinator.peers(spec.run_id)]
+    names = list(spec.founding_names or ())
     return Members(len(names), tuple(peers.unknown_of(config, names)))
 
 

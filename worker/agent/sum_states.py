@@ -78,6 +78,19 @@ class Sums:
         """What this client keeps of a round's secure sum."""
         return found(self._db, run_id, round_number, client)
 
+    def forgotten(self, run_id: str, client: str) -> bool:
+        """Whether the ledger was restored since this site last approved the run: it may then have
+        signed a view or masked a vector of which the backup knows nothing.
+        """
+        (restored,) = self._db.execute("SELECT max(at) FROM restoration").fetchone()
+        if restored is None:
+            return False
+        (approved,) = self._db.execute(
+            "SELECT max(at) FROM consent WHERE run_id = ? AND client = ? AND decision = 'approve'",
+            (run_id, client),
+        ).fetchone()
+        return approved is None or str(approved) <= str(restored)
+
     def is_masked(self, key: AttemptKey) -> bool:
         """Whether what was stored for this attempt is a masked vector."""
         mine = found(self._db, key.run_id, key.round_number, key.client)

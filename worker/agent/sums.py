@@ -45,6 +45,7 @@ def answer(step: SumStep, config: ClientConfig, place: Workplace) -> bool:
         client=step.client, run_id=step.run_id, round_number=step.round_number, step=step.step
     )
     ledger = place.site.ledger
+    ledger.require_reconciled(config.population)
     try:
         judge_step(
             step, config, ledger.entries(config.population), ledger.word(step.run_id, config.name)
@@ -117,6 +118,11 @@ def participant(
     """
     check_session(spec, round_number, session)
     require_pinned(config, session.sites)
+    if site.ledger.sums.forgotten(spec.run_id, config.name):
+        raise SumOver(
+            "the ledger was restored from a backup since this run was approved: what "
+            f"{config.name!r} has signed or masked in it may be forgotten."
+        )
     kept = site.ledger.sums.find(spec.run_id, round_number, config.name)
     if kept is not None and (kept.session != session.digest.hex() or kept.state is None):
         raise SumOver(
@@ -153,6 +159,8 @@ def ready_to_mask(order: WorkOrder, config: ClientConfig, site: Site) -> Partici
             raise Refused("this site has sent no keys for this session")
         if me.participant.state.masked:
             raise Refused("a vector was masked in this session already")
+        if tuple(each.digest for each in order.inputs) != order.sum.session.inputs:
+            raise Refused("the order's model is not the one that the session's clients work on")
         me.participant.accept(order.sum.inbox, order.sum.sharers)
     except (Refused, SumOver, ConfigError) as refusal:
         raise PlanRefused(str(refusal), field="sum") from None

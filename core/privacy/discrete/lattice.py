@@ -23,7 +23,8 @@ _FINENESS = 256  # rounding adds at most 1 / 128 to the sensitivity, half of it 
 # Sums of float64 vectors depend on their order: room for that, relative to the bound.
 _SUMMING = 2.0**-12
 _TAILS = 12  # standard deviations of the noise that the modulus has room for
-_WORD_BYTES = 8
+# Of a sum: a centre in parts of a step (FRACTIONS) still fits 64 bits once it was cut.
+MOST_BITS = 54
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def design(
     """The grid of a sum over ``contributions`` sites, each of |x| at most ``largest``.
 
     ``bound``: L2 sensitivity of one site's sum for one unit. Noise is such that any ``shares``
-    contributions guarantee ``noise_multiplier``. Raises ``ValueError`` where no grid fits 64 bits.
+    contributions guarantee ``noise_multiplier``. Raises ``ValueError`` where no grid fits
+    ``MOST_BITS``.
     """
     if not (0 < bound < math.inf and 0 < noise_multiplier < math.inf):
         raise ValueError("bound and noise_multiplier must be positive and finite")
@@ -75,10 +77,10 @@ def design(
     noise = _TAILS * math.isqrt(contributions * variance) + _TAILS
     reach = math.ceil(contributions * largest / step) + contributions + noise
     bits = reach.bit_length() + 1
-    if variance > LARGEST or bits > 8 * _WORD_BYTES - 2:
+    if variance > LARGEST or bits > MOST_BITS:
         raise ValueError(
             f"sums of {contributions} sites up to {largest:g} with noise multiplier "
-            f"{noise_multiplier:g} do not fit 62 bits"
+            f"{noise_multiplier:g} do not fit {MOST_BITS} bits"
         )
     return Lattice(step, sensitivity, variance, shares, bits)
 
