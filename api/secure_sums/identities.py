@@ -1,9 +1,9 @@
 """The keys by which sites know one another in secure sums.
 
 A key is set once: by its own site, and of a managed client by a worker or an administrator. Another
-one would let whoever holds the site's token speak in its name. An administrator may remove it, while
-nobody relies on it. Whether a key is really the site's, the sites' people tell one another: the
-coordinator only passes keys on.
+one would let whoever holds the site's token speak in its name. An administrator may remove it,
+while nobody relies on it. Whether a key is really the site's, the sites' people tell one another:
+the coordinator only passes keys on.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from functools import partial
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -26,7 +27,9 @@ GOALS = {"client": 5.0, "bytes": 1.5, "coordinator": 3.0}
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = OptionParser(prog="python -m benchmarks.secagg", description=__doc__)
     parser.add_argument("--most", type=int, default=MOST, help="Coordinates of all sites together.")
-    most = parser.parse_args(arguments).most
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
+    given = parser.parse_args(arguments)
+    most = given.most
     console, begun = Console(), time.monotonic()
     facts = machine.facts()
     cells: dict[tuple[int, int], Cell] = {}
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         highlight=False,
     )
     console.print(_table(cells.values()))
-    finish(console, RESULTS, "secagg", _figures(cells.values()), _targets(cells), facts)
+    finish(console, given.results, "secagg", _figures(cells.values()), _targets(cells), facts)
     return 0
 
 

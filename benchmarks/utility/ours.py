@@ -99,7 +99,12 @@ def planned(data: Records, parts: Split, settings: Settings, job: Job, changes: 
         "units_expected": round_number(sum(len(site.unit_ids) for site in parts.sites)),
         **changes.get("privacy", {}),
     }  # fmt: skip
-    about = {"name": "utility", "space": data.space.name, "purpose": "simulation"}
+    about: dict[str, Any] = {
+        "name": "utility", "space": data.space.name, "purpose": "simulation",
+    }  # fmt: skip
+    if settings.noise == "aggregated":
+        about["aggregation"] = "secure"
+        about["secure"] = {"drop": settings.drop, "collude": settings.collude}
     return Plan.model_validate({**about, **content})
 
 

@@ -33,6 +33,8 @@ def configuration(data: Records, settings: Settings) -> dict[str, Any]:
     terms = asdict(settings)
     if settings.noise == "local":  # nothing depends on a secure sum's terms then
         del terms["drop"], terms["collude"]
+    else:
+        terms["sums"] = "of plans that say so"  # the server knows the noise that is in them
     return {
         **terms, **digests, "data": data.name, "unit": data.unit,
         "version": CODE_VERSION, "defaults": digest_of(defaults),

@@ -317,7 +317,7 @@ def test_the_books_are_right_whatever_happens(
     run_state_machine_as_test(
         Here,
         settings=hypothesis_settings(
-            max_examples=12,
+            max_examples=8,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -249,7 +249,7 @@ def test_sums_are_exact_and_answers_are_kept_whatever_happens(
     run_state_machine_as_test(
         Here,
         settings=hypothesis_settings(
-            max_examples=5,
+            max_examples=4,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

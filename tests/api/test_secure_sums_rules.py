@@ -322,7 +322,7 @@ async def test_an_identity_key_is_set_once_and_removed_by_an_administrator(
     assert await coordinator.ok("PUT", f"{path}/identity-key", "site-a", json=body) == known
     other = {"key": Ed25519PrivateKey.generate().public_key().public_bytes_raw().hex()}
     refused = await coordinator.call("PUT", f"{path}/identity-key", "site-a", json=other)
-    assert "DELETE" in problem(refused, 409, "identity-key-set", "key")["mend"]
+    assert "--remove" in problem(refused, 409, "identity-key-set", "key")["mend"]
     for _ in range(2):
         await coordinator.ok("DELETE", f"{path}/identity-key")
     await coordinator.ok("PUT", f"{path}/identity-key", "site-a", json=other)

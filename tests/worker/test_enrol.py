@@ -344,7 +344,7 @@ def test_the_commands_of_a_site(
     assert token not in waits.output + done.output
     key = json.loads(agent("identity", "show", "--json").output)["keys"][0]["key"]
     kept = federation.sql("SELECT identity_key FROM clients WHERE name = 'site-a'")
-    assert kept == [(key,)], "whoever comes in tells the key of its secure sums"
+    assert kept == [(key,)], "a site that has a ledger tells the key of its secure sums"
     assert agent("check").exit_code == 0
     rotated = agent("rotate-token", "--overlap", "0")
     assert rotated.exit_code == 0, rotated.output

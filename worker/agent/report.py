@@ -77,9 +77,9 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
             markup=False,
             highlight=False,
         )
-        table = Table(
-            "at", "kind", "run", "round", "attempt", "client", "noise", "rate", "steps", "collude"
-        )
+        sums = any("collude" in entry["event"] for entry in account["entries"])
+        heads = ("at", "kind", "run", "round", "attempt", "client", "noise", "rate", "steps")
+        table = Table(*heads, *(("collude",) if sums else ()))
         for entry in account["entries"]:
             event = entry["event"]
             table.add_row(
@@ -92,7 +92,7 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
                 f"{event['noise_multiplier']:.4g}",
                 f"{event['sample_rate']:g}",
                 str(event["steps"]),
-                str(event.get("collude", "")),
+                *((str(event.get("collude", "")),) if sums else ()),
             )
         console.print(table)
 

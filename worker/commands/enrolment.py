@@ -33,7 +33,7 @@ def enrol_site(
     happened: the same command goes on.
     """
     from worker.agent import enrol
-    from worker.agent.site import Site
+    from worker.agent.site import LEDGER_FILE, Site
     from worker.agent.sum_identity import register_softly
     from worker.client import CoordinatorClient
     from worker.credentials import TokenFile
@@ -66,7 +66,8 @@ def enrol_site(
         print(enrol.as_table(client))
     else:
         print("Next: fedhypevae agent check, then fedhypevae agent run.")
-    if site is not None and not wrong:
+    if site is not None and not wrong and (site.state_dir / LEDGER_FILE).exists():
+        # A state folder is not made here: it may be that a backup is about to be restored into it.
         with (
             told(),
             CoordinatorClient(settings.coordinator_url, keep) as coordinator,

@@ -40,8 +40,8 @@ def show(client: ClientOption = None, as_json: JsonOption = False) -> None:
 
 @identity_app.command("register")
 def register() -> None:
-    """Tell the coordinator the key of the client whose token this is. Enrolling and 'agent run' do
-    it, too; a managed client's key is given to the administrator."""
+    """Tell the coordinator the key of the client whose token this is. 'agent run' does it, too; a
+    managed client's key is given to the administrator."""
     from worker.agent.identity import configured
     from worker.agent.site import Site
     from worker.agent.sum_identity import key_of
