@@ -27,6 +27,7 @@ _COARSE_INTERVAL = 1e-2
 _RELATIVE_INTERVAL = 2e-4
 _FINEST_INTERVAL = 2e-5
 _LOG_STEP = 5e-4  # precision of a calibrated multiplier, relative
+_LEAST_TARGET = 1e-9  # of a calibration: below it losses are too small to be told from 0
 _MAX_MULTIPLIER, _MIN_MULTIPLIER = 1e6, 1e-2
 # What a statement names, so that somebody else can recompute it.
 ACCOUNTANT = "privacy loss distributions (PLDAccountant)"
@@ -109,6 +110,8 @@ def calibrate(
     """
     if not (target > 0 and math.isfinite(target)):
         raise ValueError(f"epsilon must be positive and finite, not {target}")
+    if target < _LEAST_TARGET:
+        raise ValueError(f"epsilon={target} at delta={delta} needs too much noise")
 
     def excess(log_sigma: float) -> float:
         """log(epsilon / target): nearly a straight line in log sigma, hence few evaluations."""

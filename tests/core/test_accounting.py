@@ -134,3 +134,12 @@ def test_events_of_a_run_are_what_each_round_executes() -> None:
     with pytest.raises(ValueError, match="rounds 0 to 3"):
         spec.event(4 + MAX_JOINS)
     assert np.isfinite(accounting.epsilon(spec.events(), 1e-5))
+
+
+def test_targets_below_what_can_be_computed_are_refused() -> None:
+    def events(sigma: float) -> list[PrivacyEvent]:
+        return [release(noise_multiplier=sigma, sample_rate=1.0, unit="record")]
+
+    for target, delta in ((5e-324, 5e-324), (1e-300, 1e-300), (5e-324, 1e-5)):
+        with pytest.raises(ValueError, match="needs too much noise"):
+            accounting.calibrate(events, target=target, delta=delta)
