@@ -56,8 +56,8 @@ PROCESSES = (ALL_COORDINATORS, ONE_OF_TWO, TRAIN, AGENT, VALKEY, POSTGRES)
 # played where the document is written (``make fault-matrix``).
 _ALWAYS = {
     AGENT: tuple(MOMENTS),
-    TRAIN: (SHARES, SENDING),
-    ALL_COORDINATORS: (KEYS, SENDING, OPENING),
+    TRAIN: (SENDING,),
+    ALL_COORDINATORS: (KEYS, OPENING),
     POSTGRES: (OPENING,),
 }
 
