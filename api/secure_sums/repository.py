@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
-from sqlalchemy import insert, select
+from sqlalchemy import ColumnElement, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.db.base import uuid7
@@ -114,6 +114,15 @@ async def said(
     return {row[0]: (row[1], row[2]) for row in await session.execute(query)}
 
 
+def _answered(run_id: UUID, number: int, step: StepName) -> tuple[ColumnElement[bool], ...]:
+    return (
+        SumStep.run_id == run_id,
+        SumStep.round_number == number,
+        SumStep.step == step,
+        SumStep.state == "answered",
+    )
+
+
 async def answers(
     session: AsyncSession,
     run_id: UUID,
@@ -125,12 +134,7 @@ async def answers(
     query = (
         select(Client.name, SumStep.body)
         .join(Client, Client.id == SumStep.client_id)
-        .where(
-            SumStep.run_id == run_id,
-            SumStep.round_number == number,
-            SumStep.step == step,
-            SumStep.state == "answered",
-        )
+        .where(*_answered(run_id, number, step))
     )
     if names is not None:
         query = query.where(Client.name.in_(names))
@@ -143,12 +147,7 @@ async def sharers(session: AsyncSession, run_id: UUID, number: int) -> list[str]
     query = (
         select(Client.name)
         .join(SumStep, SumStep.client_id == Client.id)
-        .where(
-            SumStep.run_id == run_id,
-            SumStep.round_number == number,
-            SumStep.step == "shares",
-            SumStep.state == "answered",
-        )
+        .where(*_answered(run_id, number, "shares"))
     )
     return sorted(await session.scalars(query))
 
@@ -213,7 +212,7 @@ async def unannounced(session: AsyncSession) -> Sequence[SumStep]:
             RunClient.left_at.is_(None),
             RunClient.quarantined_at.is_(None),
             SumStep.state == "asked",
-            at_this_step[0] | at_this_step[1] | at_this_step[2] | at_this_step[3],
+            or_(*at_this_step),
         )
         .with_for_update(of=SumStep, key_share=True, skip_locked=True)
     )

@@ -16,7 +16,7 @@ from numpy import int64
 from numpy.typing import NDArray
 
 from core.secagg import masks, shamir
-from core.secagg.graph import NoThresholds, neighbours_of, ring
+from core.secagg.graph import NoThresholds
 from core.secagg.messages import (
     Advert,
     Confirmation,
@@ -26,6 +26,7 @@ from core.secagg.messages import (
     Session,
     Transcript,
 )
+from core.secagg.neighbourhood import Neighbourhood
 from core.secagg.participant import own_purpose, pair_seed
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Collector:
         self.session = session
         self._adverts: dict[str, Advert] = {}
         self._roster: tuple[Advert, ...] | None = None
+        self._hood: Neighbourhood | None = None
         self._sealed: dict[str, tuple[Sealed, ...]] = {}
         self._sharers: tuple[str, ...] | None = None
         self._masked: dict[str, bytes] = {}
@@ -99,18 +101,22 @@ class Collector:
         """Who takes part; from the first call on nobody else. Raises ``TooFew``."""
         if self._roster is None:
             self._enough(len(self._adverts), "sent keys")
+            roster = tuple(self._adverts[name] for name in sorted(self._adverts))
             try:
-                self.session.thresholds(len(self._adverts))
+                self._hood = Neighbourhood(self.session, roster)
             except NoThresholds as error:
                 raise TooFew(str(error)) from None
-            self._roster = tuple(self._adverts[name] for name in sorted(self._adverts))
+            self._roster = roster
         return self._roster
 
     def neighbours(self, site: str) -> list[str]:
-        names = [advert.site for advert in self.roster()]
-        order = ring([bytes.fromhex(advert.masking_key) for advert in self.roster()])
-        degree = self.session.thresholds(len(names)).neighbours
-        return [names[at] for at in neighbours_of(names.index(site), order, degree)]
+        return self._neighbourhood().of(site)
+
+    def _neighbourhood(self) -> Neighbourhood:
+        self.roster()
+        if self._hood is None:
+            raise RuntimeError("a roster has its neighbourhood")
+        return self._hood
 
     # --- two: shares ---
 
@@ -193,7 +199,7 @@ class Collector:
         """Whether ``total`` has the shares that it needs (of honest sites: values are not looked
         at). Costs a look at each share.
         """
-        shares, threshold = self._shares(), self.session.thresholds(len(self.roster())).threshold
+        shares, threshold = self._shares(), self._neighbourhood().thresholds.threshold
         return all(len(shares[name]) >= threshold for name in self._sharers or ())
 
     def total(self) -> NDArray[int64]:
@@ -208,7 +214,7 @@ class Collector:
     def _masks_left(self) -> tuple[list[bytes], list[bytes]]:
         """Seeds of masks to be added, and to be taken off."""
         shares = self._shares()
-        threshold = self.session.thresholds(len(self.roster())).threshold
+        threshold = self._neighbourhood().thresholds.threshold
         by_name = {advert.site: advert for advert in self.roster()}
         plus: list[bytes] = []
         minus: list[bytes] = []
@@ -233,7 +239,7 @@ class Collector:
         return found
 
     def _secret(self, name: str, shares: list[tuple[str, Opened]], threshold: int) -> bytes:
-        points = {advert.site: at + 1 for at, advert in enumerate(self.roster())}
+        points = self._neighbourhood().points
         try:
             return shamir.combine(
                 {points[site]: bytes.fromhex(each.share) for site, each in shares}, threshold

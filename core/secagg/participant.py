@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from core.secagg import masks, shamir
-from core.secagg.graph import NoThresholds, neighbours_of, quorum, ring
+from core.secagg.graph import NoThresholds, quorum
 from core.secagg.messages import Advert, Confirmation, Key, Opened, Opening, Sealed, Session
+from core.secagg.neighbourhood import Neighbourhood
 
 _NONCE = bytes(12)  # a sealing key seals one message
-_NO_POINTS = 1  # points of shares begin here: the secret lies at 0
 
 
 class Refused(ValueError):
@@ -69,6 +69,7 @@ class Participant:
         self.session, self.site = session, site
         self._identity, self._known = identity, known
         self._agreed: dict[str, bytes] = {}
+        self._hood: Neighbourhood | None = None
         self.state = state or State(
             seed=secrets.token_hex(masks.SEED_BYTES),
             sealing_key=X25519PrivateKey.generate().private_bytes_raw().hex(),
@@ -107,7 +108,7 @@ class Participant:
         except NoThresholds as error:
             raise Refused(str(error)) from None
         self.state.roster = tuple(roster)
-        every = self._points()
+        every = self._neighbourhood().points
         points = {name: every[name] for name in self.neighbours()}
         keys = shamir.share(bytes.fromhex(self.state.masking_key), threshold, list(points.values()))
         seeds = shamir.share(bytes.fromhex(self.state.seed), threshold, list(points.values()))
@@ -125,10 +126,12 @@ class Participant:
 
     def neighbours(self) -> list[str]:
         """With whom this site shares secrets and masks; once the roster is known."""
-        names = sorted(advert.site for advert in self.state.roster)
-        order = ring([bytes.fromhex(advert.masking_key) for advert in self.state.roster])
-        degree = self.session.thresholds(len(names)).neighbours
-        return [names[at] for at in neighbours_of(names.index(self.site), order, degree)]
+        return self._neighbourhood().of(self.site)
+
+    def _neighbourhood(self) -> Neighbourhood:
+        if self._hood is None or self._hood.roster is not self.state.roster:
+            self._hood = Neighbourhood(self.session, self.state.roster)
+        return self._hood
 
     # --- three: the vector ---
 
@@ -176,7 +179,7 @@ class Participant:
             if each.receiver != self.site:
                 raise Refused(f"shares for {each.receiver!r} were given to {self.site!r}")
             self._unseal(each)
-        if len(inbox) < self.session.thresholds(len(self.state.roster)).threshold:
+        if len(inbox) < self._neighbourhood().thresholds.threshold:
             raise Refused("too few neighbours have shared their secrets to open the sum")
         self.state.inbox, self.state.sharers = tuple(inbox), listed
 
@@ -243,10 +246,6 @@ class Participant:
             )
         except InvalidSignature:
             raise Refused(f"the {what} of {site!r} are not signed by {site!r}") from None
-
-    def _points(self) -> dict[str, int]:
-        names = sorted(advert.site for advert in self.state.roster)
-        return {name: at + _NO_POINTS for at, name in enumerate(names)}
 
     def _advert(self, site: str) -> Advert:
         return self._adverts()[site]

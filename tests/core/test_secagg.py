@@ -323,7 +323,7 @@ def test_colluders_and_the_coordinator_open_no_single_site() -> None:
     for name in dishonest:
         site = world.sites[name]
         sealed = next(each for each in site.state.inbox if each.sender == target)
-        keys[site._points()[name]] = site._unseal(sealed)[0]
+        keys[site._neighbourhood().points[name]] = site._unseal(sealed)[0]
     assert len(keys) < threshold
     with pytest.raises(shamir.NotEnoughShares):
         shamir.combine(keys, threshold)

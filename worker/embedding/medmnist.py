@@ -23,6 +23,7 @@ from worker.errors import EmbeddingError
 
 SPLITS = ("train", "val", "test")
 _MOST_LABELS = 1 << 30  # bytes
+# ``zipfile`` raises NotImplementedError for a member whose compression it does not know.
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
                NotImplementedError)  # fmt: skip
 
