@@ -23,6 +23,7 @@ from api.ledger import repository as ledger
 from api.runs.specs import spec_of
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
+from core.privacy.premise import premise
 
 # One evaluation of the accountant takes a tenth of a second.
 _POINTS = 12
@@ -52,6 +53,7 @@ class Burndown:
     points: tuple[Point, ...]
     forecast: Forecast | None
     now: datetime
+    premise: str
 
     @property
     def spent(self) -> float:
@@ -121,7 +123,11 @@ async def computed(ctx: Context, read: Read) -> Burndown:
     client = read.client
     async with ctx.heavy:
         points, forecast = await asyncio.to_thread(_computed, read.reserved, client, read.ahead)
-    return Burndown(client.budget_epsilon, client.budget_delta, points, forecast, read.now)
+    ahead = () if read.ahead is None else read.ahead.events
+    rests_on = premise(event.collude for event in (*_events(read.reserved), *ahead))
+    return Burndown(
+        client.budget_epsilon, client.budget_delta, points, forecast, read.now, rests_on
+    )
 
 
 def _events(entries: Sequence[LedgerEntry]) -> list[PrivacyEvent]:

@@ -50,6 +50,7 @@ class RunRow:
     published: int
     planned: int
     epsilon: float
+    secure: bool
     created_at: datetime
     finished_at: datetime | None
     paused_until: datetime | None
@@ -64,7 +65,8 @@ async def rows(
         live: ProgressView | None = None
         if run.state in _LIVE:
             live = await progress(ctx, session, visitor.who, run)
-        last = spec_of(run).last_round
+        spec = spec_of(run)
+        last = spec.last_round
         _, published, _ = await runs.progress(session, run.id, last)
         made.append(
             RunRow(
@@ -75,6 +77,7 @@ async def rows(
                 published=published,
                 planned=last + 1,
                 epsilon=run.epsilon_planned,
+                secure=spec.plan.aggregation == "secure",
                 created_at=run.created_at,
                 finished_at=run.finished_at,
                 paused_until=run.pause_ends,

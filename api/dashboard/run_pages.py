@@ -24,6 +24,7 @@ from api.rounds import service as rounds
 from api.runs import control, service
 from api.runs.control_endpoints import Pause
 from api.updates import rejections
+from core.privacy.premise import ONLOOKERS
 
 router = APIRouter(prefix=HOME, include_in_schema=False, route_class=PageRoute)
 _RECENT, _PAGE, _REJECTIONS, _EVENTS = 8, 25, 100, 10
@@ -128,6 +129,7 @@ async def one(
         live="run_live.html",
         now=now,
         run=shown,
+        onlookers=ONLOOKERS,
         round=current,
         newest=shown.current_round,
         standings=diagnostics.standings(current),

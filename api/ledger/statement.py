@@ -25,7 +25,8 @@ from core.privacy import accounting
 from core.privacy.accounting import epsilon
 from core.privacy.discrete.lattice import Lattice
 from core.privacy.events import PrivacyEvent, Relation
-from core.privacy.views import Release, View, release_of, views
+from core.privacy.premise import View
+from core.privacy.views import Release, release_of, views
 
 # Runs with secure sums: their specification, and how many founding clients they have.
 Secure = dict[UUID, tuple[RunSpec, int]]

@@ -25,10 +25,12 @@ from api.metrics.repository import Enrolled, Facts
 from core.federation.round_facts import RoundState
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
+from core.privacy.premise import premise
 
 log = structlog.get_logger(__name__)
 KEPT_S = 5.0
 SPENT_KEPT_S = 60.0
+_PREMISE = " With secure sums among it, on their premise: see the client's statement."
 _SAME = " The same in every replica: take max, not sum."
 _STATES = ("ready", "leased")
 _QUEUES = ("work", "aggregate", "replay", "synthesis")
@@ -45,6 +47,7 @@ class Spent:
     committed: float
     worst: float
     budget: float
+    premise: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Snapshot:
             ("budget", "The most that the client allows.", [s.budget for s in self.spent]),
         ):
             rows = [((s.client,), v) for s, v in zip(self.spent, values, strict=True)]
-            text = f"Epsilon of a client's account at the client's delta. {about}"
+            text = f"Epsilon of a client's account at the client's delta. {about}{_PREMISE}"
             yield _gauge(f"fhv_client_epsilon_{name}", text, rows, names)
 
 
@@ -166,8 +169,13 @@ def spent(clients: Iterable[Enrolled], reserved: _Reserved) -> tuple[Spent, ...]
                 events += [PrivacyEvent.model_validate_json(event)] * count
         return epsilon(events, client.delta)
 
+    def rests_on(client: Enrolled) -> str:
+        kinds = {event for event, _ in reserved.get(client.account_id, Counter())}
+        return premise(PrivacyEvent.model_validate_json(kind).collude for kind in kinds)
+
     return tuple(
-        Spent(one.name, of(one, True), of(one, True, False), one.epsilon) for one in clients
+        Spent(one.name, of(one, True), of(one, True, False), one.epsilon, rests_on(one))
+        for one in clients
     )
 
 

@@ -24,10 +24,12 @@ from api.db.models import Client
 from api.ledger import service as ledger
 from api.problems import Forbidden, InvalidRequest
 from api.runs import admission as runs
+from api.runs.specs import views_of
 from core.federation.plan import EmbeddingSpace, Name, Noise, Plan, RoundKind, RunSpec
 from core.federation.planner import MOST_ROUNDS, Forecast, Needed, Purse, forecast
 from core.federation.privacy_plan import MAX_STEPS
 from core.privacy.events import PrivacyEvent
+from core.privacy.premise import View
 
 # Each account is some seconds of work; more of them is more requests.
 _MOST_CLIENTS = 16
@@ -65,6 +67,11 @@ class PriceView(BaseModel):
     participations: int = Field(description="Training rounds of one client at most.")
     participants: int
     noise: Noise
+    views: list[View] = Field(
+        default_factory=list,
+        description="Of a plan with secure sums: what it costs one client, against whom, and on "
+        "which premise. The booked view is epsilon.",
+    )
 
 
 class NoiseView(BaseModel):
@@ -123,6 +130,7 @@ async def plan(ctx: Context, who: Principal, body: PlannerRequest) -> PlannerVie
         await _may(session, who, body)
         asked = await _read(session, body)
     spec, price = await runs.specify(ctx, body.plan, asked.space, participants)
+    views = await views_of(spec, participants)
     rounds = list(dict.fromkeys(body.rounds or [body.plan.privacy.rounds]))
     made: dict[Purse, Forecast] = {}
     for _, purse in asked.members:  # clients that have spent alike are worked out once
@@ -131,7 +139,7 @@ async def plan(ctx: Context, who: Principal, body: PlannerRequest) -> PlannerVie
                 made[purse] = await asyncio.to_thread(forecast, spec, purse, rounds, participants)
     shown = [_client(name, purse, made[purse]) for name, purse in asked.members]
     return PlannerView(
-        plan=_price(spec, price, participants),
+        plan=_price(spec, price, participants, views),
         fits=all(client.fits for client in shown) if shown else None,
         clients=shown,
         noise=_overall(shown, rounds),
@@ -199,7 +207,7 @@ async def _purse(session: AsyncSession, client: Client, sharing: int) -> Purse:
     )
 
 
-def _price(spec: RunSpec, epsilon: float, participants: int) -> PriceView:
+def _price(spec: RunSpec, epsilon: float, participants: int, views: Sequence[View]) -> PriceView:
     return PriceView(
         epsilon=epsilon,
         delta=spec.plan.privacy.delta,
@@ -207,6 +215,7 @@ def _price(spec: RunSpec, epsilon: float, participants: int) -> PriceView:
         participations=spec.participations,
         participants=participants,
         noise=spec.noise,
+        views=list(views),
     )
 
 

@@ -15,7 +15,7 @@ from api.problems import NotFound
 from api.receipts import keys, repository
 from api.rounds.service import ModelView
 from core.errors import ReceiptInvalid
-from core.privacy.views import View
+from core.privacy.premise import View
 from core.receipts.content import Content, content_of
 from core.receipts.opening import ModelFacts, made_with
 from core.receipts.receipt import MadeWith, Model, ModelReceipt, Receipt, Spent

@@ -24,6 +24,7 @@ from api.runs.specs import spec_of
 from api.secure_sums import progress
 from core.federation.plan import RoundKind
 from core.federation.rounds import RoundState, Standing
+from core.privacy.premise import premise
 from core.wire.messages import AggregateResult, ObjectRef
 
 # Whom nobody waits for at this moment.
@@ -70,6 +71,11 @@ class ModelView(BaseModel):
         default={}, description="Labels that mixtures may name, with their clients."
     )
     per_client: list[ClientSpent]
+    premise: str = Field(
+        description="Who must keep to the protocol for epsilon to hold, if sums were secure; "
+        "'none': each number of per_client holds by itself. The report and receipts say by how "
+        "much it is more without the premise."
+    )
     relation: str
     noise_mode: Literal["csprng"]
 
@@ -175,6 +181,7 @@ async def model(session: AsyncSession, who: Principal, run: Run, number: int | N
         clients=[client.name for client in members if client.id in with_code],
         domains=_domains(client for client in members if client.id in with_code),
         per_client=spent,
+        premise=premise(event.collude for event in spec.events()),
         relation=spec.event(0).relation,
         # A coordinator refuses plans of purpose 'simulation', the only ones with seeded noise.
         noise_mode="csprng",

@@ -21,7 +21,7 @@ from api.runs import admission, repository
 from api.runs.specs import spec_of, views_of
 from api.secure_sums import identities
 from core.federation.plan import EmbeddingSpace, Name, Plan, RunSpec
-from core.privacy.views import View
+from core.privacy.premise import View
 
 _OPERATION = "createRun"
 

@@ -13,7 +13,8 @@ from api.db.engine import Database
 from api.db.run_models import Run
 from core.federation.plan import RunSpec
 from core.federation.updates import UpdateExpectation, expectation
-from core.privacy.views import View, views_of_secure
+from core.privacy.premise import View
+from core.privacy.views import views_of_secure
 from core.recent import Recent
 
 _MOST = 256

@@ -17,33 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-from pydantic import Field
 
 from core.federation.plan import RoundKind, RunSpec
 from core.federation.secure_sum import grid_of
-from core.federation.values import Frozen
 from core.privacy.accounting import epsilon
 from core.privacy.discrete.gaussian import SMOOTH
 from core.privacy.discrete.lattice import Lattice
 from core.privacy.events import PrivacyEvent
+from core.privacy.premise import NONE, View, Who, premise
 
-Who = Literal["booked", "coordinator", "client", "everybody"]
 _DOWN = 1.0 - 2.0**-40  # of a multiplier: the root's and the quotient's rounding, and more
-
-
-class View(Frozen):
-    """Epsilon for one reader, for adding or removing one unit, at the delta that was asked for.
-
-    ``booked``: the coordinator and ``secure.collude`` clients together, which the ledger charges.
-    ``coordinator``: it alone. ``client``: one other client, which knows its own noise.
-    ``everybody``: all others together. Of runs without secure sums all are the same number.
-    """
-
-    who: Who
-    epsilon: float
-    premise: str = Field(description="Who must keep to the protocol for this number to hold.")
 
 
 @dataclass(frozen=True)
@@ -111,13 +94,12 @@ def seen(release: Release, who: Who) -> PrivacyEvent:
 
 
 def _premises(releases: Sequence[Release]) -> dict[Who, str]:
-    allowed = {each.event.collude or 0 for each in releases if each.grid is not None}
+    allowed = [each.event.collude or 0 for each in releases if each.grid is not None]
     if not allowed:
-        return dict.fromkeys(("booked", "coordinator", "client", "everybody"), "none")
-    few = " or ".join(f"{each}" for each in sorted(allowed))
+        return dict.fromkeys(("booked", "coordinator", "client", "everybody"), NONE)
     return {
-        "booked": f"no more than {few} of a round's other clients work with the coordinator",
+        "booked": premise(allowed),
         "coordinator": "no other client works with the coordinator",
         "client": "no other client, and not the coordinator, works with the one that looks",
-        "everybody": "none",
+        "everybody": NONE,
     }

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from core.errors import DomainError
+from core.privacy.premise import in_words
 from core.receipts.checking import Findings, PublicKeys, check, read_keys, signed_of, summary
 from core.receipts.reading import read_rows
 
@@ -91,6 +92,8 @@ def _show(findings: Findings) -> None:
             f"privacy   {spent.client}: epsilon {spent.epsilon:.4g} at delta {spent.delta:.3g} "
             f"({receipt.relation}, one {spent.unit})"
         )
+    if said := in_words(receipt.views):
+        typer.echo(f"premise   {said}")
     if receipt.label:
         typer.echo(f"WARNING   {receipt.label}: {receipt.caveat}")
     for client in receipt.withdrawn:

@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from core.federation.plan import NO_GUARANTEE, RunSpec
-from core.privacy.views import View
+from core.privacy.premise import View
 from core.receipts.receipt import (
     NOT_PRIVATE,
     Asked,

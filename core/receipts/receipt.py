@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from core.federation.values import Frozen, Sha256, omitted_if
-from core.privacy.views import View
+from core.privacy.premise import View
 from core.receipts.content import Content
 from core.synthesis.request import ClassCounts, Labels, Mixture, SynthesisRequest
 

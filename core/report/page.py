@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from core.privacy.premise import ONLOOKERS
 from core.report import figures, measured_figures, parts
 from core.report.report import Report
 from core.report.svg import COLOURS, number
@@ -72,6 +73,7 @@ def html(report: Report) -> str:
         commonest=max(one.value for one in report.released.classes),
         domains=_codes(report),
         ledger={one.client: one.epsilon for one in privacy.clients},
+        onlookers=ONLOOKERS,
         figures=figures,
         drawn=measured_figures,
         part={part.title: part for part in report.parts},

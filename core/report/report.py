@@ -13,7 +13,7 @@ from pydantic import Field
 
 from core.federation.plan import RoundKind
 from core.federation.values import Frozen, omitted_if
-from core.privacy.views import View
+from core.privacy.premise import View
 from core.receipts.receipt import Model, canonical
 from core.report.measured import Measured
 from core.report.values import Estimate

@@ -161,3 +161,18 @@ async def test_absurd_questions_name_the_field(
     await coordinator.enrol("site-a")
     refused = await asked(coordinator, **body)
     problem(refused, 422, code, field)
+
+
+async def test_of_secure_sums_it_says_against_whom_each_number_holds(
+    coordinator: Coordinator,
+) -> None:
+    """Before anybody is asked: without keys, without a run, and the same that a run then says."""
+    await coordinator.enrol("site-a")
+    plan = a_plan(aggregation="secure", secure={"drop": 0, "collude": 1, "step_s": 60.0})
+    price = (await planned(coordinator, plan=plan, participants=4))["plan"]
+    seen = {view["who"]: view for view in price["views"]}
+    assert seen["booked"]["epsilon"] == price["epsilon"]
+    assert seen["coordinator"]["epsilon"] < price["epsilon"] < seen["everybody"]["epsilon"]
+    assert seen["everybody"]["premise"] == "none"
+    assert seen["booked"]["premise"] != "none"
+    assert (await planned(coordinator))["plan"]["views"] == []

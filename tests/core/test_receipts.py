@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from core.errors import ReceiptInvalid
 from core.federation.plan import Noise
 from core.privacy.noise import seeded
+from core.privacy.premise import NONE, View, premise
 from core.receipts.checking import PublicKeys
 from core.receipts.cli import verify_app
 from core.receipts.content import Content, content_of
@@ -139,6 +140,24 @@ def test_a_file_proves_its_rows(
     assert "ok       rows: 5,000 rows" in said
     assert "epsilon 1.5 at delta 1e-05" in said
     assert "b has withdrawn" in said
+
+
+def test_epsilon_of_secure_sums_is_not_said_without_its_premise(
+    generator: Generator, tmp_path: Path, keys: Path
+) -> None:
+    """Nor is one invented for the epsilon of a plain run."""
+    plain = opened(generator)
+    views = (
+        View(who="booked", epsilon=1.5, premise=premise([2])),
+        View(who="everybody", epsilon=7.25, premise=NONE),
+    )
+    for receipt, said in ((plain, False), (plain.model_copy(update={"views": views}), True)):
+        path = tmp_path / "signed.json"
+        path.write_text(KEY.sign(receipt).model_dump_json())
+        _, shown = verify(path, "--keys", keys)
+        assert "ok       signature" in shown
+        assert "epsilon 1.5 at delta 1e-05" in shown
+        assert (premise([2]) in shown) == ("7.25" in shown) == ("premise" in shown) == said
 
 
 def test_an_early_receipt_proves_a_signature_but_no_rows(

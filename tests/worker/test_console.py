@@ -409,3 +409,39 @@ def test_keys_of_secure_sums_are_set_for_managed_clients_and_removed(
     assert "not yours to speak for" in own
     call("admin", "clients", "identity-key", "ward", "--remove", "--yes")
     call("admin", "clients", "identity-key", "ward", "60" * 32, "--yes")
+
+
+def test_of_secure_sums_epsilon_is_said_with_its_premise(
+    call: Call, federation: real.Federation, tmp_path: Path
+) -> None:
+    """Before, at and after the making of a run; and nothing of the kind of a plain one."""
+    names = ("site-a", "site-b", "site-c")
+    for name in names:
+        federation.enrol(name, f"{name}/all")
+        with federation.client(name) as client:
+            key = name.encode().hex().ljust(64, "0")
+            client.put_identity_key(str(client.client("me")["id"]), key)
+    plain = {**PLAN, "round": {"quorum": 2, "deadline_s": 600.0, "lease_s": 300.0}}
+    secure = {
+        **plain,
+        "name": "together",
+        "aggregation": "secure",
+        "secure": {"drop": 0, "collude": 1, "step_s": 60.0},
+    }
+    said = "premise: epsilon holds while no more than 1 of a round's other clients work with"
+    for plan, rests in ((plain, False), (secure, True)):
+        file = written(tmp_path / "plan.yaml", plan)
+        for options in (("--dry-run",), ()):
+            shown = call("run", "create", file, "--clients", ",".join(names), *options).stdout
+            assert (said in shown) == ("against everybody else together" in shown) == rests, shown
+        name = str(plan["name"])
+        assert ("premise    epsilon holds while" in call("run", "show", name).stdout) == rests
+        made = json.loads(call("run", "show", name, "--json").stdout)["run"]
+        view = watch.look(federation.operator, str(made["id"]))
+        screen = Console(file=io.StringIO(), width=100)
+        screen.print(watch.drawn(view, ""))
+        drawn = screen.file.getvalue()  # type: ignore[attr-defined]
+        assert ("no more than 1 of" in drawn) == rests, drawn
+        assert ("on the premise of secure sums" in watch.one_line(view)) == rests
+    listed = call("run", "list").stdout.splitlines()
+    assert [line.split()[4] for line in listed] == ["SUMS", "plain", "secure"]

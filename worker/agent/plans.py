@@ -17,7 +17,7 @@ from rich.table import Table
 
 from core.errors import PlanRefused
 from core.federation.plan import RunSpec
-from core.privacy.views import View
+from core.privacy.premise import View
 from core.wire.messages import PlanOffer
 from core.wire.protocol import CONSENT
 from worker.agent.consent import Verb, say

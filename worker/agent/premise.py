@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from core.errors import PlanRefused
 from core.federation.plan import RunSpec
-from core.privacy.views import View, views_of_plan
+from core.privacy.premise import View
+from core.privacy.views import views_of_plan
 from worker.agent import peers
 from worker.config import ClientConfig
 

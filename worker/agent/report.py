@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.privacy import accounting
+from core.privacy.premise import NONE, premise
 from worker.agent.records import Entry
 from worker.agent.site import Site
 from worker.agent.verify import Comparison, Finding
@@ -99,14 +100,8 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
 
 def _premise(entries: Sequence[dict[str, Any]]) -> str:
     """What epsilon rests on, where some of it was spent in secure sums."""
-    allowed = {e["event"]["collude"] for e in entries if "collude" in e["event"]}
-    if not allowed:
-        return ""
-    few = " or ".join(str(each) for each in sorted(allowed))
-    return (
-        f"; secure sums among them: epsilon holds while no more than {few} of a round's other "
-        "clients work with the coordinator"
-    )
+    found = premise(entry["event"].get("collude") for entry in entries)
+    return "" if found == NONE else f"; secure sums among them: epsilon holds while {found}"
 
 
 def verdict(client: str, found: Comparison) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from core.privacy.premise import View, in_words
 from core.terminal import printable
 from worker.answers import JsonObject
 from worker.client import CoordinatorClient
@@ -80,6 +82,7 @@ def create(
     started = "running" if start_it else "created; 'fedhypevae run start' starts it"
     typer.echo(f"run {made['name']} ({made['id']}) is {started}")
     typer.echo(f"epsilon {made['epsilon_planned']:.4g} for every client if nothing is lost")
+    _say_premise(made["views"])
 
 
 def _show_price(price: JsonObject, *, as_json: bool) -> None:
@@ -89,6 +92,7 @@ def _show_price(price: JsonObject, *, as_json: bool) -> None:
     else:
         plan = price["plan"]
         typer.echo(f"epsilon {plan['epsilon']:.4g} at delta {plan['delta']:g} for every client")
+        _say_premise(plan["views"])
         rows = (
             (
                 each["client"],
@@ -102,6 +106,12 @@ def _show_price(price: JsonObject, *, as_json: bool) -> None:
         show_table(("CLIENT", "SPENT", "AFTER", "BUDGET", ""), rows, "no clients")
     if price["fits"] is False:
         raise typer.Exit(1)
+
+
+def _say_premise(views: Sequence[JsonObject]) -> None:
+    """Of secure sums epsilon is never said without what it rests on."""
+    if said := in_words(map(View.model_validate, views)):
+        typer.echo(f"premise: {said}")
 
 
 @run_app.command("start")
@@ -123,7 +133,7 @@ def list_(as_json: JsonOption = False) -> None:
     """
     with connected() as coordinator:
         runs = list(every(coordinator.runs))
-    heads = ("NAME", "STATE", "ROUNDS", "CLIENTS", "EPSILON", "CREATED", "ID")
+    heads = ("NAME", "STATE", "ROUNDS", "CLIENTS", "SUMS", "EPSILON", "CREATED", "ID")
     show_list(runs, heads, _row, "no runs", as_json=as_json)
 
 
@@ -133,6 +143,7 @@ def _row(run: JsonObject) -> tuple[object, ...]:
         run["state"],
         f"{run['rounds_published']}/{run['rounds_planned']}",
         run["clients_total"],
+        run["spec"]["plan"]["aggregation"],
         f"{run['epsilon_planned']:.4g}",
         moment(run["created_at"]),
         run["id"],

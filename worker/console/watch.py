@@ -11,6 +11,8 @@ from typing import Any
 
 import typer
 
+from core.privacy.premise import View as Seen
+from core.privacy.premise import in_words
 from core.terminal import printable
 from worker.answers import JsonObject
 from worker.client import CoordinatorClient
@@ -42,6 +44,17 @@ class View:
     def paid(self) -> float:
         return max(self.epsilon.values(), default=0.0)
 
+    @property
+    def premise(self) -> str:
+        """What epsilon rests on; empty unless sums are secure."""
+        return in_words(map(Seen.model_validate, self.run["views"]))
+
+    @property
+    def cost(self) -> str:
+        """In a line of its own there is no room for the premise, but for that there is one."""
+        said = f"epsilon {self.paid:.4g} of {self.run['epsilon_planned']:.4g}"
+        return f"{said} (on the premise of secure sums)" if self.premise else said
+
 
 def look(coordinator: CoordinatorClient, run_id: str, before: View | None = None) -> View:
     """Where the run stands. Epsilon is asked for again only when another round was published."""
@@ -66,6 +79,8 @@ def lines(view: View) -> list[str]:
         f"epsilon    {view.paid:.4g} paid of {run['epsilon_planned']:.4g} planned",
         f"created    {moment(run['created_at'])} UTC",
     ]
+    if view.premise:
+        shown.insert(-1, f"premise    {view.premise}")
     if now is not None:
         until = f", until {moment(now['deadline'])} UTC" if now["deadline"] else ""
         shown.append(
@@ -157,6 +172,7 @@ def _facts(view: View) -> dict[str, Any]:
         "deadline": now.get("deadline"),
         "epsilon": view.epsilon,
         "epsilon_planned": view.run["epsilon_planned"],
+        "views": view.run["views"],
     }
 
 
@@ -165,7 +181,7 @@ def one_line(view: View) -> str:
     parts = [f"{run['name']} {run['state']}", f"{run['rounds_published']}/{run['rounds_planned']}"]
     if now is not None and not view.ended:
         parts.append(f"round {now['number']} {now['state']}, {now['updates_accepted']} updates")
-    parts.append(f"epsilon {view.paid:.4g} of {run['epsilon_planned']:.4g}")
+    parts.append(view.cost)
     return "  ".join(parts) + (f"  {view.why}" if view.why else "")
 
 
@@ -198,11 +214,12 @@ def drawn(view: View | None, trouble: str) -> Any:
         (printable(run["name"]), "bold"),
         "  ",
         (run["state"], colour.get(run["state"], "cyan")),
-        f"  {run['rounds_published']} of {run['rounds_planned']} rounds"
-        f"  epsilon {view.paid:.4g} of {run['epsilon_planned']:.4g}",
+        f"  {run['rounds_published']} of {run['rounds_planned']} rounds  {view.cost}",
     )
     bar = ProgressBar(total=max(run["rounds_planned"], 1), completed=run["rounds_published"])
     parts: list[Any] = [head, bar]
+    if view.premise:
+        parts.append(Text(view.premise, style="dim"))
     if now is not None and not view.ended:
         until = f", until {moment(now['deadline'])} UTC" if now["deadline"] else ""
         parts.append(

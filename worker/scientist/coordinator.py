@@ -66,7 +66,8 @@ class Run:
 class Model:
     """The published model of a run. ``clients``: who has a code, hence a place in mixtures.
     ``domains``: label -> clients, for which a mixture may name it.
-    ``epsilon``: what each client's population has paid for it, at ``delta``, per ``unit``.
+    ``epsilon``: what each client's population has paid for it, at ``delta``, per ``unit``;
+    of secure sums on ``premise``, otherwise that is ``none``.
     """
 
     run: Run
@@ -76,6 +77,7 @@ class Model:
     epsilon: dict[str, float]
     delta: float
     unit: str
+    premise: str
     relation: str
     weights_digest: str
 
@@ -155,6 +157,7 @@ class Coordinator:
             epsilon={one["client"]: float(one["epsilon"]) for one in spent},
             delta=float(of.raw["spec"]["plan"]["privacy"]["delta"]),
             unit=str(of.raw["spec"]["plan"]["privacy"]["unit"]),
+            premise=str(found["premise"]),
             relation=found["relation"],
             weights_digest=found["weights"]["digest"],
         )

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from core.files import whole_file
+from core.privacy.premise import View, in_words
 from core.receipts.content import Content, content_of
 from core.receipts.reading import RowsFile
 from core.synthesis.formats import RECEIPT_KEY
@@ -70,6 +71,11 @@ class Rows:
         """What each client's population has paid for the model, however many rows are asked for."""
         spent = self.receipt["receipt"]["per_client"]
         return {one["client"]: float(one["epsilon"]) for one in spent}
+
+    @property
+    def premise(self) -> str:
+        """On what ``epsilon`` rests if sums were secure, and what it is without; else empty."""
+        return in_words(map(View.model_validate, self.receipt["receipt"].get("views", ())))
 
     @property
     def labels(self) -> list[str]:
