@@ -364,6 +364,7 @@ MODEL = {
     "weights": WEIGHTS_REF,
     "clients": ["site-a", "site-b"],
     "per_client": [SPENT, {**SPENT, "client": "site-b"}],
+    "premise": "none",
     "relation": "add-remove-one-unit",
     "noise_mode": "csprng",
 }
@@ -374,6 +375,7 @@ LEDGER = {
     "epsilon_committed": 3.2,
     "epsilon_reserved": 0.03,
     "epsilon_total": 3.23,
+    "premise": "none",
     "delta": 1e-5,
     "entries": [
         {
@@ -461,6 +463,7 @@ PLANNED: dict[str, Any] = {
             "rounds_left": 87,
             "lost_attempts": {"sketch": 12, "spread": 6, "train": 77},
             "noise": [NOISE_FOR_10, NOISE_FOR_40],
+            "premise": "none",
         }
     ],
     "noise": [

@@ -22,6 +22,7 @@ from api.events.service import ProgressView, progress
 from api.metrics.books import Snapshot, Spent
 from api.runs import repository as runs
 from api.runs.specs import spec_of
+from core.privacy.premise import NONE
 
 NEARLY_SPENT = 0.8
 _LIVE = ("running", "paused")
@@ -122,7 +123,10 @@ async def notices(
             found.append(Notice("watch", what, f"Round {at.number} of {row.name}.", link))
     for spent in snapshot.spent:
         if share(spent) >= NEARLY_SPENT:
-            about = f"ε {eps(spent.worst)} of {eps(spent.budget)}, open reservations among it."
+            rests = "" if spent.premise == NONE else " It holds on the premise of secure sums."
+            about = (
+                f"ε {eps(spent.worst)} of {eps(spent.budget)}, open reservations among it.{rests}"
+            )
             what = f"{spent.client} has spent {share(spent):.0%} of its budget"
             found.append(Notice("watch", what, about, "/dashboard/clients"))
     found += _asked(await consents.page(session, _ASKED, None, state="asked"), now)

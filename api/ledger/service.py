@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.clients.service import Budget
@@ -21,6 +21,7 @@ from api.ledger import repository
 from core.privacy import budget, ledger
 from core.privacy.accounting import epsilon
 from core.privacy.events import PrivacyEvent
+from core.privacy.premise import premise
 
 
 class AccountView(BaseModel):
@@ -52,6 +53,10 @@ class LedgerView(BaseModel):
     epsilon_committed: float
     epsilon_reserved: float
     epsilon_total: float
+    premise: str = Field(
+        description="Who must keep to the protocol for these to hold, if secure sums are among "
+        "the entries; else 'none'. The statement says what they are without it."
+    )
     delta: float
     entries: list[EntryView]
 
@@ -141,6 +146,7 @@ async def statement(session: AsyncSession, client: Client) -> LedgerView:
         epsilon_committed=committed,
         epsilon_reserved=max(0.0, total - committed),
         epsilon_total=total,
+        premise=premise(entry.event.collude for entry in shown if entry.event is not None),
         delta=delta,
         entries=shown,
     )

@@ -67,12 +67,20 @@ class Snapshot:
         yield from _of_webhooks(self.facts)
         names = ("client",)
         for name, about, values in (
-            ("committed", "Spent for good: committed and lost.", [s.committed for s in self.spent]),
-            ("worst", "Committed, and all open reservations.", [s.worst for s in self.spent]),
+            (
+                "committed",
+                f"Spent for good: committed and lost.{_PREMISE}",
+                [s.committed for s in self.spent],
+            ),
+            (
+                "worst",
+                f"Committed, and all open reservations.{_PREMISE}",
+                [s.worst for s in self.spent],
+            ),
             ("budget", "The most that the client allows.", [s.budget for s in self.spent]),
         ):
             rows = [((s.client,), v) for s, v in zip(self.spent, values, strict=True)]
-            text = f"Epsilon of a client's account at the client's delta. {about}{_PREMISE}"
+            text = f"Epsilon of a client's account at the client's delta. {about}"
             yield _gauge(f"fhv_client_epsilon_{name}", text, rows, names)
 
 

@@ -29,7 +29,7 @@ from core.federation.plan import EmbeddingSpace, Name, Noise, Plan, RoundKind, R
 from core.federation.planner import MOST_ROUNDS, Forecast, Needed, Purse, forecast
 from core.federation.privacy_plan import MAX_STEPS
 from core.privacy.events import PrivacyEvent
-from core.privacy.premise import View
+from core.privacy.premise import View, premise
 
 # Each account is some seconds of work; more of them is more requests.
 _MOST_CLIENTS = 16
@@ -105,6 +105,10 @@ class ClientForecast(BaseModel):
         "100."
     )
     noise: list[NoiseView]
+    premise: str = Field(
+        description="Who must keep to the protocol for epsilon_spent and epsilon_after to hold, "
+        "where secure sums are among them; else 'none'."
+    )
 
 
 class PlannerView(BaseModel):
@@ -130,14 +134,15 @@ async def plan(ctx: Context, who: Principal, body: PlannerRequest) -> PlannerVie
         await _may(session, who, body)
         asked = await _read(session, body)
     spec, price = await runs.specify(ctx, body.plan, asked.space, participants)
-    views = await views_of(spec, participants)
+    async with ctx.heavy:
+        views = await views_of(spec, participants)
     rounds = list(dict.fromkeys(body.rounds or [body.plan.privacy.rounds]))
     made: dict[Purse, Forecast] = {}
     for _, purse in asked.members:  # clients that have spent alike are worked out once
         if purse not in made:
             async with ctx.heavy:
                 made[purse] = await asyncio.to_thread(forecast, spec, purse, rounds, participants)
-    shown = [_client(name, purse, made[purse]) for name, purse in asked.members]
+    shown = [_client(name, purse, made[purse], spec) for name, purse in asked.members]
     return PlannerView(
         plan=_price(spec, price, participants, views),
         fits=all(client.fits for client in shown) if shown else None,
@@ -219,7 +224,7 @@ def _price(spec: RunSpec, epsilon: float, participants: int, views: Sequence[Vie
     )
 
 
-def _client(name: str, purse: Purse, found: Forecast) -> ClientForecast:
+def _client(name: str, purse: Purse, found: Forecast, spec: RunSpec) -> ClientForecast:
     return ClientForecast(
         client=name,
         budget=Budget(epsilon=purse.epsilon, delta=purse.delta),
@@ -229,6 +234,7 @@ def _client(name: str, purse: Purse, found: Forecast) -> ClientForecast:
         rounds_left=found.rounds_left,
         lost_attempts=found.lost_attempts,
         noise=[_noise(needed) for needed in found.noise],
+        premise=premise(event.collude for event in (*purse.spent, *spec.events())),
     )
 
 

@@ -72,9 +72,10 @@ class ModelView(BaseModel):
     )
     per_client: list[ClientSpent]
     premise: str = Field(
-        description="Who must keep to the protocol for epsilon to hold, if sums were secure; "
-        "'none': each number of per_client holds by itself. The report and receipts say by how "
-        "much it is more without the premise."
+        description="Who must keep to the protocol for founding clients' epsilon to hold, if sums "
+        "were secure; 'none': each number of per_client holds by itself. The report and receipts "
+        "say how much it is without the premise. A client that joined later released its own "
+        "sketch, which needs none."
     )
     relation: str
     noise_mode: Literal["csprng"]

@@ -19,6 +19,7 @@ from core.recent import Recent
 
 _MOST = 256
 _specs = Recent[str, RunSpec](_MOST)
+_views = Recent[tuple[str, int], tuple[View, ...]](_MOST)
 _expected = Recent[tuple[str, int], UpdateExpectation](_MOST)
 _BODY = "SELECT spec FROM runs WHERE id = %(run_id)s"
 
@@ -49,7 +50,10 @@ async def views_of(spec: RunSpec, founding: int) -> list[View]:
     """
     if spec.plan.aggregation != "secure":
         return []
-    return list(await asyncio.to_thread(views_of_secure, spec, founding))
+    key = spec.digest, founding
+    if (known := _views.get(key)) is None:
+        known = _views.keep(key, await asyncio.to_thread(views_of_secure, spec, founding))
+    return list(known)
 
 
 def _spec(digest: str, body: Mapping[str, Any]) -> RunSpec:

@@ -23,6 +23,7 @@ from benchmarks.demo.small import clusters
 from benchmarks.demo.stack import Stack, services
 from benchmarks.scanner_digits import ScannerDigits
 from core.federation.plan import Plan, RunSpec
+from core.privacy.premise import in_words
 from core.processes import ChildEnded, Processes, ServiceError, stop_on_signals
 from core.training.compute import Engine
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN
@@ -159,6 +160,8 @@ def train(
                 if value is not None
             )
             narrator.say(f"noise multipliers: {sigmas}; epsilon {run['epsilon_planned']:.3f}")
+            if rests := in_words(run["views"]):
+                narrator.say(rests)
         run_id = str(run["id"])
         with narrator.step("Sketch and training rounds over the three sites"):
             operator.start_run(run_id)
@@ -273,6 +276,7 @@ def run_demo(options: Options, console: Console) -> Report:
         total_seconds=narrator.elapsed,
         peak_memory=memory.peak,
         receipts={path.name: federation.receipt_of(path) for path in files.values()},
+        views=list(run["views"]),
     )
     report.write(options.output / "report.json")
     report.show(console)

@@ -16,6 +16,8 @@ from rich.table import Table
 from benchmarks.demo.evaluation import Row
 from benchmarks.demo.federation import Books
 from core.federation.plan import RunSpec
+from core.privacy.premise import in_words
+from worker.answers import JsonObject
 
 HEADING = "simulation: the real-data rows are not private"
 
@@ -33,6 +35,7 @@ class Report:
     total_seconds: float
     peak_memory: int
     receipts: dict[str, Any]
+    views: list[JsonObject]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -41,6 +44,7 @@ class Report:
             "rounds_published": self.rounds_published,
             "plan": self.spec.plan.model_dump(mode="json"),
             "accuracy": [asdict(row) for row in self.rows],
+            "views": self.views,
             "clients": [asdict(each) for each in self.books],
             "seconds": {**self.seconds, "total": round(self.total_seconds, 1)},
             "peak_memory_bytes": self.peak_memory,
@@ -64,6 +68,8 @@ class Report:
             "[bold]epsilon spent by each client, and kB sent and fetched per round[/bold]"
         )
         console.print(self._spending())
+        if rests := in_words(self.views):
+            console.print(rests, highlight=False)
         seconds = max(self.seconds.items(), key=lambda item: item[1])
         console.print(
             f"{self.total_seconds:.0f} s in all, {seconds[1]:.0f} s of it: {seconds[0]}\n"

@@ -7,7 +7,7 @@ print numbers can import this quickly.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -48,12 +48,25 @@ def premise(collude: Iterable[int | None]) -> str:
     return f"no more than {few} of a round's other clients work with the coordinator"
 
 
-def in_words(views: Iterable[View]) -> str:
-    """The premise of the booked number, and what is true without one; empty where it needs none."""
-    seen = {view.who: view for view in views}
-    if not seen or seen["booked"].premise == NONE:
+def resting(collude: Iterable[int | None]) -> str:
+    """The same for the end of a sentence about an account; empty where it rests on nobody."""
+    found = premise(collude)
+    return "" if found == NONE else f"; secure sums among it: epsilon holds while {found}"
+
+
+def in_words(views: Iterable[Mapping[str, Any]]) -> str:
+    """Of views as JSON has them: the premise of a founding client's booked number, and what the
+    plan's is without it. Empty where there is no premise. They may be anybody's, so what is missing
+    or unknown is passed over.
+    """
+    seen = {str(view.get("who")): view for view in views}
+    holds = str(seen.get("booked", {}).get("premise", NONE))
+    if holds == NONE:
         return ""
+    worst = seen.get("everybody", {}).get("epsilon")
+    if not isinstance(worst, int | float):
+        return f"epsilon of founding clients holds while {holds}"
     return (
-        f"epsilon holds while {seen['booked'].premise}; against everybody else together it is "
-        f"{seen['everybody'].epsilon:.4g} if nothing is lost"
+        f"epsilon of founding clients holds while {holds}; against everybody else together the "
+        f"plan's is {worst:.4g} if nothing is lost"
     )

@@ -12,6 +12,7 @@ from core.errors import DomainError
 from core.privacy.premise import in_words
 from core.receipts.checking import Findings, PublicKeys, check, read_keys, signed_of, summary
 from core.receipts.reading import read_rows
+from core.terminal import printable
 
 verify_app = typer.Typer(add_completion=False)
 _MARKS = {True: "ok     ", False: "WRONG  ", None: "unknown"}
@@ -92,8 +93,8 @@ def _show(findings: Findings) -> None:
             f"privacy   {spent.client}: epsilon {spent.epsilon:.4g} at delta {spent.delta:.3g} "
             f"({receipt.relation}, one {spent.unit})"
         )
-    if said := in_words(receipt.views):
-        typer.echo(f"premise   {said}")
+    if said := in_words(view.model_dump() for view in receipt.views):
+        typer.echo(f"premise   {printable(said)}")
     if receipt.label:
         typer.echo(f"WARNING   {receipt.label}: {receipt.caveat}")
     for client in receipt.withdrawn:

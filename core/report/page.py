@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from core.privacy.premise import ONLOOKERS
+from core.privacy.premise import NONE, ONLOOKERS
 from core.report import figures, measured_figures, parts
 from core.report.report import Report
 from core.report.svg import COLOURS, number
@@ -58,13 +58,15 @@ def html(report: Report) -> str:
     privacy = report.privacy
     spent = [one.epsilon for one in privacy.clients]
     highest = max(spent, default=0.0)
+    guess = best_guess(highest, privacy.delta)
+    seen = {view.who: view for view in privacy.views}
     return rendered(
         "report.html",
         report=report,
         missing=[part for part in report.parts if part.source == "missing"],
         lowest=min(spent, default=0.0),
         highest=highest,
-        guess=best_guess(highest, privacy.delta),
+        guess=guess,
         histories=figures.histories(privacy),
         lost=sum(one.lost for one in privacy.clients),
         groups=_groups(report),
@@ -74,6 +76,10 @@ def html(report: Report) -> str:
         domains=_codes(report),
         ledger={one.client: one.epsilon for one in privacy.clients},
         onlookers=ONLOOKERS,
+        premise=seen["booked"].premise if "booked" in seen else NONE,
+        guess_of_all=best_guess(seen["everybody"].epsilon, privacy.delta)
+        if "everybody" in seen
+        else guess,
         figures=figures,
         drawn=measured_figures,
         part={part.title: part for part in report.parts},

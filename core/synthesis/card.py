@@ -33,10 +33,12 @@ _PROMISE = (
     "Only noised sums left a site for this model, all of them together (ε, δ)-differentially "
     "private, ε computed from the events that were executed. Rows cost no more, however many."
 )
-_PREMISE = (
-    "Only sums over sites were seen, and the noise is in the sums: each ε holds against the "
-    "coordinator and up to {collude} of the clients, as long as the others kept to the protocol. "
-    "The receipt says what it is against everybody else."
+_SECURE_PROMISE = (
+    "The coordinator saw only sums over the founding sites, and the noise is in the sums: their ε "
+    "hold against the coordinator and up to {collude} of the clients, as long as the others kept "
+    "to the protocol. The receipt says what they are against everybody else. A site that joined "
+    "later released a sketch of its own, whose ε needs no such premise. ε is computed from the "
+    "events that were executed. Rows cost no more, however many."
 )
 _NO_PROMISE = "No guarantee: see above. Treat this file and all rows from it as personal data."
 _LEFT_OUT = (
@@ -154,10 +156,10 @@ def _privacy(
         f"to k-fold. Assumed: no client has more than {spec.plan.privacy.n_max:,} units. Noise: "
         f"Gaussian, from a {noise_mode} source."
     )
-    premise = []
+    promise = _PROMISE
     if spec.plan.aggregation == "secure":
-        premise = [_PREMISE.format(collude=spec.plan.secure.collude)]
-    return "\n\n".join([_PROMISE, *premise, _table(rows, ("client", "ε", "δ", "unit")), terms])
+        promise = _SECURE_PROMISE.format(collude=spec.plan.secure.collude)
+    return "\n\n".join([promise, _table(rows, ("client", "ε", "δ", "unit")), terms])
 
 
 def _withdrawn(names: Sequence[str]) -> list[str]:

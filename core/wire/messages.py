@@ -70,6 +70,8 @@ class PlanOffer(Frozen):
 
     ``spec`` stands in full, so that the site can judge it and compute what it costs by itself; the
     epsilons are the coordinator's, at the client's ``delta``, for whoever has no ledger at hand.
+    Of secure sums they hold while no more than ``spec.plan.secure.collude`` of a round's other
+    clients work with the coordinator.
     """
 
     plan_id: str

@@ -19,6 +19,7 @@ async def test_pages_and_answers_say_what_epsilon_rests_on(coordinator: Coordina
     run = await coordinator.ok("GET", f"/v1/runs/{sites.run['id']}")
     model = await coordinator.ok("GET", f"/v1/runs/{run['id']}/model")
     assert model["premise"] == PREMISE
+    assert (await coordinator.ledger(SITES[0]))["premise"] == PREMISE
     client = next(seat["client_id"] for seat in run["seats"] if seat["client"] == SITES[0])
     async with visiting(coordinator, "admin") as visitor:
         page = html.unescape(await visitor.page(f"/runs/{run['id']}"))
@@ -41,6 +42,7 @@ async def test_of_a_plain_run_nothing_is_said(coordinator: Coordinator) -> None:
     run = await coordinator.finish(await coordinator.run("site-a", "site-b"), "site-a", "site-b")
     model = await coordinator.ok("GET", f"/v1/runs/{run['id']}/model")
     assert model["premise"] == "none"
+    assert (await coordinator.ledger("site-a"))["premise"] == "none"
     client = run["seats"][0]["client_id"]
     async with visiting(coordinator, "admin") as visitor:
         for path in (

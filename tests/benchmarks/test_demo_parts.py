@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from benchmarks.demo.small import clusters
 from core.data import load
 from core.evaluation.utility import tstr
 from core.federation.rule import spec_for
+from core.privacy.premise import NONE, premise
 from core.processes import ServiceError, Stopped
 from core.synthesis.codes import Code
 from core.synthesis.formats import Document, whole
@@ -141,13 +143,21 @@ def test_the_report_says_what_is_not_private(tmp_path: Path) -> None:
         evaluation.Row("synthetic: neutral code", True, 400, 0.8, 0.79, {"site-a": 0.8}),
     ]
     spec = spec_for("run", plan, data.space, 3)
-    report = Report(spec, "run", 4, rows, [books], {"a step": 2.0}, 3.0, 2**30, {"n": {}})
+    report = Report(spec, "run", 4, rows, [books], {"a step": 2.0}, 3.0, 2**30, {"n": {}}, [])
     text = io.StringIO()
     report.show(Console(file=text, width=160))
     shown = text.getvalue()
     assert HEADING in shown
     for part in ("0.800", "3.0", "3.5", "8.5", "0.7", "1.00 GiB", "epsilon 8", "delta 0.0001"):
         assert part in shown
+    assert "holds while" not in shown
+    views = [
+        {"who": "booked", "epsilon": 8.0, "premise": premise([1])},
+        {"who": "everybody", "epsilon": 13.5, "premise": NONE},
+    ]
+    replace(report, views=views).show(Console(file=text, width=300))
+    assert f"epsilon of founding clients holds while {premise([1])}" in text.getvalue()
+    assert "13.5" in text.getvalue()
     path = tmp_path / "report.json"
     report.write(path)
     written = json.loads(path.read_text())

@@ -99,6 +99,15 @@ def test_the_report_says_them_and_plain_reports_stay_as_they_were() -> None:
         assert f"{view.epsilon:.3f}" in html
         assert view.premise in html
     assert "everybody else together" in html
+    # What is said in plain words of the booked number is said on its premise, and the number that
+    # needs none beside it.
+    seen = {view.who: view for view in told}
+    plainly = html[html.index("In plain words") :].split("</p>")[0]
+    assert seen["booked"].premise in plainly
+    without = page.best_guess(seen["everybody"].epsilon, report.privacy.delta)
+    assert page.percent(without) in plainly
+    assert html.count(f"while {seen['booked'].premise}") == 2  # the tile, the ledger's bound
+    assert "Suppose that" not in page.html(before)
 
 
 def test_receipts_sign_them_and_receipts_of_before_keep_their_bytes() -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from core.errors import DataError
 from core.federation.plan import EmbeddingSpace, digest_of
+from core.privacy.premise import resting
 from worker.agent.identity import configured
 from worker.agent.site import Site
 from worker.client import CoordinatorClient
@@ -38,9 +39,10 @@ def check_client(
     try:
         with Site.open(settings.require_site().state_dir) as site:
             spent = site.ledger.epsilon(config.population, config.delta)
+            rests = resting(e.event.collude for e in site.ledger.entries(config.population))
             report.facts.append(
                 f"spent epsilon {spent:.4g} of {config.max_epsilon:g} at delta {config.delta:g} "
-                f"(population {config.population}, unit {config.unit})"
+                f"(population {config.population}, unit {config.unit}){rests}"
             )
     except WorkerError as error:
         report.problems.append(str(error))

@@ -10,6 +10,7 @@ from typing import Literal
 
 from core.errors import PlanRefused
 from core.federation.plan import RunSpec
+from core.privacy.premise import NONE, premise
 from core.wire.messages import ConsentDecision, PlanOffer
 from core.wire.protocol import CONSENT
 from worker import logs
@@ -43,6 +44,7 @@ def consider(
     if config.consent == "ask":
         log.warning(
             "plan_awaits_consent", epsilon_plan=round(plan.epsilon_plan, 4),
+            premise=NONE if plan.joins else premise(e.collude for e in plan.spec.events()),
             mend=f"See 'fedhypevae agent plans', then 'fedhypevae agent approve {plan.run_id}' "
             "or 'refuse'.",
         )  # fmt: skip

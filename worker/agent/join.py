@@ -184,7 +184,7 @@ def _approve(
     price = cost(spec, config, entries, joins=True)
     say(
         f"{config.name}: the join costs epsilon {price.plan:.4g}; the account goes from "
-        f"{price.spent:.4g} to {price.after:.4g} of {config.max_epsilon:g}"
+        f"{price.spent:.4g} to {price.after:.4g} of {config.max_epsilon:g}{price.rests}"
     )
     by: Literal["person", "policy"] = "person" if config.consent == "ask" else "policy"
     word.say(spec, config, "approve", by, site.ledger, coordinator, joins=True)

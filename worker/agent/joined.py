@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from core.privacy import accounting
+from core.privacy.premise import resting
 from worker.agent.records import charged
 from worker.agent.site import Site
 from worker.client import CoordinatorClient
@@ -24,6 +25,7 @@ class Joined:
     clients: tuple[str, ...]
     epsilon_run: float
     epsilon_total: float
+    rests: str
 
 
 def joined(
@@ -46,6 +48,7 @@ def joined(
         clients=tuple(model["clients"]),
         epsilon_run=accounting.epsilon(charged(own), config.delta),
         epsilon_total=accounting.epsilon(charged(entries), config.delta),
+        rests=resting(entry.event.collude for entry in entries),
     )
 
 
@@ -58,7 +61,7 @@ def place_of(place: Joined, url: str) -> list[str]:
     limit = f"{place.epsilon_total:.4g} of {config.max_epsilon:g} in all at delta {config.delta:g}"
     lines = [
         f"{name}: joined {run}; its code is known since round {place.round_number}",
-        f"{name}: {said}, {limit}, by this site's own ledger",
+        f"{name}: {said}, {limit}, by this site's own ledger{place.rests}",
         "With a token of scope scientist, rows of its own and of a mixture:",
     ]
     for weights in ({name: 1.0}, mixture):

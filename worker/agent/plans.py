@@ -213,7 +213,7 @@ def decide(
             lines.append(
                 f"{name}: epsilon {plan.cost.plan:.4g} for {plan.rounds} rounds; the account of "
                 f"{config.population} goes from {plan.cost.spent:.4g} to {plan.cost.after:.4g} of "
-                f"{config.max_epsilon:g} at delta {config.delta:g}"
+                f"{config.max_epsilon:g} at delta {config.delta:g}{plan.cost.rests}"
             )
             if plan.premise is not None:
                 lines.append(f"{name}: {plan.premise}")
@@ -274,6 +274,12 @@ def print_table(plans: Sequence[Shown]) -> None:
         if plan.premise is not None:
             console.print(
                 f"{plan.config.name}: {plan.run}: {plan.premise}", markup=False, highlight=False
+            )
+        if plan.premise is None and plan.cost is not None and plan.cost.rests:
+            console.print(
+                f"{plan.config.name}: {plan.run}: spent and after{plan.cost.rests}",
+                markup=False,
+                highlight=False,
             )
         if plan.refusal is not None:
             console.print(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from core.federation.plan import RunSpec
 from core.privacy import accounting
 from core.privacy.events import PrivacyEvent
+from core.privacy.premise import resting
 from worker.agent.records import Entry, charged
 from worker.config import ClientConfig
 
@@ -19,6 +20,7 @@ class Cost:
     plan: float  # what the plan asks of this client, alone
     spent: float  # the account by now, whichever client spent it, lost attempts included
     after: float  # the account, if this client does what is left of the plan and loses nothing
+    rests: str  # what the last two rest on, where secure sums are among them; else empty
 
 
 def cost(
@@ -34,6 +36,7 @@ def cost(
         plan=accounting.epsilon(ahead(spec, config, (), joins=joins), config.delta),
         spent=accounting.epsilon(spent, config.delta),
         after=accounting.epsilon([*spent, *left], config.delta),
+        rests=resting(event.collude for event in (*spent, *left)),
     )
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.privacy import accounting
-from core.privacy.premise import NONE, premise
+from core.privacy.premise import resting
 from worker.agent.records import Entry
 from worker.agent.site import Site
 from worker.agent.verify import Comparison, Finding
@@ -74,7 +74,7 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
             f"epsilon {account['epsilon_total']:.4f} of {account['max_epsilon']:g} "
             f"at delta {account['delta']:g} (executed {account['epsilon_committed']:.4f}); "
             f"{states['commit']} committed, {states['lost']} lost, {states['open']} open"
-            + _premise(account["entries"]),
+            + resting(entry["event"].get("collude") for entry in account["entries"]),
             markup=False,
             highlight=False,
         )
@@ -96,12 +96,6 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
                 *((str(event.get("collude", "")),) if sums else ()),
             )
         console.print(table)
-
-
-def _premise(entries: Sequence[dict[str, Any]]) -> str:
-    """What epsilon rests on, where some of it was spent in secure sums."""
-    found = premise(entry["event"].get("collude") for entry in entries)
-    return "" if found == NONE else f"; secure sums among them: epsilon holds while {found}"
 
 
 def verdict(client: str, found: Comparison) -> dict[str, Any]:
@@ -137,7 +131,7 @@ def verdict_lines(client: str, found: Comparison) -> list[str]:
     counts = (
         f"executed here {found.executed}; charged here {found.charged_here}, there "
         f"{found.charged_there}; epsilon at delta {found.delta:g}: here {found.epsilon_here:.4f}, "
-        f"there {found.epsilon_there:.4f}"
+        f"there {found.epsilon_there:.4f}{resting(found.collude)}"
     )
     lines = [f"{client}: population {found.population}: {result}", f"  {counts}"]
     for finding in bad:

@@ -80,7 +80,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``epsilon_*`` are recomputed from each side's events at the site's ``delta``."""
+    """``epsilon_*`` are recomputed from each side's events at the site's ``delta``; ``collude`` is
+    that of each event here, on which they rest.
+    """
 
     population: str
     delta: float
@@ -89,6 +91,7 @@ class Comparison:
     charged_there: int
     epsilon_here: float
     epsilon_there: float
+    collude: tuple[int | None, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -144,6 +147,7 @@ def compare(
         charged_there=len(theirs.attempts),
         epsilon_here=epsilon_here,
         epsilon_there=epsilon_there,
+        collude=tuple({attempt.event.collude for attempt in ours}),
         findings=tuple(findings),
     )
 
@@ -169,6 +173,7 @@ def lasting(first: Comparison, second: Comparison) -> Comparison:
         charged_there=second.charged_there,
         epsilon_here=second.epsilon_here,
         epsilon_there=second.epsilon_there,
+        collude=second.collude,
         findings=tuple(judged(finding) for finding in second.findings),
     )
 

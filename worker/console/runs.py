@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from core.privacy.premise import View, in_words
+from core.privacy.premise import NONE, in_words
 from core.terminal import printable
 from worker.answers import JsonObject
 from worker.client import CoordinatorClient
@@ -82,7 +81,7 @@ def create(
     started = "running" if start_it else "created; 'fedhypevae run start' starts it"
     typer.echo(f"run {made['name']} ({made['id']}) is {started}")
     typer.echo(f"epsilon {made['epsilon_planned']:.4g} for every client if nothing is lost")
-    _say_premise(made["views"])
+    _say_premise(made)
 
 
 def _show_price(price: JsonObject, *, as_json: bool) -> None:
@@ -92,7 +91,7 @@ def _show_price(price: JsonObject, *, as_json: bool) -> None:
     else:
         plan = price["plan"]
         typer.echo(f"epsilon {plan['epsilon']:.4g} at delta {plan['delta']:g} for every client")
-        _say_premise(plan["views"])
+        _say_premise(plan)
         rows = (
             (
                 each["client"],
@@ -104,14 +103,17 @@ def _show_price(price: JsonObject, *, as_json: bool) -> None:
             for each in price["clients"]
         )
         show_table(("CLIENT", "SPENT", "AFTER", "BUDGET", ""), rows, "no clients")
+        for each in price["clients"]:
+            if (rests := each.get("premise", NONE)) != NONE:
+                typer.echo(printable(f"{each['client']}: spent and after hold while {rests}"))
     if price["fits"] is False:
         raise typer.Exit(1)
 
 
-def _say_premise(views: Sequence[JsonObject]) -> None:
+def _say_premise(told: JsonObject) -> None:
     """Of secure sums epsilon is never said without what it rests on."""
-    if said := in_words(map(View.model_validate, views)):
-        typer.echo(f"premise: {said}")
+    if said := in_words(told.get("views", ())):
+        typer.echo(f"premise: {printable(said)}")
 
 
 @run_app.command("start")
@@ -143,7 +145,7 @@ def _row(run: JsonObject) -> tuple[object, ...]:
         run["state"],
         f"{run['rounds_published']}/{run['rounds_planned']}",
         run["clients_total"],
-        run["spec"]["plan"]["aggregation"],
+        run["spec"]["plan"].get("aggregation", "plain"),
         f"{run['epsilon_planned']:.4g}",
         moment(run["created_at"]),
         run["id"],

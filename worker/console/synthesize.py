@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from core.privacy.premise import View, in_words
+from core.privacy.premise import in_words
 from core.synthesis.options import (
     Columns,
     Counts,
@@ -208,7 +208,7 @@ def _tell(
             f"{each['delta']:.3g} for one {each['unit']}"
             for each in made["per_client"]
         ]
-        if said := in_words(map(View.model_validate, made.get("views", ()))):
+        if said := in_words(made.get("views", ())):
             lines.append(f"premise   {said}")
         marks = {True: "ok     ", False: "WRONG  ", None: "unknown"}
         lines += [f"{marks[holds]}   {name}: {why}" for name, (holds, why) in checked.items()]

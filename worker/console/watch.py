@@ -11,7 +11,6 @@ from typing import Any
 
 import typer
 
-from core.privacy.premise import View as Seen
 from core.privacy.premise import in_words
 from core.terminal import printable
 from worker.answers import JsonObject
@@ -47,7 +46,7 @@ class View:
     @property
     def premise(self) -> str:
         """What epsilon rests on; empty unless sums are secure."""
-        return in_words(map(Seen.model_validate, self.run["views"]))
+        return printable(in_words(self.run.get("views", ())))
 
     @property
     def cost(self) -> str:
@@ -172,7 +171,7 @@ def _facts(view: View) -> dict[str, Any]:
         "deadline": now.get("deadline"),
         "epsilon": view.epsilon,
         "epsilon_planned": view.run["epsilon_planned"],
-        "views": view.run["views"],
+        "views": view.run.get("views", []),
     }
 
 

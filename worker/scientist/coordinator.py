@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
 from core.files import whole_file
+from core.privacy.premise import NONE
 from core.receipts.checking import Findings, PublicKeys, check, signed_of
 from core.receipts.reading import RowsFile
 from core.storage import sha256_of
@@ -157,7 +158,7 @@ class Coordinator:
             epsilon={one["client"]: float(one["epsilon"]) for one in spent},
             delta=float(of.raw["spec"]["plan"]["privacy"]["delta"]),
             unit=str(of.raw["spec"]["plan"]["privacy"]["unit"]),
-            premise=str(found["premise"]),
+            premise=str(found.get("premise", NONE)),
             relation=found["relation"],
             weights_digest=found["weights"]["digest"],
         )

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from core.files import whole_file
-from core.privacy.premise import View, in_words
+from core.privacy.premise import in_words
 from core.receipts.content import Content, content_of
 from core.receipts.reading import RowsFile
 from core.synthesis.formats import RECEIPT_KEY
@@ -75,7 +75,7 @@ class Rows:
     @property
     def premise(self) -> str:
         """On what ``epsilon`` rests if sums were secure, and what it is without; else empty."""
-        return in_words(map(View.model_validate, self.receipt["receipt"].get("views", ())))
+        return in_words(self.receipt["receipt"].get("views", ()))
 
     @property
     def labels(self) -> list[str]:
