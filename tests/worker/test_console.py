@@ -428,12 +428,16 @@ def test_of_secure_sums_epsilon_is_said_with_its_premise(
         "aggregation": "secure",
         "secure": {"drop": 0, "collude": 1, "step_s": 60.0},
     }
-    said = "premise: epsilon of founding clients holds while no more than 1 of a round's other clients work with"
+    said = "epsilon of founding clients holds while no more than 1 of a round's other clients work"
     for plan, rests in ((plain, False), (secure, True)):
         file = written(tmp_path / "plan.yaml", plan)
         for options in (("--dry-run",), ()):
             shown = call("run", "create", file, "--clients", ",".join(names), *options).stdout
-            assert (said in shown) == ("against everybody else together" in shown) == rests, shown
+            assert (
+                (f"premise: {said}" in shown)
+                == ("against everybody else together" in shown)
+                == rests
+            ), shown
         name = str(plan["name"])
         assert (
             "premise    epsilon of founding clients holds while" in call("run", "show", name).stdout
