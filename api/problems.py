@@ -274,6 +274,7 @@ CATALOGUE: Mapping[str, tuple[int, str]] = {
     "update-wrong-layout": (422, "The update has another layout"),
     "update-wrong-dtype": (422, "The update has another number type"),
     "update-wrong-shape": (422, "The update has another shape"),
+    "update-unattested": (422, "The masked vector is not signed for its masks"),
     "update-not-finite": (422, "The update holds NaN or infinity"),
     "update-noise-implausible": (422, "The update is not as noisy as promised"),
     "update-norm-implausible": (422, "The update is larger than the plan allows"),

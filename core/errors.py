@@ -151,6 +151,12 @@ class UpdateWrongShape(UpdateRejected):
     code = "update-wrong-shape"
 
 
+class UpdateUnattested(UpdateRejected):
+    """Of a secure sum: the vector is not signed as its round's masks ask for."""
+
+    code = "update-unattested"
+
+
 class UpdateNotFinite(UpdateRejected):
     code = "update-not-finite"
 

@@ -245,7 +245,9 @@ class WorkItem(Base):
 
 
 class Update(Base):
-    """An accepted update. Immutable; one a client and round."""
+    """An accepted update. Immutable; one a client and round. ``attestation``: of a secure sum, what
+    the client has signed of its masks (``core.secagg.messages.Attestation``).
+    """
 
     __tablename__ = "updates"
     __table_args__ = (
@@ -255,6 +257,7 @@ class Update(Base):
         ),
         UniqueConstraint("run_id", "round_number", "client_id"),
         UniqueConstraint("client_id", "update_id"),
+        CheckConstraint("attestation ~ '^[0-9a-f]{128}$'", name="attestation"),
         Index(None, "digest"),
     )
 
@@ -266,6 +269,7 @@ class Update(Base):
     work_id: Mapped[UUID] = mapped_column(ForeignKey("work_items.id"), unique=True)
     digest: Mapped[str] = mapped_column(ForeignKey("objects.digest"))
     size: Mapped[int] = mapped_column(BigInteger)
+    attestation: Mapped[str | None] = mapped_column(String(128))
     created_at: Mapped[CreatedAt]
 
 

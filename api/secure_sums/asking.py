@@ -16,7 +16,7 @@ from api.secure_sums import known, progress, repository
 from api.updates.repository import remember_object
 from api.work import assignment
 from core.federation.rounds import AskStep
-from core.federation.secure_sum import session_of
+from core.federation.secure_sum import bound, session_of
 from core.secagg.messages import Session, Transcript
 
 
@@ -30,7 +30,7 @@ async def ask(at: Moment, wanted: AskStep) -> None:
     session, run_id, number = at.session, at.run.id, at.row.number
     if wanted.step == "keys":
         inputs = await assignment.inputs_of(session, run_id, at.spec, number)
-        made = session_for(at, wanted, [each.digest for each in inputs])
+        made = session_for(at, wanted, bound(inputs))
         session.add(
             SecureSum(run_id=run_id, round_number=number, session=made.model_dump(mode="json"))
         )

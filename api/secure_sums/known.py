@@ -18,7 +18,7 @@ from api.secure_sums import repository
 from core.recent import Recent
 from core.secagg import masks
 from core.secagg.collector import Collector
-from core.secagg.messages import Advert, Confirmation, Session
+from core.secagg.messages import SIGNATURE_BYTES, Advert, Attestation, Confirmation, Session
 from core.wire.secure import StepAnswer, StepName
 
 Stage = StepName | Literal["order"]
@@ -40,13 +40,14 @@ class Known:
     roster: tuple[Advert, ...]
     sharers: tuple[str, ...]
     survivors: tuple[str, ...]
+    attestations: tuple[Attestation, ...]
     confirmations: tuple[Confirmation, ...]
     collector: Collector
 
 
-def packed_size(session: Session) -> int:
-    """Bytes of a masked vector."""
-    return session.length * masks.width(session.bits)
+def sent_size(session: Session) -> int:
+    """Bytes of a masked vector and what its client has signed of the masks."""
+    return SIGNATURE_BYTES + session.length * masks.width(session.bits)
 
 
 async def session_of(session: AsyncSession, run_id: UUID, number: int) -> Session | None:
@@ -78,7 +79,8 @@ async def _read(session: AsyncSession, run_id: UUID, number: int, stage: Stage) 
 
     roster = await adverts(session, run_id, number) if has("shares") else ()
     sharers = await repository.sharers(session, run_id, number) if has("order") else []
-    survivors = await survivors_of(session, run_id, number) if has("confirm") else ()
+    attestations = await attestations_of(session, run_id, number) if has("confirm") else ()
+    survivors = tuple(each.site for each in attestations)
     confirmations: tuple[Confirmation, ...] = ()
     if has("open"):
         bodies = await repository.answers(session, run_id, number, "confirm")
@@ -87,7 +89,7 @@ async def _read(session: AsyncSession, run_id: UUID, number: int, stage: Stage) 
     collector = Collector.before(asked, roster, sharers, survivors)
     if roster:
         collector.roster()
-    return Known(asked, roster, tuple(sharers), survivors, confirmations, collector)
+    return Known(asked, roster, tuple(sharers), survivors, attestations, confirmations, collector)
 
 
 async def adverts(session: AsyncSession, run_id: UUID, number: int) -> tuple[Advert, ...]:
@@ -97,6 +99,14 @@ async def adverts(session: AsyncSession, run_id: UUID, number: int) -> tuple[Adv
     return tuple(advert for advert in given if advert is not None)
 
 
-async def survivors_of(session: AsyncSession, run_id: UUID, number: int) -> tuple[str, ...]:
-    """Whose vectors are here, sorted."""
-    return tuple(sorted(name for _, name in await rounds.updates_of(session, run_id, number)))
+async def attestations_of(
+    session: AsyncSession, run_id: UUID, number: int
+) -> tuple[Attestation, ...]:
+    """Of those whose vectors are here, in the order of their names. One without (a program of
+    before has taken it) is of nobody's key: its round ends, for the clients refuse it.
+    """
+    found = {name: update for update, name in await rounds.updates_of(session, run_id, number)}
+    return tuple(
+        Attestation(site=name, signature=found[name].attestation or "00" * SIGNATURE_BYTES)
+        for name in sorted(found)
+    )

@@ -83,6 +83,7 @@ async def _shown(session: AsyncSession, asked: Asked) -> SumStep:
         deadline=asked.round.deadline,
         roster=fixed.roster if asked.name == "shares" else (),
         survivors=fixed.survivors,
+        attestations=fixed.attestations if asked.name == "confirm" else (),
         confirmations=fixed.confirmations,
     )
 

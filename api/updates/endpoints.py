@@ -122,7 +122,7 @@ async def put(
             field="Content-Type",
         )
     to = await service.target(ctx, who, run_id, number, update_id, lease)
-    wanted = CONTENT_TYPE_TENSORS if to.masked_bytes is None else CONTENT_TYPE_MASKED
+    wanted = CONTENT_TYPE_TENSORS if to.masked is None else CONTENT_TYPE_MASKED
     if media != wanted:
         raise UnsupportedMediaType(
             f"what is sent in this round is {wanted}",

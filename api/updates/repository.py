@@ -79,8 +79,9 @@ WITH held AS (
     FROM held
 ), counted AS (
     INSERT INTO updates
-        (id, update_id, run_id, round_number, client_id, work_id, digest, size)
-    SELECT %(id)s, %(update_id)s, run_id, number, client_id, work_id, %(digest)s, %(size)s
+        (id, update_id, run_id, round_number, client_id, work_id, digest, size, attestation)
+    SELECT %(id)s, %(update_id)s, run_id, number, client_id, work_id, %(digest)s, %(size)s,
+           %(attestation)s
     FROM held
 )
 SELECT (SELECT count(*) FROM (
@@ -102,6 +103,7 @@ async def count(
     open_states: Sequence[str],
     digest: str,
     size: int,
+    attestation: str | None,
     event: Mapping[str, Any],
 ) -> bool | None:
     """Count an update; None, and nothing has changed, unless its round is in one of these states
@@ -115,7 +117,8 @@ async def count(
     found = await database.act(
         COUNT,
         id=uuid7(), update_id=update_id, run_id=run_id, number=number, work_id=work_id,
-        open=list(open_states), digest=digest, size=size, entry_id=uuid7(), many=MANY,
+        open=list(open_states), digest=digest, size=size, attestation=attestation,
+        entry_id=uuid7(), many=MANY,
         event_id=event["id"], detail=Jsonb(event["detail"]), **told,
     )  # fmt: skip
     return bool(found[0][0]) if found else None

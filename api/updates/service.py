@@ -23,10 +23,11 @@ from api.problems import InvalidRequest, LeaseLost, NotFound, RoundClosed, Updat
 from api.rounds import repository as rounds
 from api.rounds.facts import gather
 from api.runs.specs import expected_of, spec_by_digest
-from api.secure_sums import known
+from api.secure_sums import vectors
+from api.secure_sums.vectors import MaskedTarget
 from api.updates import rejections, repository
 from api.updates.target import Target
-from core.errors import UpdateRejected, UpdateWrongShape
+from core.errors import UpdateRejected
 from core.federation import rounds as machine
 from core.federation.plan import RunSpec
 from core.federation.updates import check_update
@@ -85,16 +86,17 @@ async def target(
         attempt=attempt or 0,
         sent_before=before,
         expected=expected_of(digest, spec, number),
-        masked_bytes=await _masked_bytes(ctx, spec, run_id, number),
+        masked=await _masked(ctx, spec, run_id, number, client_id, ordered=matches),
     )
 
 
-async def _masked_bytes(ctx: Context, spec: RunSpec, run_id: UUID, number: int) -> int | None:
+async def _masked(
+    ctx: Context, spec: RunSpec, run_id: UUID, number: int, client_id: UUID, *, ordered: bool
+) -> MaskedTarget | None:
     if not spec.is_secure(number):
         return None
     async with ctx.database.read() as session:
-        asked = await known.session_of(session, run_id, number)
-    return 0 if asked is None else known.packed_size(asked)
+        return await vectors.target(session, run_id, number, client_id, ordered=ordered)
 
 
 async def _known(session: AsyncSession, to: Target, digest: str) -> UpdateReceipt | None:
@@ -144,13 +146,13 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
     _admit(to, to.round_state, to.work_state)
     async with ctx.checks:
         try:
-            stored = await asyncio.to_thread(_checked, ctx.store, body, to)
+            stored, attestation = await asyncio.to_thread(_checked, ctx.store, body, to)
         except UpdateRejected as error:
             digest = await asyncio.to_thread(sha256_of, body)
             await rejections.refused(ctx, to, digest, len(body), error)
             raise
     try:
-        many_out = await _count(ctx, to, stored)
+        many_out = await _count(ctx, to, stored, attestation)
     except psycopg.IntegrityError:
         # Two identical requests raced past the first look: the other one has just won.
         async with ctx.database.read() as session:
@@ -170,15 +172,14 @@ async def receive(ctx: Context, to: Target, body: bytes) -> tuple[UpdateReceipt,
     return _receipt(to, to.update_id, stored.digest, stored.size), True
 
 
-def _checked(store: ObjectStore, body: bytes, to: Target) -> Stored:
-    """Of a masked vector nothing can be checked but its length; the sum is, once it is opened."""
-    if to.masked_bytes is None:
+def _checked(store: ObjectStore, body: bytes, to: Target) -> tuple[Stored, str | None]:
+    """Where it is kept; of a masked vector what its client has signed of the masks, too."""
+    attestation = None
+    if to.masked is None:
         check_update(body, to.expected)
-    elif len(body) != to.masked_bytes:
-        raise UpdateWrongShape(
-            f"a masked vector of this round has {to.masked_bytes} bytes, this one {len(body)}"
-        )
-    return store.put(body)
+    else:
+        attestation = to.masked.check(body)
+    return store.put(body), attestation
 
 
 async def _ring_if_last(ctx: Context, to: Target) -> None:
@@ -191,7 +192,7 @@ async def _ring_if_last(ctx: Context, to: Target) -> None:
             await ring(session, TOPIC_SWEEP)
 
 
-async def _count(ctx: Context, to: Target, stored: Stored) -> bool | None:
+async def _count(ctx: Context, to: Target, stored: Stored, attestation: str | None) -> bool | None:
     """The one transaction in which an update begins to count (``repository.count``).
 
     While its work is leased no other update of this client and round can count (one live attempt,
@@ -218,6 +219,7 @@ async def _count(ctx: Context, to: Target, stored: Stored) -> bool | None:
         open_states=machine.TAKE_UPDATES,
         digest=stored.digest,
         size=stored.size,
+        attestation=attestation,
         event=told,
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from api.auth import Principal
+from api.secure_sums.vectors import MaskedTarget
 from core.federation.plan import RunSpec
 from core.federation.updates import UpdateExpectation
 
@@ -15,8 +16,8 @@ class Target:
     """Where an update is meant to go, judged before its body is read.
 
     ``round_state``, ``work_state`` as they were then; ``sent_before``: something of this client
-    that it may be, or may be in conflict with; ``masked_bytes``: the size of a masked vector, where
-    the round's sum is a secure one (0: nobody can send one yet).
+    that it may be, or may be in conflict with; ``masked``: what a masked vector must be, where
+    the round's sum is a secure one.
     """
 
     who: Principal
@@ -31,8 +32,8 @@ class Target:
     attempt: int
     sent_before: bool
     expected: UpdateExpectation
-    masked_bytes: int | None = None
+    masked: MaskedTarget | None = None
 
     @property
     def max_bytes(self) -> int:
-        return self.expected.max_bytes if self.masked_bytes is None else self.masked_bytes
+        return self.expected.max_bytes if self.masked is None else self.masked.size

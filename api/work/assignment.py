@@ -20,7 +20,7 @@ from api.runs import repository as runs
 from api.runs.specs import expected_of, spec_of
 from api.secure_sums import known
 from api.secure_sums import repository as secure_sums
-from api.secure_sums.known import packed_size
+from api.secure_sums.known import sent_size
 from core.federation.plan import RoundKind, RunSpec
 from core.federation.updates import UpdateExpectation
 from core.privacy.events import PrivacyEvent
@@ -144,7 +144,7 @@ def order(
         spec_digest=of.spec_digest,
         event=of.event,
         update_layout=of.expected.layout,
-        max_update_bytes=of.expected.max_bytes if sums is None else packed_size(sums.session),
+        max_update_bytes=of.expected.max_bytes if sums is None else sent_size(sums.session),
         inputs=of.inputs,
         sum=sums,
     )

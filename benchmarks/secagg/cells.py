@@ -136,14 +136,14 @@ def measure(sites: int, length: int, say: Callable[[str], None]) -> Cell:
             collector.collect(name, body)
     say("opening")
     with clock.of("coordinator"):
-        survivors = collector.survivors()
+        survivors, attestations = collector.survivors(), collector.attestations()
     for name in staying:
         with clock.of("client" if name == timed else "others"):
-            confirmation = everybody[name].confirm(survivors)
+            confirmation = everybody[name].confirm(survivors, attestations)
         with clock.of("coordinator"):
             collector.confirm(confirmation)
     confirmations = collector.confirmations()
-    sent += _bytes(confirmations) + len(str(survivors))
+    sent += _bytes(attestations) + _bytes(confirmations) + len(str(survivors))
     for name in staying:
         with clock.of("client" if name == timed else "others"):
             opening = everybody[name].open(confirmations)

@@ -26,6 +26,7 @@ from core.secagg.collector import Collector
 from core.secagg.graph import Thresholds
 from core.secagg.messages import Session, Transcript
 from core.wire import tensors
+from core.wire.messages import ObjectRef
 
 ALL_SITES = "all-sites"
 """The one client that a model of secure sums knows: all of them together."""
@@ -55,12 +56,28 @@ def noise_gain(spec: RunSpec, round_number: int, clients: int, survivors: int) -
     return math.sqrt(survivors) * grid.noise_std / promised
 
 
+def bound(inputs: Sequence[ObjectRef]) -> tuple[str, ...]:
+    """What an order's inputs are in its session: the role is part of it, for the same two objects
+    with their roles exchanged are another model. Raises ``ValueError`` for a role that comes twice.
+    """
+    named = {ref.role: f"{ref.role}={ref.digest}" for ref in inputs}
+    found = tuple(sorted(named.values()))
+    if len(found) != len(inputs):
+        raise ValueError("two inputs have one role")
+    return found
+
+
 def session_of(
     spec: RunSpec, round_number: int, clients: Sequence[str], inputs: Sequence[str] = ()
 ) -> Session:
-    """The session in which these clients (names) are asked; ``inputs``: digests of the objects that
-    their orders will name. Raises ``ValueError``.
+    """The session in which these clients (names) are asked; ``inputs``: ``bound`` of the objects
+    that their orders will name. Raises ``ValueError``, also for fewer clients than the plan's
+    quorum, the crowd in which each of them agreed to hide.
     """
+    if len(clients) < spec.plan.round.quorum:
+        raise ValueError(
+            f"{len(clients)} clients are fewer than the plan's quorum of {spec.plan.round.quorum}"
+        )
     grid = grid_of(spec, round_number, len(clients))
     return Session(
         plan=spec.digest,

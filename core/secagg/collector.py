@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from core.secagg import masks, shamir
 from core.secagg.graph import NoThresholds
 from core.secagg.messages import (
+    SIGNATURE_BYTES,
     Advert,
+    Attestation,
     Confirmation,
     Opened,
     Opening,
@@ -30,6 +32,11 @@ from core.secagg.neighbourhood import Neighbourhood
 from core.secagg.participant import own_purpose, pair_seed
 
 T = TypeVar("T")
+
+
+def parted(body: bytes) -> tuple[bytes, bytes]:
+    """What a site has sent as its vector: its signature, and the packed vector."""
+    return body[:SIGNATURE_BYTES], body[SIGNATURE_BYTES:]
 
 
 class Rejected(ValueError):
@@ -49,6 +56,7 @@ class Collector:
         self._sealed: dict[str, tuple[Sealed, ...]] = {}
         self._sharers: tuple[str, ...] | None = None
         self._masked: dict[str, bytes] = {}
+        self._attested: dict[str, Attestation] = {}
         self._survivors: tuple[str, ...] | None = None
         self._confirmed: dict[str, Confirmation] = {}
         self._openings: dict[str, Opening] = {}
@@ -150,11 +158,18 @@ class Collector:
     def collect(self, site: str, body: bytes) -> None:
         if self._sharers is None or site not in self._sharers:
             raise Rejected(f"{site!r} has shared no secrets: its vector could not be unmasked")
+        signature, vector = parted(body)
         try:
-            masks.unpack(body, self.session.length, self.session.bits)
+            masks.unpack(vector, self.session.length, self.session.bits)
         except ValueError as error:
             raise Rejected(str(error)) from None
-        self._once(self._masked, site, body, closed=self._survivors is not None)
+        self._once(self._masked, site, vector, closed=self._survivors is not None)
+        attestation = Attestation(site=site, signature=signature.hex())
+        self._once(self._attested, site, attestation, closed=False)
+
+    def attestations(self) -> tuple[Attestation, ...]:
+        """What the survivors have signed of their masks."""
+        return tuple(self._attested[name] for name in self.survivors())
 
     def survivors(self) -> tuple[str, ...]:
         """Whose vectors count; from the first call on nobody else's. Raises ``TooFew``."""

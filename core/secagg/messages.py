@@ -23,7 +23,8 @@ def _hexadecimal(size: int) -> str:
 
 
 Key = Annotated[str, Field(pattern=_hexadecimal(32))]
-Signature = Annotated[str, Field(pattern=_hexadecimal(64))]
+SIGNATURE_BYTES = 64
+Signature = Annotated[str, Field(pattern=_hexadecimal(SIGNATURE_BYTES))]
 Share = Annotated[str, Field(pattern=_hexadecimal(SHARE_BYTES))]
 Site = Annotated[str, Field(min_length=1, max_length=63)]
 
@@ -38,12 +39,13 @@ class Session(_Message):
 
     ``sites``: who was asked, in order. At most ``drop`` of them may be missing from the sum; at
     most ``collude`` work with the coordinator, whoever looks at the sum among them. ``plan`` is the
-    digest of what they have agreed to, ``inputs`` those of what they compute on: who was shown
-    another plan, or given another model, is in another session, and no signature of it counts here.
+    digest of what they have agreed to, ``inputs`` name what they compute on, each object with its
+    role: who was shown another plan, or given another model, is in another session, and no
+    signature of it counts here.
     """
 
     plan: str = Field(min_length=1, max_length=71)
-    inputs: tuple[Annotated[str, Field(min_length=1, max_length=71)], ...] = ()
+    inputs: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] = ()
 
     run_id: str = Field(min_length=1, max_length=64)
     round_number: int = Field(ge=0)
@@ -104,6 +106,21 @@ class Sealed(_Message):
     box: str = Field(pattern=_hexadecimal(2 * SHARE_BYTES + 16))
 
 
+class Attestation(_Message):
+    """``site`` has masked its vector with all its neighbours among these sharers of this roster,
+    and with nobody else. It goes with the vector: nothing is opened of a sum in which one vector
+    was masked by another list, for its masks could be kept among a few.
+    """
+
+    site: Site
+    signature: Signature
+
+    @staticmethod
+    def signed(session: Session, roster: Sequence[Advert], sharers: Sequence[str]) -> bytes:
+        """The bytes under the signature."""
+        return b"fhv-secagg masks\0" + session.digest + _digest_of(_masks(roster, sharers))
+
+
 class Confirmation(_Message):
     """``site`` has seen that exactly these vectors are to be summed, and who is behind the masks on
     them: one roster, one list of those who shared.
@@ -120,14 +137,17 @@ class Confirmation(_Message):
         survivors: Sequence[str],
     ) -> bytes:
         """The bytes under the signature."""
-        adverts = sorted(roster, key=lambda advert: advert.site)
-        view = [
-            [advert.model_dump(mode="json") for advert in adverts],
-            sorted(sharers),
-            sorted(survivors),
-        ]
-        listed = json.dumps(view, sort_keys=True, separators=(",", ":")).encode()
-        return b"fhv-secagg view\0" + session.digest + hashlib.sha256(listed).digest()
+        view = [*_masks(roster, sharers), sorted(survivors)]
+        return b"fhv-secagg view\0" + session.digest + _digest_of(view)
+
+
+def _masks(roster: Sequence[Advert], sharers: Sequence[str]) -> list[object]:
+    adverts = sorted(roster, key=lambda advert: advert.site)
+    return [[advert.model_dump(mode="json") for advert in adverts], sorted(sharers)]
+
+
+def _digest_of(view: list[object]) -> bytes:
+    return hashlib.sha256(json.dumps(view, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 
 class Opened(_Message):

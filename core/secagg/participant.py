@@ -1,11 +1,16 @@
 """A site's side of one secure sum.
 
-What it guards, whatever the coordinator says: a vector is masked once; shares of a site's seed and
-of its key are never both given out; nothing is opened before enough sites have signed the same list
-of survivors over the same roster and the same list of those who shared, so that two stories cannot
-both be opened (and nobody's masks can be kept among a few); keys count only with a signature of a
-site that is known. Everything that must survive kill -9 is in ``state``: keep it before a message
-goes.
+What it guards, whatever the coordinator says:
+
+* a vector is masked once;
+* shares of a site's seed and of its key are never both given out;
+* nothing is opened before enough sites have signed the same list of survivors over the same roster
+  and the same list of those who shared, so that two stories cannot both be opened;
+* nor before every survivor, whether it still answers or not, has attested that it masked by that
+  roster and that list, so that nobody's masks can be kept among a few;
+* keys count only with a signature of a site that is known.
+
+Everything that must survive kill -9 is in ``state``: keep it before a message goes.
 """
 
 from __future__ import annotations
@@ -24,7 +29,16 @@ from pydantic import BaseModel
 
 from core.secagg import masks, shamir
 from core.secagg.graph import NoThresholds, quorum
-from core.secagg.messages import Advert, Confirmation, Key, Opened, Opening, Sealed, Session
+from core.secagg.messages import (
+    Advert,
+    Attestation,
+    Confirmation,
+    Key,
+    Opened,
+    Opening,
+    Sealed,
+    Session,
+)
 from core.secagg.neighbourhood import Neighbourhood
 
 _NONCE = bytes(12)  # a sealing key seals one message
@@ -138,7 +152,8 @@ class Participant:
     def mask(
         self, inbox: Sequence[Sealed], sharers: Sequence[str], contribution: NDArray[int64]
     ) -> bytes:
-        """The packed, masked vector. Call it once: what was sent is kept and sent again as it is.
+        """The site's attestation (``SIGNATURE_BYTES``), then the packed, masked vector. Call it
+        once: what was sent is kept and sent again as it is.
 
         ``sharers``: everybody who has shared secrets; masks are those with all neighbours of them.
         ``contribution`` [length] carries its noise already: if everything here failed, that is
@@ -157,12 +172,13 @@ class Participant:
         vector = masks.encode(contribution, self.session.bits)
         masks.apply(vector, plus, minus)
         self.state.masked = True
-        return masks.pack(vector, self.session.bits)
+        return self._identity.sign(self._attested()) + masks.pack(vector, self.session.bits)
 
     def accept(self, inbox: Sequence[Sealed], sharers: Sequence[str]) -> None:
         """Check what ``mask`` is given, before anything is spent. Raises ``Refused``.
 
-        The same list of sharers for all is signed later (``confirm``): a coordinator that keeps
+        The vector is sent with this site's signature under the list (``mask``), and nobody confirms
+        a sum whose vectors were masked by different lists (``confirm``): a coordinator that keeps
         some boxes back, so that a few sites mask among themselves only, can open nothing.
         """
         listed, senders = tuple(sorted(sharers)), [each.sender for each in inbox]
@@ -188,8 +204,14 @@ class Participant:
 
     # --- four and five: which vectors count, and the shares that open their sum ---
 
-    def confirm(self, survivors: Sequence[str]) -> Confirmation:
-        """Sign the list of vectors that are to be summed; one list only."""
+    def confirm(
+        self, survivors: Sequence[str], attestations: Sequence[Attestation]
+    ) -> Confirmation:
+        """Sign the list of vectors that are to be summed; one list only.
+
+        ``attestations``: one of each survivor. Quorums alone would not do: a site that was told
+        another list than everybody else need not be among those who sign.
+        """
         listed = tuple(sorted(survivors))
         if self.state.survivors and listed != self.state.survivors:
             raise Refused("another list of survivors was signed before")
@@ -204,6 +226,11 @@ class Participant:
                 f"{len(listed)} vectors carry less noise than was promised: "
                 f"{self.session.survivors} are needed"
             )
+        if sorted(each.site for each in attestations) != list(listed):
+            raise Refused("there is not one attestation of each survivor")
+        attested = self._attested()
+        for each in attestations:
+            self._check(each.site, each.signature, attested, "masks")
         self.state.survivors = listed
         signature = self._identity.sign(self._confirmed(listed))
         return Confirmation(site=self.site, signature=signature.hex())
@@ -228,6 +255,9 @@ class Participant:
             site=self.site, shares=tuple(self._opened(each, listed) for each in self.state.inbox)
         )
 
+    def _attested(self) -> bytes:
+        return Attestation.signed(self.session, self.state.roster, self.state.sharers)
+
     def _confirmed(self, listed: tuple[str, ...]) -> bytes:
         return Confirmation.signed(self.session, self.state.roster, self.state.sharers, listed)
 
@@ -245,7 +275,9 @@ class Participant:
                 bytes.fromhex(signature), signed
             )
         except InvalidSignature:
-            raise Refused(f"the {what} of {site!r} are not signed by {site!r}") from None
+            raise Refused(
+                f"the {what} of {site!r} are not signed by {site!r} as they are known here"
+            ) from None
 
     def _advert(self, site: str) -> Advert:
         return self._adverts()[site]

@@ -70,7 +70,7 @@ def noised_sum(
         contribution = lattice.released(totals[name], grid, terms.bits)
         collector.collect(name, site.mask(collector.inbox(name), collector.sharers(), contribution))
     for site in sites.values():
-        collector.confirm(site.confirm(collector.survivors()))
+        collector.confirm(site.confirm(collector.survivors(), collector.attestations()))
     for site in sites.values():
         collector.open(site.open(collector.confirmations()))
     return np.asarray(collector.total() * grid.step)

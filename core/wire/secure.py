@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from core.federation.plan import Frozen, Name, RunSpec, Sha256
-from core.secagg.messages import Advert, Confirmation, Key, Opening, Sealed, Session
+from core.secagg.messages import Advert, Attestation, Confirmation, Key, Opening, Sealed, Session
 
 CONTENT_TYPE_MASKED = "application/vnd.fedhypevae.masked"
 StepName = Literal["keys", "shares", "confirm", "open"]
@@ -47,6 +47,9 @@ class SumStep(Frozen):
     roster: tuple[Advert, ...] = Field(default=(), description="Of 'shares': who takes part.")
     survivors: tuple[str, ...] = Field(
         default=(), description="Of 'confirm' and 'open': whose vectors are to be summed."
+    )
+    attestations: tuple[Attestation, ...] = Field(
+        default=(), description="Of 'confirm': what each of them has signed of its masks."
     )
     confirmations: tuple[Confirmation, ...] = Field(
         default=(), description="Of 'open': signatures under the list of survivors."

@@ -82,7 +82,7 @@ class Site:
             case "shares":
                 return StepAnswer(shares=site.share(step.roster))
             case "confirm":
-                return StepAnswer(confirmation=site.confirm(step.survivors))
+                return StepAnswer(confirmation=site.confirm(step.survivors, step.attestations))
             case "open":
                 return StepAnswer(opening=site.open(step.confirmations))
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from core.secagg.identity import fingerprint
-from core.secagg.messages import Session
+from core.secagg.messages import Attestation, Session
 from core.wire.messages import CONTENT_TYPE_TENSORS
 from core.wire.secure import CONTENT_TYPE_MASKED, StepAnswer
 from tests.api.sums import SECURE, SITES, Site, a_secure_run
@@ -145,11 +145,22 @@ async def test_a_broken_site_is_named_early(coordinator: Coordinator) -> None:
     keys = StepAnswer(advert=site.participants[0].advert())
     await refused(step, keys, "asks for 'shares'")
     await sites.answer("shares")
-    await sites.work()
+    order = await site.order()
+    body = site.masked(order)
+    fewer_sharers = Attestation.signed(step.session, site.participants[0].state.roster, SITES[:3])
+    for signature in (
+        stranger.identity.sign(site.participants[0]._attested()),
+        site.identity.sign(fewer_sharers),
+        bytes(64),
+    ):
+        problem(await site.send(order, signature + body[64:]), 422, "update-unattested")
+    assert (await site.send(order, body)).status_code == 201
+    await sites.work(SITES[1:])
 
     step = await site.offered()
     assert step.survivors == SITES
-    fewer = step.model_copy(update={"survivors": SITES[:3]})
+    assert [each.site for each in step.attestations] == list(SITES)
+    fewer = step.model_copy(update={"survivors": SITES[:3], "attestations": step.attestations[:3]})
     liar = sites["site-a"].participants[0].state.model_copy(deep=True)
     answer = site.answer_of(fewer)
     await refused(step, answer, "list of vectors of 'site-a' are not signed")

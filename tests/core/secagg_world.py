@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from core.secagg.collector import Collector
-from core.secagg.messages import Session
+from core.secagg.messages import Confirmation, Session
 from core.secagg.participant import Participant
 
 Vectors = Mapping[str, NDArray[np.int64]]
@@ -58,9 +58,18 @@ class World:
             self.collector.collect(name, body)
 
     def confirm(self, names: Iterable[str]) -> None:
-        listed = self.collector.survivors()
         for name in names:
-            self.collector.confirm(self.sites[name].confirm(listed))
+            self.collector.confirm(self.confirmed(name))
+
+    def confirmed(self, name: str, survivors: Sequence[str] | None = None) -> Confirmation:
+        """What a site signs if it is told these survivors (the collector's), and shown what each of
+        them has attested.
+        """
+        listed = self.collector.survivors() if survivors is None else tuple(survivors)
+        attested = {each.site: each for each in self.collector.attestations()}
+        return self.sites[name].confirm(
+            listed, [attested[other] for other in listed if other in attested]
+        )
 
     def open(self, names: Iterable[str]) -> None:
         confirmations = self.collector.confirmations()

@@ -145,7 +145,7 @@ def secure_round(
         masked[name] = site.mask(order.sum.inbox, order.sum.sharers, made[name])
         collector.collect(name, masked[name])
     for name in masked:
-        collector.confirm(sites[name].confirm(collector.survivors()))
+        collector.confirm(sites[name].confirm(collector.survivors(), collector.attestations()))
     openings = []
     for name in masked:
         openings.append(sites[name].open(collector.confirmations()))

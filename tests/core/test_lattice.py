@@ -107,6 +107,19 @@ def test_what_is_too_large_is_cut_and_what_is_no_number_is_refused() -> None:
             released(np.array([bad, 0.0, 0.0, 0.0]), made, seeded(1))
 
 
+def test_the_order_of_very_long_sums_is_allowed_for() -> None:
+    """n additions of float64 numbers, each off by 2**-53 of a partial sum of at most n units; the
+    known wrong version allows 2**-12 whatever n is.
+    """
+    plan = {"bound": 1.0, "length": 10, "noise_multiplier": 1.0, "shares": 1, "contributions": 1}
+    few, many = (design(**plan, largest=n) for n in (1e6, 1e7))  # type: ignore[arg-type]
+    rounding = 4 / FRACTIONS
+    for made, n in ((few, 1e6), (many, 1e7)):
+        assert made.sensitivity >= (1.0 + n**2 * 2.0**-53) / made.step + rounding
+    assert few.sensitivity * few.step == pytest.approx(1.0 + 2.0**-12, rel=0.01)
+    assert many.sensitivity * many.step > 1.011
+
+
 @pytest.mark.parametrize(
     "change",
     [

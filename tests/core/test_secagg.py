@@ -14,7 +14,8 @@ from scipy import stats
 from core.secagg import masks, shamir
 from core.secagg.collector import Collector, Rejected, TooFew
 from core.secagg.graph import NoThresholds, Thresholds, neighbours_of, quorum, ring
-from core.secagg.participant import Participant, Refused, State
+from core.secagg.messages import Attestation
+from core.secagg.participant import Participant, Refused, State, own_purpose, pair_seed
 from tests.core.secagg_world import World, session, some_vectors
 
 # --- sharing ---
@@ -418,27 +419,135 @@ def test_two_stories_are_not_told(world: World) -> None:
     world.send(vectors)
     everybody = world.collector.survivors()
     site = world.sites["site-000"]
-    first = site.confirm(everybody)
-    assert site.confirm(everybody) == first
+    first = world.confirmed("site-000")
+    assert world.confirmed("site-000") == first
     with pytest.raises(Refused, match="another list"):
-        site.confirm(everybody[:4])
-    others = [world.sites[name].confirm(everybody) for name in everybody[1:]]
+        world.confirmed("site-000", everybody[:4])
+    others = [world.confirmed(name) for name in everybody[1:]]
     with pytest.raises(Refused, match="3 confirmations of 4"):
         site.open([first, *others[:2]])
     with pytest.raises(Refused, match="twice"):
         site.open([first, first, *others[:2]])
-    lying = world.sites["site-004"]
-    lying.state.survivors = ()
-    forged = lying.confirm(everybody[:3] + everybody[4:])
+    world.sites["site-004"].state.survivors = ()
+    forged = world.confirmed("site-004", everybody[:3] + everybody[4:])
     with pytest.raises(Refused, match="not signed"):
         site.open([first, *others[:2], forged])
     assert {each.kind for each in site.open([first, *others]).shares} == {"seed"}
 
 
-def test_masks_are_not_kept_among_a_few() -> None:
-    """The known wrong version: a coordinator that tells two halves of the sites that the other half
-    has shared nothing gets two sums, each with less noise than was promised, if sites sign the
-    survivors only. Here each half signs another view, and neither half alone is enough.
+@pytest.fixture
+def unattested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The known wrong version: nobody asks by which lists the others have masked."""
+    check = Participant._check
+
+    def only_others(me: Participant, site: str, signature: str, signed: bytes, what: str) -> None:
+        if what != "masks":
+            check(me, site, signature, signed, what)
+
+    monkeypatch.setattr(Participant, "_check", only_others)
+
+
+def _isolated(count: int, drop: int, collude: int) -> tuple[World, str, int]:
+    """A coordinator that spends ``drop`` twice: one site is told that some of its neighbours have
+    shared nothing, the others that the rest of its neighbours have sent no vectors. That site is
+    not asked to sign anything. The world after the others were asked to confirm, the site, and how
+    many have.
+    """
+    world = World(session(count, drop=drop, collude=collude))
+    names, vectors = list(world.session.sites), some_vectors(world.session)
+    world.advertise(names)
+    world.share(names)
+    lone = names[0]
+    near = world.collector.neighbours(lone)
+    withheld, missing = near[:drop], near[drop:]
+    assert len(missing) <= drop
+    everybody = world.collector.sharers()
+    for name in names:
+        told = [each for each in everybody if name != lone or each not in withheld]
+        boxes = [box for box in world.collector.inbox(name) if box.sender in told]
+        body = world.sites[name].mask(boxes, told, vectors[name])
+        if name not in missing:
+            world.collector.collect(name, body)
+    signed, refused = 0, set()
+    for name in set(world.collector.survivors()) - {lone}:
+        try:
+            world.collector.confirm(world.confirmed(name))
+            signed += 1
+        except Refused as refusal:
+            refused.add(str(refusal))
+    assert refused <= {f"the masks of {lone!r} are not signed by {lone!r} as they are known here"}
+    return world, lone, signed
+
+
+RINGS = [(100, 10, 1), (40, 8, 1), (60, 12, 2)]
+
+
+@pytest.mark.parametrize(("count", "drop", "collude"), RINGS)
+def test_nobody_is_left_alone_with_masks_that_come_off(count: int, drop: int, collude: int) -> None:
+    """Quorums do not see it, for the one who was told something else need not sign."""
+    world, lone, signed = _isolated(count, drop, collude)
+    assert signed == 0
+    for name in world.collector.survivors():
+        if name != lone:
+            with pytest.raises(Refused, match="no list of survivors was signed"):
+                world.sites[name].open(())
+
+
+@pytest.mark.parametrize(("count", "drop", "collude"), RINGS)
+def test_defect_without_attestations_one_vector_is_read(
+    unattested: None, count: int, drop: int, collude: int
+) -> None:
+    world, lone, signed = _isolated(count, drop, collude)
+    assert signed >= quorum(count, collude)
+    confirmations = world.collector.confirmations()
+    for name in [each.site for each in confirmations]:
+        world.collector.open(world.sites[name].open(confirmations))
+    # Every mask on the lone site's vector is known to the coordinator now.
+    body = world.collector._masked[lone]
+    vector = masks.unpack(body, world.session.length, world.session.bits)
+    shares, collector = world.collector._shares(), world.collector
+    threshold = collector._neighbourhood().thresholds.threshold
+    adverts = {advert.site: advert for advert in collector.roster()}
+    own = masks.seed_of(collector._secret(lone, shares[lone], threshold),
+                        own_purpose(world.session, lone))  # fmt: skip
+    plus, minus = [own], []
+    for other in world.collector.neighbours(lone)[drop:]:
+        secret = collector._secret(other, shares[other], threshold)
+        seed = pair_seed(world.session, secret, other, adverts[lone])
+        (plus if lone < other else minus).append(seed)
+    masks.apply(vector, minus, plus)
+    np.testing.assert_array_equal(
+        masks.decode(vector, world.session.bits), some_vectors(world.session)[lone]
+    )
+
+
+def test_each_survivor_s_own_attestation_is_asked_for(world: World) -> None:
+    vectors = some_vectors(world.session)
+    world.share(world.sites)
+    world.send(vectors)
+    site, listed = world.sites["site-000"], world.collector.survivors()
+    given = world.collector.attestations()
+    another = given[1].model_copy(update={"signature": given[2].signature})
+    for wrong in (given[1:], [*given, given[0]], [*given[:-1], given[0]]):
+        with pytest.raises(Refused, match="not one attestation of each survivor"):
+            site.confirm(listed, wrong)
+    with pytest.raises(Refused, match="masks of 'site-001' are not signed"):
+        site.confirm(listed, [given[0], another, *given[2:]])
+    before = Attestation.signed(
+        world.session.model_copy(update={"attempt": 2}), site.state.roster, site.state.sharers
+    )
+    replayed = given[1].model_copy(
+        update={"signature": world.identities["site-001"].sign(before).hex()}
+    )
+    with pytest.raises(Refused, match="masks of 'site-001' are not signed"):
+        site.confirm(listed, [given[0], replayed, *given[2:]])
+    assert site.confirm(listed, given).site == "site-000"
+
+
+def test_masks_are_not_kept_among_a_few(unattested: None) -> None:
+    """A coordinator that tells two halves of the sites that the other half has shared nothing gets
+    two sums, each with less noise than was promised, if sites sign the survivors only. Here, even
+    without attestations, each half signs another view, and neither half alone is enough.
     """
     world = World(session(9, drop=2, collude=1))
     names = list(world.session.sites)
@@ -449,8 +558,8 @@ def test_masks_are_not_kept_among_a_few() -> None:
     told = {name: halves[0] if name in names[:4] else halves[1] for name in names}
     for name, site in world.sites.items():
         inbox = [box for box in world.collector.inbox(name) if box.sender in told[name]]
-        site.mask(inbox, told[name], vectors[name])
-    signed = {name: world.sites[name].confirm(told[name]) for name in names}
+        world.collector.collect(name, site.mask(inbox, told[name], vectors[name]))
+    signed = {name: world.confirmed(name, told[name]) for name in names}
     for name, site in world.sites.items():
         alike = [signed[other] for other in told[name] if told[other] == told[name]]
         with pytest.raises(Refused, match="of 6 that are needed"):
@@ -463,13 +572,12 @@ def test_survivors_too_few_for_the_noise_are_not_summed(world: World) -> None:
     vectors = some_vectors(world.session)
     world.share(world.sites)
     world.send(vectors)
-    site = world.sites["site-000"]
     with pytest.raises(Refused, match="less noise than was promised"):
-        site.confirm(["site-000", "site-001", "site-002"])
+        world.confirmed("site-000", ["site-000", "site-001", "site-002"])
     with pytest.raises(Refused, match="not among the survivors"):
-        site.confirm(["site-001", "site-002", "site-003", "site-004"])
+        world.confirmed("site-000", ["site-001", "site-002", "site-003", "site-004"])
     with pytest.raises(Refused, match="not of the session"):
-        site.confirm(["site-000", "site-001", "site-002", "stranger"])
+        world.confirmed("site-000", ["site-000", "site-001", "site-002", "stranger"])
 
 
 def test_no_site_s_seed_and_key_are_both_opened(world: World) -> None:

@@ -13,6 +13,7 @@ from core.errors import PlanRefused, UpdateNoiseImplausible, UpdateNormImplausib
 from core.federation.aggregate import Aggregated, opened
 from core.federation.secure_sum import (
     ALL_SITES,
+    bound,
     check_session,
     check_sum,
     grid_of,
@@ -26,13 +27,14 @@ from core.privacy.discrete import lattice
 from core.privacy.discrete.gaussian import SMOOTH, csprng, seeded
 from core.privacy.mechanism import sensitivity
 from core.secagg import masks
-from core.secagg.collector import TooFew
+from core.secagg.collector import TooFew, parted
 from core.secagg.messages import Session
 from core.storage import sha256_of
 from core.synthesis.request import SynthesisRequest
 from core.synthesis.sampler import Generator
 from core.training.secure import contribution
 from core.wire import tensors
+from core.wire.messages import ObjectRef
 from core.wire.secure import SumOrder
 from tests.core.secure_world import (
     Round,
@@ -90,12 +92,13 @@ def test_one_bit_of_a_masked_vector_is_noticed_or_is_one_step(
     grid = grid_of(SPEC, 0, CLIENTS)
     session = made.session
     name = min(made.masked)
-    words = masks.unpack(made.masked[name], session.length, session.bits)
+    signature, vector = parted(made.masked[name])
+    words = masks.unpack(vector, session.length, session.bits)
 
     def with_bit(place: int, bit: int) -> dict[str, bytes]:
         changed = words.copy()
         changed[place] ^= words.dtype.type(1 << bit)
-        return made.masked | {name: masks.pack(changed, session.bits)}
+        return made.masked | {name: signature + masks.pack(changed, session.bits)}
 
     with pytest.raises(UpdateNormImplausible):
         summed(made.transcript, with_bit(0, session.bits - 1), SPEC)
@@ -141,6 +144,41 @@ def test_a_session_that_differs_anywhere_is_refused(change: dict[str, object]) -
     other = session.model_dump() | change
     with pytest.raises(PlanRefused):
         check_session(SPEC, 0, Session.model_validate(other))
+
+
+def test_an_object_s_role_is_part_of_what_all_compute_on() -> None:
+    """The known wrong version binds digests: with the roles exchanged one site computes on another
+    model than the rest, in the same session.
+    """
+    one, other = ("sha256:" + digit * 64 for digit in "12")
+    frame = ObjectRef(role="frame", digest=one, size=1)
+    weights = ObjectRef(role="weights", digest=other, size=1)
+    swapped = (
+        frame.model_copy(update={"digest": other}),
+        weights.model_copy(update={"digest": one}),
+    )
+    assert bound((frame, weights)) == bound((weights, frame))
+    sessions = [
+        session_of(SPEC, 0, names_of(CLIENTS), bound(inputs))
+        for inputs in ((frame, weights), swapped, (frame,))
+    ]
+    assert len({session.digest for session in sessions}) == 3
+    with pytest.raises(ValueError, match="one role"):
+        bound((frame, weights, frame.model_copy(update={"digest": other})))
+
+
+def test_nobody_hides_in_a_smaller_crowd_than_it_agreed_to() -> None:
+    """A coordinator that splits the clients into several sessions."""
+    plan = SPEC.plan.model_copy(
+        update={"round": SPEC.plan.round.model_copy(update={"quorum": CLIENTS})}
+    )
+    spec = SPEC.model_copy(update={"plan": plan})
+    check_session(spec, 0, session_of(spec, 0, names_of(CLIENTS)))
+    with pytest.raises(ValueError, match=f"fewer than the plan's quorum of {CLIENTS}"):
+        session_of(spec, 0, names_of(CLIENTS - 1))
+    few = session_of(SPEC, 0, names_of(CLIENTS - 1)).model_copy(update={"plan": spec.digest})
+    with pytest.raises(PlanRefused, match="fewer than the plan's quorum"):
+        check_session(spec, 0, few)
 
 
 def test_a_site_refuses_orders_without_their_sum_and_seeded_noise() -> None:
@@ -239,7 +277,8 @@ def test_masked_vectors_of_real_contributions_are_uniform(
     for made, _ in run[:2]:
         bits = made.session.bits
         for body in made.masked.values():
-            words = masks.unpack(body, made.session.length, bits).astype(np.uint64)
+            _, vector = parted(body)
+            words = masks.unpack(vector, made.session.length, bits).astype(np.uint64)
             seen = (words >> np.uint64(bits - 4)) & np.uint64(15)
             assert stats.chisquare(np.bincount(seen.astype(int), minlength=16)).pvalue > 1e-6
             low = (words & np.uint64(15)).astype(int)

@@ -167,6 +167,8 @@ class World:
             more["roster"] = collector.roster()
         if step in ("confirm", "open"):
             more["survivors"] = collector.survivors()
+        if step == "confirm":
+            more["attestations"] = collector.attestations()
         if step == "open":
             more["confirmations"] = collector.confirmations()
         values: dict[str, object] = {

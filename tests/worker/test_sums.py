@@ -398,6 +398,8 @@ def test_all_work_on_one_model(world: World) -> None:
     """Else one site could be given the true one, and the others one whose gradients vanish."""
     _up_to_vectors(world)
     ref = ObjectRef(role="frame", digest="sha256:" + "1" * 64, size=1)
+    again = ref.model_copy(update={"digest": "sha256:" + "2" * 64})
+    assert world.send("site-b", inputs=(ref, again)) is Outcome.PLAN_REFUSED
     assert world.send("site-a", inputs=(ref,)) is Outcome.PLAN_REFUSED
     with world.site("site-a") as site:
         assert site.ledger.entries() == []

@@ -12,7 +12,7 @@ from typing import Literal
 
 from core.errors import PlanRefused
 from core.federation.plan import RunSpec
-from core.federation.secure_sum import check_session
+from core.federation.secure_sum import bound, check_session
 from core.secagg.identity import identity_of
 from core.secagg.messages import Session
 from core.secagg.participant import Participant, Refused
@@ -83,7 +83,7 @@ def _said(step: SumStep, me: Participant) -> StepAnswer:
         case "shares":
             return StepAnswer(shares=me.share(step.roster))
         case "confirm":
-            return StepAnswer(confirmation=me.confirm(step.survivors))
+            return StepAnswer(confirmation=me.confirm(step.survivors, step.attestations))
         case "open":
             return StepAnswer(opening=me.open(step.confirmations))
 
@@ -159,9 +159,9 @@ def ready_to_mask(order: WorkOrder, config: ClientConfig, site: Site) -> Partici
             raise Refused("this site has sent no keys for this session")
         if me.participant.state.masked:
             raise Refused("a vector was masked in this session already")
-        if tuple(each.digest for each in order.inputs) != order.sum.session.inputs:
+        if bound(order.inputs) != order.sum.session.inputs:
             raise Refused("the order's model is not the one that the session's clients work on")
         me.participant.accept(order.sum.inbox, order.sum.sharers)
-    except (Refused, SumOver, ConfigError) as refusal:
+    except (Refused, SumOver, ConfigError, ValueError) as refusal:
         raise PlanRefused(str(refusal), field="sum") from None
     return me.participant

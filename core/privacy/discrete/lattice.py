@@ -20,8 +20,10 @@ from core.privacy.discrete.gaussian import LARGEST, LEAST, SMOOTH, BitSource, ar
 from core.privacy.discrete.table import FRACTIONS
 
 _FINENESS = 256  # rounding adds at most 1 / 128 to the sensitivity, half of it on average
-# Sums of float64 vectors depend on their order: room for that, relative to the bound.
+# Sums of float64 vectors depend on their order: room for that, relative to the bound. Each of n
+# additions is off by 2**-53 of a partial sum, which is at most n units long.
 _SUMMING = 2.0**-12
+_ADDING = 2.0**-53
 _TAILS = 12  # standard deviations of the noise that the modulus has room for
 # Of a sum: a centre in parts of a step (FRACTIONS) still fits 64 bits once it was cut.
 MOST_BITS = 54
@@ -62,8 +64,9 @@ def design(
     """The grid of a sum over ``contributions`` sites, each of |x| at most ``largest``.
 
     ``bound``: L2 sensitivity of one site's sum for one unit. Noise is such that any ``shares``
-    contributions guarantee ``noise_multiplier``. Raises ``ValueError`` where no grid fits
-    ``MOST_BITS``.
+    contributions guarantee ``noise_multiplier``. ``largest / bound`` is the number of units of a
+    site: with very many of them what the order of their sum does counts, too. Raises ``ValueError``
+    where no grid fits ``MOST_BITS``.
     """
     if not (0 < bound < math.inf and 0 < noise_multiplier < math.inf):
         raise ValueError("bound and noise_multiplier must be positive and finite")
@@ -71,7 +74,8 @@ def design(
         raise ValueError("shares must lie in 1..contributions, length be positive")
     root = math.isqrt(length - 1) + 1
     step = 2.0 ** math.floor(math.log2(bound * FRACTIONS / (_FINENESS * root)))
-    sensitivity = bound * (1.0 + _SUMMING) / step + root / FRACTIONS
+    summing = max(_SUMMING, (largest / bound) ** 2 * _ADDING)
+    sensitivity = bound * (1.0 + summing) / step + root / FRACTIONS
     whole = math.ceil((noise_multiplier * sensitivity) ** 2 * (1.0 + 2.0**-40)) + SMOOTH**2
     variance = max(-(-whole // shares), LEAST)
     noise = _TAILS * math.isqrt(contributions * variance) + _TAILS

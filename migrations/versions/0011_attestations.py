@@ -1,0 +1,28 @@
+"""What a client has signed of its masks, kept with its vector of a secure sum.
+
+Programs of before find nothing changed. A round of theirs whose vectors came without it ends at the
+next step: its clients ask for it.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0011"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+expands = True
+
+
+def upgrade() -> None:
+    op.add_column("updates", sa.Column("attestation", sa.String(128), nullable=True))
+    op.create_check_constraint(
+        op.f("ck_updates_attestation"), "updates", "attestation ~ '^[0-9a-f]{128}$'"
+    )
+
+
+def downgrade() -> None:
+    op.drop_constraint(op.f("ck_updates_attestation"), "updates", type_="check")
+    op.drop_column("updates", "attestation")
