@@ -90,6 +90,13 @@ class Cell:
     def id(self) -> str:
         return f"{self.process}-{self.moment}"
 
+    @property
+    def always(self) -> bool:
+        """Whether every run of the tests plays it. What makes no difference to a server at most
+        moments is played at the most telling ones.
+        """
+        return self.moment in _TELLING.get(self.process, tuple(MOMENTS))
+
 
 # Long enough that who is started again finds its lease alive.
 _LONG = {"lease_s": 20.0}
@@ -123,4 +130,9 @@ def _cells() -> tuple[Cell, ...]:
     return tuple(cells)
 
 
+_TELLING = {
+    ONE_OF_TWO: (ORDERED, COUNTED, CLAIMED, BETWEEN),
+    VALKEY: (ORDERED, CLAIMED, BETWEEN),
+    POSTGRES: (WORKING, SENDING, SUMMED),
+}
 CELLS = _cells()
