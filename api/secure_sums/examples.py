@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.examples import CLIENT_ID, RUN_ID, RUN_SPEC, SPEC
+from api.examples import CLIENT_ID, FRAME, RUN_ID, RUN_SPEC, SPEC, WEIGHTS
 
+SITES = ["site-a", "site-b", "site-c", "site-d"]
 STEP_ID = "0199c0de-bbbb-7000-8000-00000000000b"
 KEY = "3d" * 32
 IDENTITY = {"key": KEY}
@@ -29,14 +30,16 @@ STEP: dict[str, Any] = {
     "client_id": CLIENT_ID,
     "client": "site-a",
     "round_number": 3,
-    "step": "keys",
+    "step": "confirm",
     "spec": RUN_SPEC,
     "spec_digest": SPEC,
     "session": {
+        "plan": SPEC,
+        "inputs": [f"frame={FRAME}", f"weights={WEIGHTS}"],
         "run_id": RUN_ID,
         "round_number": 3,
         "attempt": 1,
-        "sites": ["site-a", "site-b", "site-c", "site-d"],
+        "sites": SITES,
         "drop": 0,
         "collude": 1,
         "length": 34816,
@@ -44,7 +47,8 @@ STEP: dict[str, Any] = {
     },
     "deadline": "2026-03-01T12:05:00Z",
     "roster": [],
-    "survivors": [],
+    "survivors": SITES,
+    "attestations": [{"site": site, "signature": "6e" * 64} for site in SITES],
     "confirmations": [],
 }
 OFFERED_STEP = {"type": "step", "step": STEP}

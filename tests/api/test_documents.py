@@ -44,6 +44,7 @@ from api.replays.service import ReplayView
 from api.report.example import REPORT
 from api.rounds.service import ModelView, RoundView
 from api.runs.service import NewRun, RunView
+from api.secure_sums import examples as secure_sums
 from api.spaces import SpaceView
 from api.synthesis_jobs.service import JobView
 from api.tokens import NewToken, TokenMade, TokenView
@@ -56,7 +57,7 @@ from core.receipts.receipt import Receipt
 from core.receipts.signing import Signed
 from core.report.report import Report
 from core.synthesis.request import SynthesisRequest
-from core.wire import messages, synthesis
+from core.wire import messages, secure, synthesis
 from tests.api.support import Coordinator, problem
 
 
@@ -197,6 +198,13 @@ def test_everything_but_health_needs_the_bearer_scheme(document: dict[str, Any])
         (messages.AggregateJob, examples.JOB),
         (messages.AggregateResult, examples.JOB_RESULT),
         (messages.JobFailure, examples.JOB_FAILURE),
+        (secure.SumStep, secure_sums.STEP),
+        (secure.OfferedStep, secure_sums.OFFERED_STEP),
+        (secure.StepAnswer, secure_sums.ANSWER),
+        (secure.StepDecline, secure_sums.DECLINE),
+        (secure.StepReceipt, secure_sums.RECEIPT),
+        (secure.IdentityKey, secure_sums.IDENTITY),
+        (secure.Peer, secure_sums.PEER),
         (EventView, examples.EVENT_VIEW),
         (ProgressView, examples.PROGRESS),
         (EndView, examples.END),
