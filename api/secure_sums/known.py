@@ -34,7 +34,9 @@ class NoSum(LookupError):
 
 @dataclass(frozen=True)
 class Known:
-    """``collector`` is asked only, never told."""
+    """``collector`` is asked only, never told. ``attested``: what each client signs of its masks,
+    once the sharers are known.
+    """
 
     session: Session
     roster: tuple[Advert, ...]
@@ -43,6 +45,7 @@ class Known:
     attestations: tuple[Attestation, ...]
     confirmations: tuple[Confirmation, ...]
     collector: Collector
+    attested: bytes
 
 
 def sent_size(session: Session) -> int:
@@ -89,7 +92,10 @@ async def _read(session: AsyncSession, run_id: UUID, number: int, stage: Stage) 
     collector = Collector.before(asked, roster, sharers, survivors)
     if roster:
         collector.roster()
-    return Known(asked, roster, tuple(sharers), survivors, attestations, confirmations, collector)
+    attested = Attestation.signed(asked, roster, sharers)
+    return Known(
+        asked, roster, tuple(sharers), survivors, attestations, confirmations, collector, attested
+    )
 
 
 async def adverts(session: AsyncSession, run_id: UUID, number: int) -> tuple[Advert, ...]:

@@ -185,6 +185,8 @@ def _check(asked: Asked, fixed: Known, body: StepAnswer) -> None:
     if body.advert is not None:
         _of(body.advert.site, name)
         _signed(asked, body.advert.signature, body.advert.signed(fixed.session), "keys")
+        if not body.advert.usable:
+            raise Rejected(f"the keys of {name!r} are not of the curve")
     elif body.shares is not None:
         fixed.collector.must_take_shares(name, body.shares)
     elif body.confirmation is not None:

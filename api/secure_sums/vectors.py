@@ -13,7 +13,6 @@ from api.clients import repository as clients
 from api.secure_sums import known
 from core.errors import UpdateUnattested, UpdateWrongShape
 from core.secagg.collector import parted
-from core.secagg.messages import Attestation
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,4 @@ async def target(
         return MaskedTarget(size)
     fixed = await known.at(session, run_id, number, "order")
     client = await clients.one(session, client_id)
-    return MaskedTarget(
-        size,
-        Attestation.signed(fixed.session, fixed.roster, fixed.sharers),
-        None if client is None else client.identity_key,
-    )
+    return MaskedTarget(size, fixed.attested, None if client is None else client.identity_key)

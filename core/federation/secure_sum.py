@@ -23,7 +23,7 @@ from core.privacy.discrete import lattice
 from core.privacy.discrete.lattice import Lattice
 from core.privacy.mechanism import sensitivity
 from core.secagg.collector import Collector
-from core.secagg.graph import Thresholds
+from core.secagg.graph import Thresholds, quorum
 from core.secagg.messages import Session, Transcript
 from core.wire import tensors
 from core.wire.messages import ObjectRef
@@ -67,16 +67,24 @@ def bound(inputs: Sequence[ObjectRef]) -> tuple[str, ...]:
     return found
 
 
+def crowd_of(spec: RunSpec) -> int:
+    """How many clients a sum has at the least: the plan's quorum, the crowd in which its clients
+    agreed to hide; and more than half of the founding ones and ``collude`` together, so that no two
+    sums of one round can be opened: an honest client would be in both, and answers in one.
+    """
+    founding = len(spec.founding_names or ())
+    return max(spec.plan.round.quorum, quorum(founding, spec.plan.secure.collude))
+
+
 def session_of(
     spec: RunSpec, round_number: int, clients: Sequence[str], inputs: Sequence[str] = ()
 ) -> Session:
     """The session in which these clients (names) are asked; ``inputs``: ``bound`` of the objects
-    that their orders will name. Raises ``ValueError``, also for fewer clients than the plan's
-    quorum, the crowd in which each of them agreed to hide.
+    that their orders will name. Raises ``ValueError``, also for fewer than ``crowd_of`` the plan.
     """
-    if len(clients) < spec.plan.round.quorum:
+    if len(clients) < (least := crowd_of(spec)):
         raise ValueError(
-            f"{len(clients)} clients are fewer than the plan's quorum of {spec.plan.round.quorum}"
+            f"{len(clients)} clients are fewer than the {least} that the plan asks for"
         )
     grid = grid_of(spec, round_number, len(clients))
     return Session(

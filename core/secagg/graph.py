@@ -53,8 +53,10 @@ class Thresholds:
         """For up to ``drop`` sites that go missing and ``collude`` that work with the coordinator.
         Raises ``NoThresholds``.
         """
-        if sites < 3:
-            raise NoThresholds(f"{sites} sites: a sum of fewer than three hides nobody")
+        if sites - max(drop, 0) < 3:
+            raise NoThresholds(
+                f"{sites} sites, {drop} of them missing: a sum of fewer than three hides nobody"
+            )
         if drop < 0 or collude < 0 or drop + collude > sites - 2:
             raise NoThresholds(
                 f"drop {drop} and collude {collude} of {sites} sites leave fewer than two whose "

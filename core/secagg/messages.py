@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Literal
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from core.secagg.graph import Thresholds
@@ -81,7 +82,7 @@ class Session(_Message):
 def _digest(session: Session) -> bytes:
     """By value: a changed copy has a digest of its own."""
     text = json.dumps(session.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(b"fhv-secagg session " + text.encode()).digest()
+    return hashlib.sha256(b"fhv-secagg session 2 " + text.encode()).digest()
 
 
 class Advert(_Message):
@@ -96,6 +97,17 @@ class Advert(_Message):
         """The bytes under the signature."""
         parts = (self.site.encode(), self.sealing_key.encode(), self.masking_key.encode())
         return b"fhv-secagg advert\0" + session.digest + b"\0".join(parts)
+
+    @property
+    def usable(self) -> bool:
+        """Whether secrets can be agreed on with both keys: a point of low order gives none."""
+        anybody = X25519PrivateKey.generate()
+        try:
+            for key in (self.sealing_key, self.masking_key):
+                anybody.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(key)))
+        except ValueError:
+            return False
+        return True
 
 
 class Sealed(_Message):

@@ -117,6 +117,8 @@ class Participant:
             raise Refused("the roster has not the keys that this site has sent")
         for advert in roster:
             self._check(advert.site, advert.signature, advert.signed(self.session), "keys")
+            if not advert.usable:  # found out now, it costs nobody anything
+                raise Refused(f"the keys of {advert.site!r} are not of the curve")
         try:
             threshold = self.session.thresholds(len(roster)).threshold
         except NoThresholds as error:

@@ -1,7 +1,7 @@
 """What a client has signed of its masks, kept with its vector of a secure sum.
 
-Programs of before find nothing changed. A round of theirs whose vectors came without it ends at the
-next step: its clients ask for it.
+Programs of before find nothing changed. A round of theirs cannot go on with this program: its
+clients are in another session here, and what has come without a signature is not opened.
 """
 
 from __future__ import annotations

@@ -129,6 +129,12 @@ async def test_a_broken_site_is_named_early(coordinator: Coordinator) -> None:
     await refused(step, stranger.answer_of(step), "not signed with the identity key")
     theirs = await sites["site-b"].offered()
     await refused(step, sites["site-b"].answer_of(theirs), "in the name of 'site-b'")
+    answer = site.answer_of(step)
+    assert answer.advert is not None
+    flat = answer.advert.model_copy(update={"masking_key": "00" * 32})
+    signed = site.identity.sign(flat.signed(step.session)).hex()
+    unusable = StepAnswer(advert=flat.model_copy(update={"signature": signed}))
+    await refused(step, unusable, "keys of 'site-a' are not of the curve")
     # Another round's or session's signature says nothing here.
     other = Session.model_validate({**step.session.model_dump(), "round_number": 7})
     moved = step.model_copy(update={"session": other})

@@ -30,7 +30,12 @@ MOST_CLIENTS = 12
 
 
 def secure_spec(
-    *, drop: int = 0, collude: int = 1, multiplier: float = 1.0, dim: int = 12
+    *,
+    drop: int = 0,
+    collude: int = 1,
+    multiplier: float = 1.0,
+    dim: int = 12,
+    clients: int = MOST_CLIENTS,
 ) -> RunSpec:
     """Rounds of every kind that has a secure sum; training rounds are subsampled."""
     noise = Noise(
@@ -46,7 +51,7 @@ def secure_spec(
     plan = Plan.model_validate(plain.plan.model_dump() | terms)
     return RunSpec(
         run_id=plain.run_id, plan=plan, space=plain.space, noise=noise,
-        founding_names=names_of(MOST_CLIENTS),
+        founding_names=names_of(clients),
     )  # fmt: skip
 
 

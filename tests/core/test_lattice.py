@@ -112,12 +112,12 @@ def test_the_order_of_very_long_sums_is_allowed_for() -> None:
     known wrong version allows 2**-12 whatever n is.
     """
     plan = {"bound": 1.0, "length": 10, "noise_multiplier": 1.0, "shares": 1, "contributions": 1}
-    few, many = (design(**plan, largest=n) for n in (1e6, 1e7))  # type: ignore[arg-type]
+    few, many = (design(**plan, largest=n) for n in (9e5, 1e7))  # type: ignore[arg-type]
     rounding = 4 / FRACTIONS
-    for made, n in ((few, 1e6), (many, 1e7)):
-        assert made.sensitivity >= (1.0 + n**2 * 2.0**-53) / made.step + rounding
+    for made, n in ((few, 9e5), (many, 1e7)):
+        assert made.sensitivity >= (1.0 + n**2 * 2.0**-52) / made.step + rounding
     assert few.sensitivity * few.step == pytest.approx(1.0 + 2.0**-12, rel=0.01)
-    assert many.sensitivity * many.step > 1.011
+    assert many.sensitivity * many.step > 1.022
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,8 @@ def test_a_mask_is_uniform_and_its_seed_s_own() -> None:
 
 @pytest.mark.parametrize(
     ("sites", "drop", "collude", "why"),
-    [(2, 0, 0, "fewer than three"), (5, 4, 1, "fewer than two"), (5, -1, 0, "fewer than two"),
+    [(2, 0, 0, "fewer than three"), (5, 4, 1, "fewer than three"), (3, 1, 0, "fewer than three"),
+     (5, 2, 2, "fewer than two"), (5, -1, 0, "fewer than two"),
      (5, 2, 1, "two stories"), (10, 5, 1, "two stories"), (1000, 500, 10, "two stories")],
 )  # fmt: skip
 def test_thresholds_that_promise_nothing_are_refused(
@@ -519,6 +520,21 @@ def test_defect_without_attestations_one_vector_is_read(
     np.testing.assert_array_equal(
         masks.decode(vector, world.session.bits), some_vectors(world.session)[lone]
     )
+
+
+@pytest.mark.parametrize("which", ["sealing_key", "masking_key"])
+def test_keys_of_low_order_cost_nobody_anything(which: str) -> None:
+    """The known wrong version finds a masking key out when it masks: after the reservation."""
+    world = World(session(5))
+    names = list(world.session.sites)
+    bad = world.sites[names[4]].advert().model_copy(update={which: "00" * 32})
+    signature = world.identities[names[4]].sign(bad.signed(world.session)).hex()
+    bad = bad.model_copy(update={"signature": signature})
+    roster = [*(world.sites[name].advert() for name in names[:4]), bad]
+    assert not bad.usable
+    assert all(advert.usable for advert in roster[:4])
+    with pytest.raises(Refused, match="'site-004' are not of the curve"):
+        world.sites[names[0]].share(roster)
 
 
 def test_each_survivor_s_own_attestation_is_asked_for(world: World) -> None:

@@ -20,7 +20,7 @@ from core.wire import tensors
 from tests.core.secure_world import Round, secure_run, secure_spec
 
 CLIENTS = 5
-SPEC = secure_spec(drop=1, collude=1)
+SPEC = secure_spec(drop=1, collude=1, clients=CLIENTS)
 
 
 @pytest.fixture(scope="module")

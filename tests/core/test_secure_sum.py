@@ -16,6 +16,7 @@ from core.federation.secure_sum import (
     bound,
     check_session,
     check_sum,
+    crowd_of,
     grid_of,
     session_of,
     summed,
@@ -48,7 +49,7 @@ from tests.core.secure_world import (
 from tests.core.worlds import SECRET
 
 CLIENTS = 5
-SPEC = secure_spec(drop=1, collude=1)
+SPEC = secure_spec(drop=1, collude=1, clients=CLIENTS)
 
 
 @pytest.fixture(scope="module")
@@ -167,17 +168,32 @@ def test_an_object_s_role_is_part_of_what_all_compute_on() -> None:
         bound((frame, weights, frame.model_copy(update={"digest": other})))
 
 
+def test_no_two_sums_of_one_round_are_possible() -> None:
+    """A coordinator that splits the clients into several sessions: an honest one is in two."""
+    founding = [f"site-{at}" for at in range(10)]
+    spec = SPEC.model_copy(update={"founding_names": tuple(founding)})
+    collude = spec.plan.secure.collude
+    least = crowd_of(spec)
+    assert 2 * least - len(founding) > collude
+    session_of(spec, 0, founding[:least])
+    with pytest.raises(ValueError, match=f"fewer than the {least} that the plan asks for"):
+        session_of(spec, 0, founding[: least - 1])
+    alone = session_of(SPEC, 0, founding[: least - 1]).model_copy(update={"plan": spec.digest})
+    with pytest.raises(PlanRefused, match="that the plan asks for"):
+        check_session(spec, 0, alone)
+
+
 def test_nobody_hides_in_a_smaller_crowd_than_it_agreed_to() -> None:
-    """A coordinator that splits the clients into several sessions."""
+    """The plan's quorum is one of the sum's clients, too."""
     plan = SPEC.plan.model_copy(
         update={"round": SPEC.plan.round.model_copy(update={"quorum": CLIENTS})}
     )
     spec = SPEC.model_copy(update={"plan": plan})
     check_session(spec, 0, session_of(spec, 0, names_of(CLIENTS)))
-    with pytest.raises(ValueError, match=f"fewer than the plan's quorum of {CLIENTS}"):
+    with pytest.raises(ValueError, match=f"fewer than the {CLIENTS} that the plan asks for"):
         session_of(spec, 0, names_of(CLIENTS - 1))
     few = session_of(SPEC, 0, names_of(CLIENTS - 1)).model_copy(update={"plan": spec.digest})
-    with pytest.raises(PlanRefused, match="fewer than the plan's quorum"):
+    with pytest.raises(PlanRefused, match="that the plan asks for"):
         check_session(spec, 0, few)
 
 

@@ -21,9 +21,9 @@ from core.privacy.discrete.table import FRACTIONS
 
 _FINENESS = 256  # rounding adds at most 1 / 128 to the sensitivity, half of it on average
 # Sums of float64 vectors depend on their order: room for that, relative to the bound. Each of n
-# additions is off by 2**-53 of a partial sum, which is at most n units long.
+# additions is off by 2**-53 of a partial sum, which is at most n units long; so in both neighbours.
 _SUMMING = 2.0**-12
-_ADDING = 2.0**-53
+_ADDING = 2.0**-52
 _TAILS = 12  # standard deviations of the noise that the modulus has room for
 # Of a sum: a centre in parts of a step (FRACTIONS) still fits 64 bits once it was cut.
 MOST_BITS = 54
