@@ -38,7 +38,7 @@ def consider(
         log.error("plan_refused", field="spec_digest", reason="the plan is not what it says it is")
         return False
     word = ledger.word(plan.run_id, config.name)
-    if word is not None and word.spec_digest == plan.spec_digest and word.joins <= plan.joins:
+    if word is not None and _is_about(word, plan):
         _send(word, coordinator, log)  # said before, and not heard
         return True
     if config.consent == "ask":
@@ -65,13 +65,27 @@ def consider(
     verb: Verb = "approve"
     why = ""
     try:
-        judge_plan(plan.spec, config, ledger.entries(config.population), joins=plan.joins)
+        judge_plan(
+            plan.spec, config, ledger.entries(config.population),
+            joins=plan.joins, join_round=plan.round_number if plan.joins else None,
+        )  # fmt: skip
     except PlanRefused as refusal:
         # The site's limits and what it has spent are its own: the coordinator learns the field.
         verb, why = "refuse", f"the site's policy forbids it: {refusal.field}"
         log.error("plan_refused", field=refusal.field, reason=refusal.message, mend=refusal.mend)
     say(plan.spec, config, verb, "policy", ledger, coordinator, joins=plan.joins, why=why)
     return True
+
+
+def _is_about(word: Decision, plan: PlanOffer) -> bool:
+    """Whether the word was said to this plan. Who approved all rounds of a run has approved one
+    sketch of it, too; but not of a run of secure sums, whose rounds show nobody a sketch.
+    """
+    if word.spec_digest != plan.spec_digest:
+        return False
+    if plan.spec.plan.aggregation == "secure" and word.decision == "approve":
+        return word.joins == plan.joins
+    return word.joins <= plan.joins
 
 
 def say(
