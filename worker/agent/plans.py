@@ -156,6 +156,7 @@ def _of(
     views: tuple[View, ...] = ()
     try:
         if sums is not None:
+            site.ledger.sums.require_open(spec.run_id)
             views = views_here(spec, config, sums.clients)
         unpinned = () if sums is None else sums.unpinned
         judge_plan(spec, config, entries, joins=joins, join_round=join_round, unpinned=unpinned)

@@ -266,6 +266,7 @@ class SiteLedger:
         with self._transaction():
             restoration.mark(self._db, backup_made_at, _now())
             sum_states.wipe_all(self._db)
+        self.sums.checkpoint()
 
     def complete(self, population: str, unit: str, charges: Sequence[Charge]) -> int:
         """Charge, as lost, what a restored ledger lacks; how many. Once per restoration."""
