@@ -122,8 +122,9 @@ def perform(order: WorkOrder, config: ClientConfig, place: Workplace) -> Outcome
 def _judge(
     order: WorkOrder, config: ClientConfig, place: Workplace, entries: Sequence[Entry]
 ) -> None:
-    """By the limits, the account, and what a person of this site has said here to this run."""
-    judge(order, config, entries, place.site.ledger.word(order.run_id, config.name))
+    """By the limits, the account, and what this site has said here to this run."""
+    word = place.site.ledger.word(order.run_id, config.name, consent=config.consent)
+    judge(order, config, entries, word)
 
 
 def recover(config: ClientConfig, place: Workplace) -> None:

@@ -24,7 +24,6 @@ from core.wire.jobs import (
     TASK_SYNTHESISE,
     TASK_TRAIN,
 )
-from core.wire.secure import StepDecline
 from worker import aggregation, execution, files, logs
 from worker.agent import sums
 from worker.agent.consent import consider
@@ -129,17 +128,19 @@ def _consent(task: Any, plan_id: str) -> str:
 
 
 def _step(task: Any, step_id: str) -> str:
-    """Answer a step of a secure sum for a managed client."""
+    """Answer a step of a secure sum for a managed client. That of another worker's client is left
+    alone: a no would be for good, and it is announced again while it waits.
+    """
     try:
         step = coordinator().sum_step(step_id)
         config = site_config().named(step.client)
         if config is None:
             _log.error(
                 "client_not_configured", client=step.client, step_id=step_id,
-                mend="Add a [[client]] to the site configuration of this worker.",
+                mend="Add a [[client]] to the site configuration of this worker, if it is its "
+                "site's. If another worker serves it, that one answers when it is announced again.",
             )  # fmt: skip
-            coordinator().decline_step(step_id, StepDecline(code="site-not-ready"))
-            return "declined"
+            return "not-answered"
         with (
             Site.open(site_config().state_dir) as site,
             site.lock(config.name, wait_s=_LOCK_WAIT_S),

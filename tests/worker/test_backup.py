@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.support import Script, make_config, make_order, make_spec
+from tests.worker.support import Killed, Script, make_config, make_order, make_spec
 from worker.agent import backup, schema
 from worker.agent.backup import MANIFEST_FILE
 from worker.agent.records import AttemptKey
@@ -356,8 +356,38 @@ def test_the_log_of_a_lost_ledger_is_not_replayed_into_the_restored_one(
     backup.restore(copy, state_dir)
     with Site.open(state_dir) as site:
         assert len(site.ledger.entries()) == before
+    assert not list(state_dir.glob("*orphan*")), "it may hold secrets of sums"
+
+
+@pytest.mark.parametrize("killed", ["before the ledger is there", "after it"])
+def test_the_log_of_a_lost_ledger_goes_when_the_restored_one_is_there(
+    copy: Path, state_dir: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    """Killed in between, it is put aside still: whoever opens the folder next removes it."""
+    log = b"secrets of a sum, as kill -9 leaves them"
+    lose_ledger(state_dir)
+    (state_dir / f"{LEDGER_FILE}-wal").write_bytes(log)
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    before = killed == "before the ledger is there"
+    with monkeypatch.context() as patch:
+        patch.setattr(backup.os, "link", die) if before else patch.setattr(
+            backup, "remove_orphans", die
+        )
+        with pytest.raises(Killed):
+            backup.restore(copy, state_dir)
     (aside,) = state_dir.glob(f"{LEDGER_FILE}-wal.orphan-*")
     assert aside.read_bytes() == log
+    if before:
+        with pytest.raises(LedgerLost):
+            Site.open(state_dir)
+        assert aside.exists(), "nothing is taken away while nothing is there in its place"
+        backup.restore(copy, state_dir)
+    else:
+        Site.open(state_dir).close()
+    assert not [path for path in state_dir.iterdir() if path.is_file() and log in path.read_bytes()]
 
 
 def test_a_crash_while_restoring_is_no_dead_end(

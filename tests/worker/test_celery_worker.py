@@ -16,13 +16,16 @@ from typing import Any
 import httpx
 import pytest
 import redis
+import structlog
 from celery import Celery
 from celery.exceptions import Retry
+from structlog.testing import capture_logs
 
 from core.storage import ObjectStore
 from core.training import local
 from core.wire.jobs import QUEUE_COORDINATOR, QUEUE_TRAIN, TASK_AGGREGATE, TASK_REPLAY, TASK_TRAIN
 from core.wire.messages import AggregateInput, AggregateJob, AggregateResult
+from tests.worker.sum_world import World
 from tests.worker.support import (
     Script,
     make_order,
@@ -137,6 +140,38 @@ def test_an_unknown_client_is_given_back(serve: Callable[[Script], None], state_
     assert run(tasks.train, order.work_id) == "given-back"
     assert script.failures == [(order.work_id, "site-not-ready")]
     assert not state_dir.exists()
+
+
+@pytest.mark.parametrize("name", ["site-a", "site-b"])
+def test_a_step_of_another_workers_client_is_left_alone(
+    serve: Callable[[Script], None], tmp_path: Path, state_dir: Path, name: str
+) -> None:
+    """All train workers share one queue: a no of the wrong one would be a no for good."""
+    step = World(tmp_path).step(name, "keys")
+    script, asked = Script(), []
+
+    def before(request: httpx.Request) -> httpx.Response | None:
+        if "secure-steps" not in request.url.path:
+            return None
+        asked.append(f"{request.method} {request.url.path.rsplit('/', 1)[1]}")
+        return httpx.Response(
+            200 if request.method == "GET" else 204, content=step.model_dump_json()
+        )
+
+    script.before = before
+    serve(script)
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        assert run(tasks.sum_step, step.step_id) == "not-answered"
+    if name == "site-b":
+        assert asked == [f"GET {step.step_id}"]
+        ((line),) = lines
+        assert line["event"] == "client_not_configured"
+        assert "[[client]]" in line["mend"]
+        assert "another worker" in line["mend"]
+        assert not state_dir.exists()
+    else:  # its own it declines, if it must: here no peers are pinned
+        assert asked == [f"GET {step.step_id}", "POST decline"]
 
 
 def test_an_impossible_order_is_refused(serve: Callable[[Script], None], state_dir: Path) -> None:

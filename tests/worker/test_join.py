@@ -35,8 +35,9 @@ from tests.worker.support import (
 )
 from worker.agent import join, loop
 from worker.agent.join import join_run
-from worker.agent.policy import judge
+from worker.agent.policy import judge, judge_plan
 from worker.agent.records import AttemptKey
+from worker.agent.restoration import Charge
 from worker.agent.site import Site
 from worker.cli import agent_app
 from worker.config import ClientConfig
@@ -111,19 +112,64 @@ def test_a_join_that_is_not_what_it_says(
 
 
 def test_every_join_is_charged(config: ClientConfig, site: Site) -> None:
-    """A coordinator that lets a client join again and again comes to the end of its budget."""
+    """A coordinator that loses one attempt after the other comes to the end of its budget."""
     spec = make_spec()
     limit = epsilon([join_order(spec).event] * 2, 1e-5) * 1.001
     limited = config.model_copy(update={"max_epsilon": limit})
-    for later in (1, 2, 3):
-        order = join_order(spec, later=later)
+    for attempt in (1, 2, 3):
+        order = join_order(spec, attempt=attempt)
         entries = site.ledger.entries(config.population)
-        if later == 3:
+        if attempt == 3:
             with pytest.raises(PlanRefused, match="2 events charged before"):
                 judge(order, limited, entries)
         else:
             judge(order, limited, entries)
             site.ledger.reserve(order, limited, lambda _: None)
+            site.ledger.lose(AttemptKey.of(order))
+
+
+def test_a_run_is_joined_once(
+    config: ClientConfig, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second round's sketch is a second release; the known wrong version makes as many as the
+    budget holds. An attempt that was lost was never sent, so another round may follow it."""
+    first, again, second = join_order(), join_order(attempt=2), join_order(later=2)
+    entries = lambda: site.ledger.entries(config.population)  # noqa: E731
+    site.ledger.reserve(first, config, lambda _: None)
+    with pytest.raises(PlanRefused, match="joined this run already, by its sketch of round 3"):
+        judge(second, config, entries())  # the first may be under way
+    site.ledger.lose(AttemptKey.of(first))
+    judge(again, config, entries())
+    judge(second, config, entries())
+    site.ledger.reserve(again, config, lambda _: None)
+    site.ledger.commit(AttemptKey.of(again), b"a sketch")
+    judge(join_order(attempt=3), config, entries())  # of the same round, and charged
+    judge(join_order(make_spec(run_id="another"), later=2), config, entries())
+    with pytest.raises(PlanRefused) as refused:
+        judge(second, config, entries())
+    assert refused.value.field == "round_number"
+    with pytest.raises(PlanRefused, match="joined this run already"):
+        judge_plan(second.spec, config, entries(), joins=True, join_round=4)
+    judge_plan(second.spec, config, entries(), joins=True, join_round=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.agent.join_policy.once", lambda *_: None)
+        judge(second, config, entries())
+
+
+def test_what_a_restored_ledger_has_as_lost_may_have_been_sent(
+    config: ClientConfig, site: Site
+) -> None:
+    order = join_order()
+    site.ledger.mark_restored("2026-03-01T00:00:00Z")
+    charge = Charge(AttemptKey.of(order), order.event, order.spec_digest)
+    site.ledger.complete(config.population, config.unit, [charge])
+    entries = site.ledger.entries(config.population)
+    assert [(entry.kind, entry.restored) for entry in entries] == [
+        ("reserve", True),
+        ("lost", True),
+    ]
+    with pytest.raises(PlanRefused, match="joined this run already"):
+        judge(join_order(later=2), config, entries)
 
 
 # --- a running agent ---

@@ -26,8 +26,9 @@ from core.wire.jobs import QUEUE_TRAIN, TASK_CONSENT, TASK_STEP, TASK_TRAIN
 from tests.api.support import a_plan
 from tests.worker.real import DELTA, Federation, commands, federation, issue
 from worker import tasks
-from worker.agent import loop, peers
+from worker.agent import join, loop, peers
 from worker.agent.consent import consider
+from worker.agent.join import join_run
 from worker.agent.plans import shown
 from worker.agent.site import Site
 from worker.agent.sum_identity import key_of
@@ -240,6 +241,45 @@ def test_with_too_few_the_run_fails_and_says_who_is_missing(hospital: Hospital) 
     assert "site-c" in found["why"]
     for name in EVERYBODY:
         assert _ledgers(hospital, name) == ([], [])
+
+
+def test_a_founding_client_joins_if_its_site_wants_it(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator asks it no more, and its agent is given the order at once: the word that the
+    command has written down lets it pass. Whose site said nothing refuses, and spends nothing."""
+    monkeypatch.setattr(join, "_PAUSE_S", 0.1)
+    run = hospital.start("joined", privacy={"rounds": 0}, joining="open")
+    hospital.agents()
+    assert hospital.until(run, "completed", "failed")["state"] == "completed"
+    before = _ledgers(hospital, "site-b")
+    hospital.fed.operator.join(run, ["site-b"])
+    end = time.monotonic() + 30
+    while hospital.fed.operator.joins(run)["items"][-1]["state"] != "failed":
+        hospital.until(run, "completed")
+        assert time.monotonic() < end
+    assert _ledgers(hospital, "site-b")[0] == before[0]
+
+    done: list[Any] = []
+
+    def command() -> None:
+        try:
+            with hospital.fed.client("site-a") as coordinator:
+                done.append(join_run(coordinator, hospital.config("site-a"), run, "site-a"))
+        except BaseException as error:
+            hospital.failed.append(error)
+
+    thread = threading.Thread(target=command, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        hospital.until(run, "completed")
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert hospital.failed == []
+    assert done[0].clients == ("site-a",)
+    own, theirs = _ledgers(hospital, "site-a")
+    assert own == theirs
+    assert own == [*before[0], "reserve", "commit"]
 
 
 # --- the commands with which people tell one another their keys ---

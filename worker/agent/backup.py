@@ -27,7 +27,16 @@ from core.backups import new_backup
 from core.errors import NoPlaceForBackup
 from core.files import flush, put_private
 from worker.agent import schema, sum_states
-from worker.agent.site import LEDGER_FILE, SECRET_FILE, Site, opening, read_secret, write_secret
+from worker.agent.site import (
+    LEDGER_FILE,
+    ORPHAN,
+    SECRET_FILE,
+    Site,
+    opening,
+    read_secret,
+    remove_orphans,
+    write_secret,
+)
 from worker.agent.spend import SiteLedger
 from worker.errors import BackupError
 
@@ -111,6 +120,8 @@ def restore(source: Path, state_dir: Path) -> Manifest:
                 for suffix in ("", *_SIDE_FILES):
                     part.with_name(part.name + suffix).unlink(missing_ok=True)
             flush(state_dir)
+            remove_orphans(state_dir)
+            flush(state_dir)
     return manifest
 
 
@@ -176,7 +187,8 @@ def _refuse_to_replace(source: Path, state_dir: Path) -> None:
             f"there is a ledger in {state_dir}: a backup may be older, and would forget what was "
             "spent.",
             field="site.state_dir",
-            mend="Keep the ledger that is there. If it cannot be opened, move it away first.",
+            mend="Keep the ledger that is there. If it cannot be opened, move it away first, "
+            "together with the files beside it whose names begin like its own.",
         )
     secret = state_dir / SECRET_FILE
     if secret.exists() and read_secret(secret) != _secret(source):
@@ -188,12 +200,14 @@ def _refuse_to_replace(source: Path, state_dir: Path) -> None:
 
 
 def _set_aside(state_dir: Path) -> None:
-    """A log of the ledger that is gone would be replayed into the restored one."""
+    """A log of the ledger that is gone would be replayed into the restored one. It is removed when
+    that one is in place, and not before: a restoration that stops half-way takes nothing away.
+    """
     for suffix in _SIDE_FILES:
         path = state_dir / f"{LEDGER_FILE}{suffix}"
         if path.exists():
             stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-            path.rename(path.with_name(f"{path.name}.orphan-{stamp}"))
+            path.rename(path.with_name(f"{path.name}{ORPHAN}{stamp}"))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -37,9 +37,17 @@ def consider(
     if plan.spec.digest != plan.spec_digest or plan.spec.run_id != plan.run_id:
         log.error("plan_refused", field="spec_digest", reason="the plan is not what it says it is")
         return False
+    closed = _closed(plan, ledger)
     word = ledger.word(plan.run_id, config.name)
-    if word is not None and word.spec_digest == plan.spec_digest and word.joins <= plan.joins:
+    if word is not None and _is_about(word, plan) and (closed is None or word.decision == "refuse"):
         _send(word, coordinator, log)  # said before, and not heard
+        return True
+    if closed is not None:
+        log.error("plan_refused", field=closed.field, reason=closed.message, mend=closed.mend)
+        if config.consent == "ask" or not ledger.sums.forgotten(plan.run_id):
+            return False  # the word is a person's; or a clock may be wrong, and a no is for good
+        why = f"the site's policy forbids it: {closed.field} (its ledger was restored)"
+        say(plan.spec, config, "refuse", "policy", ledger, coordinator, joins=plan.joins, why=why)
         return True
     if config.consent == "ask":
         log.warning(
@@ -65,13 +73,38 @@ def consider(
     verb: Verb = "approve"
     why = ""
     try:
-        judge_plan(plan.spec, config, ledger.entries(config.population), joins=plan.joins)
+        judge_plan(
+            plan.spec, config, ledger.entries(config.population),
+            joins=plan.joins, join_round=plan.round_number if plan.joins else None,
+        )  # fmt: skip
     except PlanRefused as refusal:
         # The site's limits and what it has spent are its own: the coordinator learns the field.
         verb, why = "refuse", f"the site's policy forbids it: {refusal.field}"
         log.error("plan_refused", field=refusal.field, reason=refusal.message, mend=refusal.mend)
     say(plan.spec, config, verb, "policy", ledger, coordinator, joins=plan.joins, why=why)
     return True
+
+
+def _closed(plan: PlanOffer, ledger: SiteLedger) -> PlanRefused | None:
+    """Why this site takes no part in the plan's secure sums, whatever it says to the plan."""
+    if plan.joins or plan.spec.plan.aggregation != "secure":
+        return None
+    try:
+        ledger.sums.require_open(plan.run_id)
+    except PlanRefused as refusal:
+        return refusal
+    return None
+
+
+def _is_about(word: Decision, plan: PlanOffer) -> bool:
+    """Whether the word was said to this plan. Who approved all rounds of a run has approved one
+    sketch of it, too; but not of a run of secure sums, whose rounds show nobody a sketch.
+    """
+    if word.spec_digest != plan.spec_digest:
+        return False
+    if plan.spec.plan.aggregation == "secure" and word.decision == "approve":
+        return word.joins == plan.joins
+    return word.joins <= plan.joins
 
 
 def say(

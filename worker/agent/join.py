@@ -10,22 +10,18 @@ again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
 
 from core import data
 from core.errors import DataError, PlanRefused
-from core.federation.plan import EmbeddingSpace, RunSpec, digest_of
+from core.federation.plan import EmbeddingSpace, digest_of
 from core.training.compute import AUTO, Compute
 from core.wire.messages import WorkOrder
-from core.wire.protocol import CONSENT
-from worker.agent import consent as word
 from worker.agent.identity import configured
+from worker.agent.join_word import Say, approve, before_asking, forbidden
 from worker.agent.joined import Joined, joined
-from worker.agent.policy import judge, judge_plan
-from worker.agent.price import cost
+from worker.agent.policy import judge
 from worker.agent.reconcile import reconcile
 from worker.agent.site import Site
 from worker.answers import JsonObject
@@ -49,7 +45,6 @@ _ENDED = {
     "failed": "has failed",
     "abandoned": "was abandoned",
 }
-Say = Callable[[str], None]
 
 
 def join_run(
@@ -76,6 +71,7 @@ def join_run(
     if join is None or join["state"] != "published":
         _check_records(coordinator, str(me["space"]), config)
     if join is None or join["state"] in ("failed", "abandoned", "dropped"):
+        before_asking(coordinator, site_config, config, run_id)
         join = coordinator.join(run_id, [config.name])
         say(f"{client}: asked to join run {run_id}")
     if join["state"] == "queued":
@@ -91,7 +87,7 @@ def join_run(
                 if place is not None:
                     reconcile(site, coordinator, str(me["id"]), config, site_config)
                     recover(config, place)
-                _approve(coordinator, site, config, run_id, say)
+                approve(coordinator, site, config, run_id, attempt.number, say)
             attempt.follow(place, until)
         return joined(coordinator, site, config, run_id, attempt.number)
 
@@ -164,39 +160,6 @@ def _check_records(coordinator: CoordinatorClient, space: str, config: ClientCon
             field=error.field,
             mend="Run 'fedhypevae agent check'.",
         ) from None
-
-
-def _approve(
-    coordinator: CoordinatorClient, site: Site, config: ClientConfig, run_id: str, say: Say
-) -> None:
-    """Whoever calls the command has decided: approve the join, within the site's limits.
-
-    A join that these forbid is not refused, which would be final: it may be that a limit is wrong.
-    """
-    if config.consent == "policy" and coordinator.protocol < CONSENT:
-        return  # nobody asks, and the policy judges the order
-    spec = RunSpec.model_validate(coordinator.run(run_id)["spec"])
-    entries = site.ledger.entries(config.population)
-    try:
-        judge_plan(spec, config, entries, joins=True)
-    except PlanRefused as refusal:
-        raise _forbidden(refusal) from None
-    price = cost(spec, config, entries, joins=True)
-    say(
-        f"{config.name}: the join costs epsilon {price.plan:.4g}; the account goes from "
-        f"{price.spent:.4g} to {price.after:.4g} of {config.max_epsilon:g}{price.rests}"
-    )
-    by: Literal["person", "policy"] = "person" if config.consent == "ask" else "policy"
-    word.say(spec, config, "approve", by, site.ledger, coordinator, joins=True)
-
-
-def _forbidden(refusal: PlanRefused) -> JoinFailed:
-    return JoinFailed(
-        f"this site's policy refuses the join: {refusal.message} ({refusal.field}). "
-        "Nothing was spent.",
-        field=refusal.field,
-        mend=refusal.mend or "See the limits of this client in the site's configuration.",
-    )
 
 
 def _workplace(
@@ -301,11 +264,11 @@ class _Attempt:
     def _refusal(self, order: WorkOrder, place: Workplace) -> JoinFailed:
         """The policy's own words: a refused order has changed nothing, so it says them again."""
         ledger = place.site.ledger
-        said = ledger.word(order.run_id, self.config.name)
+        said = ledger.word(order.run_id, self.config.name, consent=self.config.consent)
         try:
             judge(order, self.config, ledger.entries(self.config.population), said)
         except PlanRefused as refusal:
-            return _forbidden(refusal)
+            return forbidden(refusal)
         return JoinFailed(
             "this site refused the order; nothing was spent.",
             mend="Run the same version at the site and at the coordinator.",
@@ -315,7 +278,8 @@ class _Attempt:
         if join["state"] != "published":
             raise JoinFailed(
                 f"the join {_ENDED[join['state']]}{_because(join)}.",
-                mend="When the reason is gone, run the same command again.",
+                mend="When the reason is gone, run the same command again; where the sketch was "
+                "sent, join another run: this one is joined once.",
             )
 
     def _too_late(self, state: str) -> JoinFailed:

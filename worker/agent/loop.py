@@ -168,12 +168,13 @@ def _serve(
     while not stopper.event.is_set():
         if renew is not None:
             renew()
-        if not os.access(config.data, os.R_OK):
-            # Asking for work now would cost epsilon for nothing: a reservation is never refunded.
-            _log.error("data_not_there", client=config.name, path=str(config.data))
-            _pause(_DATA_PAUSE_S, stopper)
-            continue
         try:
+            place.site.ledger.sums.wipe_daily()
+            if not os.access(config.data, os.R_OK):
+                # Asking for work would cost epsilon for nothing: a reservation is never refunded.
+                _log.error("data_not_there", client=config.name, path=str(config.data))
+                _pause(_DATA_PAUSE_S, stopper)
+                continue
             with stopper.idle():
                 order = place.coordinator.next_work(client_id, wait_s=poll_s, seen=seen)
             if isinstance(order, PlanOffer):

@@ -134,6 +134,7 @@ def _offered(
         joins=plan.joins,
         state=plan.state,
         deadline=plan.deadline,
+        join_round=plan.round_number if plan.joins else None,
         sums=members(plan.spec, config, joins=plan.joins),
     )
 
@@ -147,6 +148,7 @@ def _of(
     joins: bool,
     state: str,
     deadline: datetime | None,
+    join_round: int | None = None,
     sums: Members | None = None,
 ) -> Shown:
     entries = site.ledger.entries(config.population)
@@ -154,9 +156,10 @@ def _of(
     views: tuple[View, ...] = ()
     try:
         if sums is not None:
+            site.ledger.sums.require_open(spec.run_id)
             views = views_here(spec, config, sums.clients)
         unpinned = () if sums is None else sums.unpinned
-        judge_plan(spec, config, entries, joins=joins, unpinned=unpinned)
+        judge_plan(spec, config, entries, joins=joins, join_round=join_round, unpinned=unpinned)
     except PlanRefused as error:
         refusal = error
     if not spec.plan.privacy.caveat:

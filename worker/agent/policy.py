@@ -20,7 +20,7 @@ from core.privacy import accounting, budget
 from core.privacy.events import PrivacyEvent
 from core.wire.messages import WorkOrder
 from core.wire.secure import SumStep
-from worker.agent import sum_policy
+from worker.agent import join_policy, sum_policy
 from worker.agent.price import ahead, committed, own
 from worker.agent.records import AttemptKey, Decision, Entry, charged
 from worker.config import ClientConfig
@@ -38,13 +38,16 @@ def judge(
     """Return if the order may be executed; raise ``PlanRefused`` naming what forbids it.
 
     ``entries`` are the rows of the client's population in the site's ledger, of all units; ``word``
-    is the last word of a person of this site on the run. Where the configuration says
-    ``consent = "ask"``, an order is executed only if that person has approved this very spec.
+    is the word of this site on the run that counts under its configuration (``SiteLedger.word``).
+    Where that says ``consent = "ask"``, an order is executed only if a person has approved this
+    very spec.
     """
     joins = order.kind == "join"
     _same_order(order, config)
     _approved(order, config, word)
     _same_run(order.run_id, order.spec_digest, entries)
+    if joins:
+        join_policy.once(order.spec, order.client, order.round_number, entries)
     _turn(order, entries)
     _limits(order.spec, config, joins=joins)
     _account(config, entries)
@@ -57,16 +60,20 @@ def judge_plan(
     entries: Sequence[Entry],
     *,
     joins: bool = False,
+    join_round: int | None = None,
     unpinned: Sequence[str] = (),
 ) -> None:
     """Return if a run's plan may be approved: what ``judge`` asks of its orders, as far as a spec
     tells, with the whole plan on top of what was spent. Raises ``PlanRefused``.
 
-    ``joins``: the client executes one sketch of a completed run instead of the plan's rounds;
-    ``unpinned``: other clients of its secure sums whose keys are not pinned here.
+    ``joins``: the client executes one sketch of a completed run instead of the plan's rounds, in
+    the round ``join_round`` where it is known; ``unpinned``: other clients of its secure sums whose
+    keys are not pinned here.
     """
     _has_guarantee(spec)
     _same_run(spec.run_id, spec.digest, entries)
+    if join_round is not None:
+        join_policy.once(spec, config.name, join_round, entries)
     _limits(spec, config, joins=joins)
     if spec.plan.aggregation == "secure" and not joins:
         sum_policy.peers_pinned(spec, config, unpinned)
@@ -117,6 +124,7 @@ def _approved(order: WorkOrder, config: ClientConfig, word: Decision | None) -> 
             f"a join was approved at this site, not a {order.kind} round", "consent",
             _look(order.run_id),
         )  # fmt: skip
+    join_policy.wanted(order, word)
 
 
 def _look(run_id: str) -> str:
@@ -126,7 +134,7 @@ def _look(run_id: str) -> str:
 def _agreed(run_id: str, spec_digest: str, config: ClientConfig, word: Decision | None) -> None:
     """A person's no holds at once and in every mode; a yes is needed where the site asks one."""
     look = _look(run_id)
-    if word is not None and word.decision == "refuse":
+    if word is not None and word.decision == "refuse" and word.by == "person":
         _refuse("a person of this site has refused this run", "consent", look)
     if config.consent == "policy":
         return

@@ -28,7 +28,11 @@ class AttemptKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the ledger. An attempt has one ``reserve`` and at most one other row."""
+    """One row of the ledger. An attempt has one ``reserve`` and at most one other row.
+
+    ``restored``: its attempt was charged from the coordinator's ledger after a backup was restored,
+    so that what was lost here may have been sent.
+    """
 
     seq: int
     kind: Kind
@@ -38,6 +42,7 @@ class Entry:
     event: PrivacyEvent
     spec_digest: str
     at: str
+    restored: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from worker.errors import ClientBusy, LedgerLost, SecretLost, SiteStateError
 
 SECRET_FILE = "site.key"  # noqa: S105 (a file name)
 LEDGER_FILE = "ledger.sqlite3"
+ORPHAN = ".orphan-"
 CACHE_FOLDER = "objects"
 SECRET_BYTES = 32
 _POLL_S = 0.1
@@ -146,10 +147,18 @@ def _open_pair(folder: Path) -> tuple[SiteLedger, bytes]:
                 f"{ledger_path} belongs to another site than {secret_path}.",
                 mend="Put back the ledger that was written beside this secret.",
             )
+        remove_orphans(folder)  # of a restoration that was killed when all but this was done
     except BaseException:
         ledger.close()
         raise
     return ledger, known[1]
+
+
+def remove_orphans(folder: Path) -> None:
+    """Logs that a restoration has put aside (``worker.agent.backup``), once a ledger is in place:
+    they may hold secrets of sums, and what was spent since the backup the coordinator has."""
+    for path in folder.glob(f"{LEDGER_FILE}-*{ORPHAN}*"):
+        path.unlink(missing_ok=True)
 
 
 def read_secret(path: Path, *, private: bool = True) -> tuple[str, bytes] | None:

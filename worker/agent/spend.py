@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import uuid_utils
 
@@ -98,7 +99,9 @@ class SiteLedger:
         where, values = ("", ()) if population is None else ("WHERE population = ?", (population,))
         rows = self._db.execute(
             "SELECT seq, kind, population, unit, run_id, round, attempt, client, event,"  # noqa: S608
-            f" spec_digest, at FROM entry {where} ORDER BY seq",
+            " spec_digest, at, EXISTS (SELECT 1 FROM restored r WHERE r.run_id = e.run_id"
+            " AND r.round = e.round AND r.attempt = e.attempt AND r.client = e.client)"
+            f" FROM entry e {where} ORDER BY seq",
             values,
         )
         return [
@@ -111,6 +114,7 @@ class SiteLedger:
                 PrivacyEvent.model_validate_json(row[8]),
                 row[9],
                 row[10],
+                bool(row[11]),
             )
             for row in rows
         ]
@@ -155,9 +159,13 @@ class SiteLedger:
         """What the client kept of its last accepted round of this run before this attempt's."""
         return state.latest(self._db, key)
 
-    def word(self, run_id: str, client: str) -> Decision | None:
-        """The last word of a person of this site on a run, for one client."""
-        return consents.last(self._db, run_id, client, by="person")
+    def word(
+        self, run_id: str, client: str, *, consent: Literal["ask", "policy"] = "ask"
+    ) -> Decision | None:
+        """The last word of a person of this site on a run, for one client; where ``consent`` is
+        the policy's, of person or policy, but that a person's no stays.
+        """
+        return consents.counting(self._db, run_id, client, consent)
 
     # --- writing ---
 
@@ -258,6 +266,7 @@ class SiteLedger:
         with self._transaction():
             restoration.mark(self._db, backup_made_at, _now())
             sum_states.wipe_all(self._db)
+        self.sums.checkpoint()
 
     def complete(self, population: str, unit: str, charges: Sequence[Charge]) -> int:
         """Charge, as lost, what a restored ledger lacks; how many. Once per restoration."""

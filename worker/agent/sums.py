@@ -113,16 +113,13 @@ class Member:
 def participant(
     session: Session, spec: RunSpec, round_number: int, config: ClientConfig, site: Site
 ) -> Member:
-    """This client in the session. Raises ``PlanRefused`` for a session that the plan does not imply
-    or a client in it that is not pinned here, ``SumOver`` for one with which it does not go on.
+    """This client in the session. Raises ``PlanRefused`` for a session that the plan does not
+    imply, a client in it that is not pinned here or a run that a restored ledger may have
+    forgotten, ``SumOver`` for one with which it does not go on.
     """
     check_session(spec, round_number, session)
     require_pinned(config, session.sites)
-    if site.ledger.sums.forgotten(spec.run_id, config.name):
-        raise SumOver(
-            "the ledger was restored from a backup since this run was approved: what "
-            f"{config.name!r} has signed or masked in it may be forgotten."
-        )
+    site.ledger.sums.require_open(spec.run_id)
     kept = site.ledger.sums.find(spec.run_id, round_number, config.name)
     if kept is not None and (kept.session != session.digest.hex() or kept.state is None):
         raise SumOver(
