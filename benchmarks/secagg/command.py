@@ -20,17 +20,26 @@ from benchmarks.secagg.cells import Cell, measure
 LENGTHS = (10_000, 100_000, 1_000_000, 10_000_000)
 SITES = (10, 100, 1_000)
 MOST = 100_000_000  # coordinates of all sites together that are really summed
+LEAST = 10_000_000  # two lengths of a hundred sites
 AT = (100, 1_000_000)
+_WIDTH = 110  # columns of the table, where nobody's terminal is narrower
 GOALS = {"client": 5.0, "bytes": 1.5, "coordinator": 3.0}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = OptionParser(prog="python -m benchmarks.secagg", description=__doc__)
-    parser.add_argument("--most", type=int, default=MOST, help="Coordinates of all sites together.")
+    parser.add_argument(
+        "--most", type=int, default=MOST,
+        help="Coordinates of all sites together that are really summed; 10,000,000 at the least.",
+    )  # fmt: skip
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
     given = parser.parse_args(arguments)
     most = given.most
+    if most < LEAST:
+        parser.error(f"--most takes {LEAST:,} or more: the target's cell is made of no less")
     console, begun = Console(), time.monotonic()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)
     facts = machine.facts()
     cells: dict[tuple[int, int], Cell] = {}
     with Progress(console=console, transient=True) as progress:
@@ -42,8 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     say = partial(_say, progress, task, name)
                     cells[sites, length] = measure(sites, length, say)
                 else:
-                    largest = max(at for at in LENGTHS if (sites, at) in cells and at < length)
-                    cells[sites, length] = cells[sites, largest].stretched(length)
+                    known = [at for at in LENGTHS if (sites, at) in cells and sites * at <= most]
+                    if len(known) > 1:  # else nothing is known of how it grows
+                        shorter, longest = known[-2:]
+                        cells[sites, length] = cells[sites, longest].beyond(
+                            cells[sites, shorter], length
+                        )
                 progress.advance(task)
     console.print(
         f"{facts['cpu']}, {facts['cores']} cores; load before: {facts['load']}; "
@@ -61,8 +74,8 @@ def _say(progress: Progress, task: TaskID, name: str, step: str) -> None:
 
 def _table(cells: Collection[Cell]) -> Table:
     table = Table(
-        "sites", "coordinates", "neighbours", "bits", "client s", "x plain", "coordinator s",
-        "x plain", "bytes x plain", "", box=box.SIMPLE_HEAD, pad_edge=False,
+        "sites", "coordinates", "k", "bits", "client s", "x plain", "coord. s", "x plain",
+        "bytes x plain", "", box=box.SIMPLE_HEAD, pad_edge=False,
     )  # fmt: skip
     for cell in cells:
         ratio = cell.ratios

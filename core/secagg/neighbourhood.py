@@ -13,6 +13,7 @@ class Neighbourhood:
 
     def __init__(self, session: Session, roster: Sequence[Advert]) -> None:
         self.roster = roster
+        self.adverts = {advert.site: advert for advert in roster}
         self._names = sorted(advert.site for advert in roster)
         self._order = ring([bytes.fromhex(advert.masking_key) for advert in roster])
         self.thresholds = session.thresholds(len(self._names))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -117,15 +116,17 @@ class Participant:
             raise Refused("the roster has not the keys that this site has sent")
         for advert in roster:
             self._check(advert.site, advert.signature, advert.signed(self.session), "keys")
-            if not advert.usable:  # found out now, it costs nobody anything
-                raise Refused(f"the keys of {advert.site!r} are not of the curve")
         try:
-            threshold = self.session.thresholds(len(roster)).threshold
+            hood = Neighbourhood(self.session, tuple(roster))
         except NoThresholds as error:
             raise Refused(str(error)) from None
-        self.state.roster = tuple(roster)
-        every = self._neighbourhood().points
-        points = {name: every[name] for name in self.neighbours()}
+        every = hood.points
+        points = {name: every[name] for name in hood.of(self.site)}
+        for name in points:
+            if not hood.adverts[name].usable:  # found out now, it costs nobody anything
+                raise Refused(f"the keys of {name!r} are not of the curve")
+        self.state.roster, self._hood = tuple(hood.roster), hood
+        threshold = hood.thresholds.threshold
         keys = shamir.share(bytes.fromhex(self.state.masking_key), threshold, list(points.values()))
         seeds = shamir.share(bytes.fromhex(self.state.seed), threshold, list(points.values()))
         self.state.shared = tuple(
@@ -282,10 +283,7 @@ class Participant:
             ) from None
 
     def _advert(self, site: str) -> Advert:
-        return self._adverts()[site]
-
-    def _adverts(self) -> dict[str, Advert]:
-        return _by_site(self.state.roster)
+        return self._neighbourhood().adverts[site]
 
     def _sealer(self, sender: str, receiver: str) -> ChaCha20Poly1305:
         other = receiver if sender == self.site else sender
@@ -309,11 +307,6 @@ class Participant:
         return pair_seed(
             self.session, bytes.fromhex(self.state.masking_key), self.site, self._advert(name)
         )
-
-
-@lru_cache(maxsize=16)
-def _by_site(roster: tuple[Advert, ...]) -> dict[str, Advert]:
-    return {advert.site: advert for advert in roster}
 
 
 def own_purpose(session: Session, site: str) -> bytes:

@@ -207,7 +207,11 @@ def test_mode_paper_has_no_grid() -> None:
 
 def test_simulation_and_production_make_the_same_secure_model() -> None:
     """A secure plan simulated, and round by round through orders: the same files, byte by byte."""
-    spec, data, bits = secure_spec(drop=1, collude=1), some_data(4, 100), seeded(3).bits()
+    spec, data, bits = (
+        secure_spec(drop=1, collude=1, clients=4),
+        some_data(4, 100),
+        seeded(3).bits(),
+    )
     sites = [SimulatedSite(name, each) for name, each in data.items()]
     simulated = simulate(spec, sites, noise=seeded(3), secret=SECRET)
     before = None

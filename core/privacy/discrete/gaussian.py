@@ -25,6 +25,7 @@ LARGEST = 1 << 62  # of a variance: draws and their sums stay far inside 64 bits
 
 # X_2's standard deviation over a: SMOOTH, and some room for the term that V_1 adds.
 _OVER = SMOOTH + 1
+_PIECE = 1 << 15  # draws at a time: what they are made of stays in a core's cache
 _WIDEST_STEP = 800  # (_OVER * a)^2 <= LARGEST_VARIANCE
 
 
@@ -89,8 +90,11 @@ def around(centres: NDArray[np.int64], variance: int, bits: BitSource) -> NDArra
     rest = variance - ROUNDING_VARIANCE
     if rest * ROUNDING_VARIANCE < SMOOTH**2 * variance:
         raise ValueError(f"a variance of {variance} is too small for centres between integers")
-    drawn = rounding().draw(centres, bits.words)
-    drawn += draw(len(centres), rest, bits)
+    drawn = np.empty(len(centres), np.int64)
+    for start in range(0, len(centres), _PIECE):
+        piece = centres[start : start + _PIECE]
+        drawn[start : start + _PIECE] = rounding().draw(piece, bits.words)
+        drawn[start : start + _PIECE] += draw(len(piece), rest, bits)
     return drawn
 
 
