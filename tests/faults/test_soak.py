@@ -2,7 +2,7 @@
 
 Every client is a real one: eighteen sites with an agent process each, two behind a Celery worker.
 Who is killed, and when in a round, comes from a seed, which is printed; where exactly the kill
-falls is the machine's. ``make soak`` plays 300 rounds; without ``SOAK_ROUNDS``, it is 8.
+falls is the machine's. ``make soak`` plays 300 rounds; without ``SOAK_ROUNDS``, it is 6.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.ledgers import lost_of
 
 pytestmark = [pytest.mark.soak, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1_800)]
 
-ROUNDS = int(os.environ.get("SOAK_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("SOAK_ROUNDS", "6"))
 SEED = int(os.environ.get("SOAK_SEED", str(secrets.randbelow(10**6))))
 _GAP = (2, 7)  # rounds between two kills
 _LATEST_S = 1.0  # how far into a round a kill falls, at most
