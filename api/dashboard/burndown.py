@@ -124,7 +124,8 @@ async def computed(ctx: Context, read: Read) -> Burndown:
     async with ctx.heavy:
         points, forecast = await asyncio.to_thread(_computed, read.reserved, client, read.ahead)
     ahead = () if read.ahead is None else read.ahead.events
-    rests_on = premise(event.collude for event in (*_events(read.reserved), *ahead))
+    reserved = ((entry.event or {}).get("collude") for entry in read.reserved)
+    rests_on = premise((*reserved, *(event.collude for event in ahead)))
     return Burndown(
         client.budget_epsilon, client.budget_delta, points, forecast, read.now, rests_on
     )

@@ -10,8 +10,6 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import audit
@@ -24,6 +22,7 @@ from api.secure_sums import known, repository
 from api.secure_sums.known import Known
 from api.secure_sums.repository import STATE_OF, Asked
 from core.secagg.collector import Rejected
+from core.secagg.identity import is_signed
 from core.secagg.messages import Confirmation
 from core.wire.secure import StepAnswer, StepDecline, StepReceipt, SumStep
 
@@ -208,14 +207,10 @@ def _signed(asked: Asked, signature: str, message: bytes, what: str) -> None:
     name, key = asked.client.name, asked.client.identity_key
     if key is None:
         raise Rejected(f"no identity key of {name!r} is known here")
-    try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(
-            bytes.fromhex(signature), message
-        )
-    except (InvalidSignature, ValueError):
+    if not is_signed(bytes.fromhex(key), bytes.fromhex(signature), message):
         raise Rejected(
             f"the {what} of {name!r} are not signed with the identity key that it has here"
-        ) from None
+        )
 
 
 async def _ring_if_last(ctx: Context, asked: Asked) -> None:

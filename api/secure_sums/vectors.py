@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.clients import repository as clients
 from api.secure_sums import known
 from core.errors import UpdateUnattested, UpdateWrongShape
 from core.secagg.collector import parted
+from core.secagg.identity import is_signed
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,13 @@ class MaskedTarget:
                 f"a masked vector of this round has {self.size} bytes, this one {len(body)}"
             )
         signature, _ = parted(body)
-        try:
-            if self.key is None:
-                raise InvalidSignature
-            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.key))
-            key.verify(signature, self.attested)
-        except (InvalidSignature, ValueError):
+        key = bytes.fromhex(self.key or "")
+        if not is_signed(key, signature, self.attested):
             raise UpdateUnattested(
                 "what the client says of its masks is not signed with the identity key that it has "
                 "here, or it has masked by other lists than it was given",
                 mend="Compare the versions of the site's software, and its identity key.",
-            ) from None
+            )
         return signature.hex()
 
 

@@ -61,10 +61,9 @@ def bound(inputs: Sequence[ObjectRef]) -> tuple[str, ...]:
     with their roles exchanged are another model. Raises ``ValueError`` for a role that comes twice.
     """
     named = {ref.role: f"{ref.role}={ref.digest}" for ref in inputs}
-    found = tuple(sorted(named.values()))
-    if len(found) != len(inputs):
+    if len(named) != len(inputs):
         raise ValueError("two inputs have one role")
-    return found
+    return tuple(sorted(named.values()))
 
 
 def crowd_of(spec: RunSpec) -> int:

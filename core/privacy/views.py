@@ -24,7 +24,7 @@ from core.privacy.accounting import epsilon
 from core.privacy.discrete.gaussian import SMOOTH
 from core.privacy.discrete.lattice import Lattice
 from core.privacy.events import PrivacyEvent
-from core.privacy.premise import NONE, View, Who, premise
+from core.privacy.premise import NONE, ONLOOKERS, View, Who, premise
 
 _DOWN = 1.0 - 2.0**-40  # of a multiplier: the root's and the quotient's rounding, and more
 
@@ -96,7 +96,7 @@ def seen(release: Release, who: Who) -> PrivacyEvent:
 def _premises(releases: Sequence[Release]) -> dict[Who, str]:
     allowed = [each.event.collude or 0 for each in releases if each.grid is not None]
     if not allowed:
-        return dict.fromkeys(("booked", "coordinator", "client", "everybody"), NONE)
+        return dict.fromkeys(ONLOOKERS, NONE)
     return {
         "booked": premise(allowed),
         "coordinator": "no other client works with the coordinator",

@@ -230,7 +230,7 @@ class Collector:
         """Seeds of masks to be added, and to be taken off."""
         shares = self._shares()
         threshold = self._neighbourhood().thresholds.threshold
-        by_name = {advert.site: advert for advert in self.roster()}
+        adverts = self._neighbourhood().adverts
         plus: list[bytes] = []
         minus: list[bytes] = []
         for name in self._sharers or ():
@@ -242,7 +242,7 @@ class Collector:
                 if other not in self.survivors():
                     continue
                 # The survivor added it if its name comes first.
-                seed = pair_seed(self.session, secret, name, by_name[other])
+                seed = pair_seed(self.session, secret, name, adverts[other])
                 (minus if other < name else plus).append(seed)
         return plus, minus
 
@@ -269,7 +269,7 @@ class Collector:
             raise Rejected(f"{site!r} is not among the session's sites")
 
     def _of_roster(self, site: str) -> None:
-        if site not in {advert.site for advert in self.roster()}:
+        if site not in self._neighbourhood().adverts:
             raise Rejected(f"{site!r} has sent no keys in time")
 
     def _enough(self, present: int, what: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 KEY_BYTES = 32
 _GROUPS, _LETTERS = 8, 4
@@ -17,6 +18,15 @@ def identity_of(secret: bytes) -> Ed25519PrivateKey:
 
 def public_hex(identity: Ed25519PrivateKey) -> str:
     return identity.public_key().public_bytes_raw().hex()
+
+
+def is_signed(key: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether who has the public ``key`` has signed ``message``; no for bytes that are no key."""
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def fingerprint(key: str) -> str:

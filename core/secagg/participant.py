@@ -18,8 +18,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from numpy import int64
@@ -28,6 +28,7 @@ from pydantic import BaseModel
 
 from core.secagg import masks, shamir
 from core.secagg.graph import NoThresholds, quorum
+from core.secagg.identity import is_signed
 from core.secagg.messages import (
     Advert,
     Attestation,
@@ -273,14 +274,10 @@ class Participant:
     # --- keys ---
 
     def _check(self, site: str, signature: str, signed: bytes, what: str) -> None:
-        try:
-            Ed25519PublicKey.from_public_bytes(self._known[site]).verify(
-                bytes.fromhex(signature), signed
-            )
-        except InvalidSignature:
+        if not is_signed(self._known[site], bytes.fromhex(signature), signed):
             raise Refused(
                 f"the {what} of {site!r} are not signed by {site!r} as they are known here"
-            ) from None
+            )
 
     def _advert(self, site: str) -> Advert:
         return self._neighbourhood().adverts[site]

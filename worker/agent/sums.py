@@ -159,6 +159,6 @@ def ready_to_mask(order: WorkOrder, config: ClientConfig, site: Site) -> Partici
         if bound(order.inputs) != order.sum.session.inputs:
             raise Refused("the order's model is not the one that the session's clients work on")
         me.participant.accept(order.sum.inbox, order.sum.sharers)
-    except (Refused, SumOver, ConfigError, ValueError) as refusal:
+    except (SumOver, ConfigError, ValueError) as refusal:  # Refused, or a role that comes twice
         raise PlanRefused(str(refusal), field="sum") from None
     return me.participant
